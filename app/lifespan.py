@@ -13,6 +13,7 @@ from .api.authorization import Authorizer
 from .api.forwarding import kernel_of
 from .api.idempotency import IdempotencyKeys
 from .api.identity import Users
+from .api.parts import Others, has_parts
 from .api.prometheus import Metrics
 from .api.readiness import Readiness
 from .api.relay import RelayServer
@@ -60,6 +61,7 @@ class State(TypedDict):
     group: Group | None
     directory: Directory | None
     links: Links | None
+    others: Others | None
 
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[State]]
@@ -144,6 +146,7 @@ async def _build(
         "group": group,
         "directory": None if shared is None else shared.directory,
         "links": None,
+        "others": None,
     }
 
 
@@ -187,11 +190,12 @@ async def _open_relay(
 
     def is_here(scope: Mapping[str, Any]) -> bool:
         kernel_id = kernel_of(scope, prefix, group)
-        return kernel_id is not None and group.is_here(kernel_id)
+        return has_parts(scope, prefix) if kernel_id is None else group.is_here(kernel_id)
 
     wire = group.wire
     state["links"] = links = Links(None if wire is None else wire.client)
     stack.callback(links.close)
+    state["others"] = Others(group, links)
     group.watch(links.keep)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()

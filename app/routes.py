@@ -35,11 +35,12 @@ from .api.login import login_router
 from .api.metrics import metrics_router
 from .api.page import page_router
 from .api.page_frame import frame_router
+from .api.parts import others_of
 from .identity_providers.logins import Logins
 from .managers.errors import InvalidRequest, NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
-from .ws.events import subscribe
+from .ws.events import events_endpoint
 
 __all__ = ["own_words", "public_routes", "routers_for"]
 
@@ -87,7 +88,7 @@ def _websockets(settings: Settings) -> APIRouter:
             "kernels_channels",
             "kernels",
         ),
-        ("/api/events/subscribe", subscribe, "events_subscribe", "events"),
+        ("/api/events/subscribe", events_endpoint(others_of), "events_subscribe", "events"),
     ):
         needs = [requires(resource, "execute")]
         router.add_api_websocket_route(path, endpoint, name=name, dependencies=needs)

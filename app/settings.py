@@ -215,14 +215,15 @@ class Settings(
             raise ValueError(f"registry_url: other replicas take kernels over that are kept{why}")
         if self.wants_token:
             raise ValueError("token: replicas need one that all of them have")
-        for option, is_on in (
-            ("allow_external_kernels", self.allow_external_kernels),
-            ("warm_kernels", self.warm_kernels),
-            ("database_filepath", self.database_filepath != ":memory:"),
-            ("isolation", self.isolation != "none"),
-        ):
-            if is_on:
-                raise ValueError(f"{option}: not with registry_url")
+        if self.allow_external_kernels:
+            raise ValueError(
+                "allow_external_kernels: not with registry_url: every replica of the host would "
+                "find the same kernels, and none could take them over"
+            )
+        if self.database_filepath != ":memory:":
+            raise ValueError(
+                "database_filepath: not with registry_url, where the sessions are of all replicas"
+            )
         return self
 
     @property

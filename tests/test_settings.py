@@ -478,3 +478,19 @@ def test_what_others_dial_takes_a_registry_and_a_place_to_listen() -> None:
     registry = ["--registry-url", "postgresql://user@host/name", "--on-shutdown", "keep"]
     listening = ["--token", "a token", "--replica-listen", "[::1]:8889", "--replica-address", "a"]
     assert flags(*registry, *listening).replica_address == "a"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refused"),
+    [
+        (["--allow-external-kernels"], "none could take them over"),
+        (["--database-filepath", "sessions.sqlite"], "the sessions are of all replicas"),
+        (["--on-shutdown", "stop"], "other replicas take kernels over that are kept"),
+    ],
+)
+def test_what_is_not_shared_with_replicas_is_refused_with_the_reason(
+    arguments: list[str], refused: str
+) -> None:
+    registry = ["--registry-url", "postgresql://user@host/name", "--on-shutdown", "keep"]
+    with pytest.raises(ValidationError, match=refused):
+        flags(*registry, "--token", "a token", *arguments)

@@ -38,6 +38,7 @@ from .errors import STANDARD_HEADERS, error_response, response_to
 from .heads import Head
 from .identities import IdentityProviders
 from .identity import principal_of, show_principal
+from .parts import is_part
 from .prometheus import Metrics
 from .views import show_views
 from .wrong_tokens import WrongTokens
@@ -248,7 +249,9 @@ class AccessMiddleware:
         show_principal(scope, principal)
         if (found := caller()) is not None:
             found.user, found.credential = principal.owner, principal.credential
-        if shares is None:  # the ASGI server does not run the lifespan
+        # Where there are no shares, the ASGI server does not run the lifespan. A part of an answer
+        # counts where the whole was asked for.
+        if shares is None or is_part(scope):
             await self._serve(principal, scope, receive, send)
         else:
             await self._serve_within(shares, principal, scope, receive, send)

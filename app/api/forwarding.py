@@ -11,6 +11,7 @@ import asyncio
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["ForwardingMiddleware", "kernel_of", "named_kernel", "named_session"]
 
 _UUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_KERNEL: Final = re.compile(rf"/api/kernels/({_UUID})(?:/.*)?", re.DOTALL).fullmatch
+_KERNEL: Final = re.compile(
+    rf"/api/(?:kernels|metrics/v1/kernel_usage/get_usage)/({_UUID})(?:/.*)?", re.DOTALL
+).fullmatch
+_ID: Final = re.compile(_UUID).fullmatch
 _SESSION: Final = re.compile(rf"/api/sessions/({_UUID})").fullmatch
 
 
@@ -42,6 +46,12 @@ def named_session(method: str, path: str) -> str | None:
     return None if found is None else found[1].lower()
 
 
+def asked_kernel(query: bytes) -> str | None:
+    """The id of the kernel that is to resolve a path, too."""
+    (name, *_) = parse_qs(query.decode("latin-1")).get("kernel", [""])
+    return name.lower() if _ID(name) else None
+
+
 def kernel_of(scope: Mapping[str, Any], prefix: str, group: Group) -> str | None:
     """The id of the kernel that a request is for; None if the request is for any replica.
 
@@ -50,6 +60,8 @@ def kernel_of(scope: Mapping[str, Any], prefix: str, group: Group) -> str | None
     path: str = scope["path"]
     if prefix and path.startswith(f"{prefix}/"):
         path = path.removeprefix(prefix)
+    if path == "/api/resolvePath":
+        return asked_kernel(scope["query_string"])
     session_id = named_session(scope.get("method", ""), path)
     return named_kernel(path) if session_id is None else group.kernel_of_session(session_id)
 

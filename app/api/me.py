@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from msgspec import UNSET, Meta, UnsetType
 
 from ..managers.errors import FieldNotUpdatable, InvalidRequest
@@ -14,6 +14,7 @@ from .access import AUTHENTICATED, requires
 from .dependencies import AuthorizationDep, SmallRoute, UserDep
 from .identity import UPDATABLE_FIELDS, Identity
 from .openapi import BODY, errors
+from .parts import others_of
 from .requests import UpdateMe
 from .schemas import schema_of
 
@@ -95,8 +96,11 @@ def _decode(permissions: str) -> dict[str, list[str]]:
     # change kernels may not change the identity either.
     dependencies=[requires("api", "write", also=[("kernels", "write")])],
 )
-async def update_me(user: UserDep, body: UpdateMe) -> Response:
+async def update_me(request: Request, user: UserDep, body: UpdateMe) -> Response:
     """Change how the user is called. It lasts as long as the server runs."""
-    user.update(body.model_dump(exclude_unset=True))
+    changes = body.model_dump(exclude_unset=True)
+    user.update(changes)
+    if (others := others_of(request)) is not None:
+        await others.ask(request, _encode(changes))
     answer = UpdatedMe("success", user.identity)
     return Response(_encode(answer), media_type="application/json")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Final
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from ..managers.kernels.overview import KernelEvent, Overview
+from ..managers.kernels.overview import (
+    GoneEvent,
+    KernelEvent,
+    Overview,
+    OverviewEvent,
+    WholeEvent,
+)
 from .access import requires
 from .dependencies import ManagerDep
 from .openapi import ERRORS, stream_of
+from .parts import others_of
 from .schemas import schema_of
 from .streams import NDJSON, SSE, EventStream, JSONLines, wants
 
@@ -42,11 +53,66 @@ async def list_overview(request: Request, manager: ManagerDep) -> Response:
     a second. A stream tells every kernel first. While there is a stream, kernels are measured.
     Asking is not activity.
     """
-    overview = Overview(manager)
+    told: _Told = {}
+    overview = Overview(manager, told)
     kind = wants(request)
     if kind is None:
+        if (others := others_of(request)) is not None:
+            for replica, answer in (await others.ask(request)).items():
+                told[replica] = {_id_of(row): row for row in _rows(answer)}
         await manager.refresh()
         rows = [row for _, row in overview.rows()]
         return Response(msgspec.json.encode(rows), media_type="application/json")
-    events = overview.follow(manager.settings.stream_keepalive)
+    events = _followed(request, overview, told, manager.settings.stream_keepalive)
     return EventStream(events) if kind == SSE else JSONLines(events)
+
+
+_Told = dict[str, dict[str, KernelEvent]]
+
+
+async def _followed(
+    request: Request, overview: Overview, told: _Told, keepalive: float
+) -> AsyncIterator[OverviewEvent | None]:
+    """The overview as it changes; ``told`` follows what the other replicas tell meanwhile."""
+
+    def take(replica: str, line: bytes) -> bool:
+        event = _event(line)
+        rows = told.setdefault(replica, {})
+        if isinstance(event, KernelEvent):
+            rows[_id_of(event)] = event
+        elif isinstance(event, _Gone):
+            rows.pop(event.kernel_id, None)
+            kernel = None if bytes(event.kernel) == b"null" else event.kernel
+            overview.ended(GoneEvent(event.kernel_id, event.at, kernel, event.host))
+        return isinstance(event, WholeEvent)
+
+    def ended(replica: str) -> None:
+        told.pop(replica, None)
+
+    async with AsyncExitStack() as stack:
+        if (others := others_of(request)) is not None:
+            await stack.enter_async_context(others.lines(request.scope, take, ended))
+        async for event in overview.follow(keepalive):
+            yield event
+
+
+class _Identified(msgspec.Struct):
+    id: str
+
+
+class _Gone(msgspec.Struct, tag_field="type", tag="gone"):
+    """A `GoneEvent` as it is read: of nothing else could a `Raw` be read that may be null."""
+
+    kernel_id: str
+    at: str | None = None
+    kernel: msgspec.Raw = msgspec.Raw(b"null")
+    host: str | None = None
+
+
+_rows: Final = msgspec.json.Decoder(list[KernelEvent]).decode
+_event: Final = msgspec.json.Decoder(KernelEvent | _Gone | WholeEvent).decode
+_identified: Final = msgspec.json.Decoder(_Identified).decode
+
+
+def _id_of(row: KernelEvent) -> str:
+    return _identified(row.kernel).id

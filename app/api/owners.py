@@ -5,18 +5,21 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from starlette.requests import HTTPConnection
 
-from ..managers.kernels.owners import CallersOwners, OwnerModel
+from ..managers.kernels.owners import CallersOwners, OwnerModel, together
 from ..managers.limits.errors import OwnerNotFound
 from .access import requires
 from .openapi import ERRORS, errors
+from .parts import others_of
 from .schemas import schema_of
 
 router = APIRouter(prefix="/api/owners", tags=["owners"])
 
 _encode = msgspec.json.Encoder().encode
+_models = msgspec.json.Decoder(list[OwnerModel]).decode
+_model = msgspec.json.Decoder(OwnerModel).decode
 
 
 async def _owners(connection: HTTPConnection) -> CallersOwners:
@@ -34,12 +37,15 @@ OwnersDep = Annotated[CallersOwners, Depends(_owners)]
     responses=ERRORS,
     dependencies=[requires("api", "read", activity=False)],
 )
-async def list_owners(owners: OwnersDep) -> Response:
+async def list_owners(request: Request, owners: OwnersDep) -> Response:
     """List the owners of whom the server knows something, with their limits and usage.
 
     That is the caller alone; an administrator's list has everybody. Asking is not activity.
     """
-    return Response(_encode(owners.listed()), media_type="application/json")
+    others = others_of(request)
+    answers = {} if others is None else await others.ask(request)
+    models = [*owners.listed(), *(one for answer in answers.values() for one in _models(answer))]
+    return Response(_encode(together(models)), media_type="application/json")
 
 
 @router.get(
@@ -50,9 +56,14 @@ async def list_owners(owners: OwnersDep) -> Response:
     dependencies=[requires("api", "read", activity=False)],
 )
 async def get_owner(
-    owners: OwnersDep, name: Annotated[str, Path(description="The owner's name.")]
+    request: Request,
+    owners: OwnersDep,
+    name: Annotated[str, Path(description="The owner's name.")],
 ) -> Response:
     """Look at what an owner may use, and uses: at oneself, or as an administrator. Asking is not
     activity.
     """
-    return Response(_encode(owners.get(name)), media_type="application/json")
+    found, others = owners.get(name), others_of(request)
+    answers = {} if others is None else await others.ask(request)
+    (owner,) = together([found, *map(_model, answers.values())])
+    return Response(_encode(owner), media_type="application/json")

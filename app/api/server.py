@@ -16,6 +16,7 @@ from .access import PUBLIC, requires
 from .dependencies import ManagerDep
 from .errors import note_refusal
 from .openapi import ERRORS, errors
+from .parts import others_of
 from .responses import ReplicaModel, StatusModel, VersionModel
 from .schemas import schema_of
 
@@ -40,6 +41,17 @@ async def get_version() -> VersionModel:
     return VersionModel(version=__version__)
 
 
+class _Status(msgspec.Struct):
+    """What each replica tells of itself, with times that sort as text."""
+
+    connections: int
+    last_activity: str
+    started: str
+
+
+_status = msgspec.json.Decoder(_Status).decode
+
+
 @router.get(
     "/status",
     operation_id="server_status",
@@ -49,12 +61,20 @@ async def get_version() -> VersionModel:
     dependencies=[requires("api", "read", activity=False)],
 )
 async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
-    """How much the server has to do. Asking is not activity."""
+    """How much the server has to do, or all replicas together. Asking is not activity."""
+    others = others_of(request)
+    answers = [] if others is None else (await others.ask(request)).values()
+    elsewhere = [_status(answer) for answer in answers]
+    own = _Status(
+        manager.connections,
+        format_timestamp(manager.last_activity),
+        format_timestamp(manager.started),
+    )
     return StatusModel(
-        connections=manager.connections,
-        kernels=len(manager),
-        last_activity=format_timestamp(manager.last_activity),
-        started=format_timestamp(manager.started),
+        connections=own.connections + sum(one.connections for one in elsewhere),
+        kernels=len(manager) + (0 if others is None else len(manager.others())),
+        last_activity=max(one.last_activity for one in (own, *elsewhere)),
+        started=min(one.started for one in (own, *elsewhere)),
         replicas=replicas_of(request.state.group, request.state.directory, manager),
     )
 

@@ -1,11 +1,12 @@
-"""The events WebSocket: every event of this server, for as long as a client listens."""
+"""The events WebSocket: every event of the service, for as long as a client listens."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from collections.abc import Callable, Coroutine, MutableMapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, Final, Protocol
 
 from fastapi import WebSocket
 from starlette.websockets import WebSocketDisconnect
@@ -14,7 +15,7 @@ from ..managers.telemetry.events import Subscription
 from ..protocol.subprotocols import accepted
 from .sending import SERVICE_RESTART
 
-__all__ = ["subscribe"]
+__all__ = ["events_endpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,26 +30,50 @@ class Subscribable(Protocol):
         """A subscription to them. Raises `ServerStopping`."""
 
 
-async def subscribe(websocket: WebSocket) -> None:
-    """Listen to the server's events: one JSON object a text frame, `schema_id` and the data.
+class OfOthers(Protocol):
+    """The events of other replicas."""
+
+    def events(
+        self, scope: MutableMapping[str, Any], taking: Subscription, /
+    ) -> AbstractAsyncContextManager[None]:
+        """Have those put into a subscription, too, that the caller of a request may see."""
+
+
+def events_endpoint(
+    others_of: Callable[[WebSocket], OfOthers | None],
+) -> Callable[[WebSocket], Coroutine[Any, Any, None]]:
+    """The endpoint; ``others_of`` tells whose events a client gets beside this server's."""
+
+    async def subscribe(websocket: WebSocket) -> None:
+        events: Subscribable = websocket.state.events
+        async with AsyncExitStack() as stack:
+            subscription = await stack.enter_async_context(events.subscription())
+            # Before the client is told that it has subscribed: it misses none from then on.
+            if (others := others_of(websocket)) is not None:
+                await stack.enter_async_context(others.events(websocket.scope, subscription))
+            await _serve(websocket, subscription)
+
+    return subscribe
+
+
+async def _serve(websocket: WebSocket, subscription: Subscription) -> None:
+    """Have a client listen: one JSON object a text frame, `schema_id` and the data.
 
     There is no replay: events from now on. What a client sends is ignored. One that takes too
     little gets what is there and is then disconnected.
     """
-    events: Subscribable = websocket.state.events
-    async with events.subscription() as subscription:
-        await websocket.accept(accepted(websocket.scope["subprotocols"]))
-        pump = asyncio.get_running_loop().create_task(
-            _pump(websocket, subscription), name="pump of events"
-        )
-        try:
-            while (await websocket.receive())["type"] != "websocket.disconnect":
-                pass
-        finally:
-            pump.cancel()
-            # `wait`, for `await pump` would raise CancelledError also when only the pump was
-            # cancelled.
-            await asyncio.wait({pump})
+    await websocket.accept(accepted(websocket.scope["subprotocols"]))
+    pump = asyncio.get_running_loop().create_task(
+        _pump(websocket, subscription), name="pump of events"
+    )
+    try:
+        while (await websocket.receive())["type"] != "websocket.disconnect":
+            pass
+    finally:
+        pump.cancel()
+        # `wait`, for `await pump` would raise CancelledError also when only the pump was
+        # cancelled.
+        await asyncio.wait({pump})
 
 
 async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
@@ -62,4 +87,4 @@ async def _pump(websocket: WebSocket, subscription: Subscription) -> None:
         logger.warning("a subscriber to events is too slow and is disconnected")
         await websocket.close(TRY_AGAIN_LATER, f"too slow: {subscription.dropped} events dropped")
     except (WebSocketDisconnect, OSError, RuntimeError):
-        pass  # `subscribe` sees the disconnection, too, and ends the subscription
+        pass  # `_serve` sees the disconnection, too, and the subscription ends

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.api.forwarding import kernel_of, named_kernel, named_session
+from app.api.forwarding import asked_kernel, kernel_of, named_kernel, named_session
 
 ID = "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11"
 KERNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
@@ -18,6 +18,7 @@ KERNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
         (f"/api/kernels/{ID}", ID),
         (f"/api/kernels/{ID.upper()}/restart", ID),
         (f"/api/kernels/{ID}/executions/x/events", ID),
+        (f"/api/metrics/v1/kernel_usage/get_usage/{ID}", ID),
         (f"/files/api/kernels/{ID}", None),  # a file, which any replica has
         (f"/api/kernels/{ID}\n/x", None),
         (f"/api/kernels/{ID}/a\nb", ID),
@@ -37,6 +38,22 @@ def test_the_session_that_a_request_changes() -> None:
     assert named_session("PATCH", path) == ID
     assert named_session("GET", path) is None
     assert named_session("DELETE", f"{path}/more") is None
+
+
+@pytest.mark.parametrize(
+    ("query", "kernel_id"),
+    [
+        (f"path=/x.py&kernel={ID}", ID),
+        (f"kernel={ID.upper()}", ID),
+        ("path=/x.py", None),
+        ("kernel=none", None),
+        ("kernel=", None),
+        (f"kernel={ID}x", None),
+        ("%ff=%ff", None),
+    ],
+)
+def test_the_kernel_that_resolves_a_path(query: str, kernel_id: str | None) -> None:
+    assert asked_kernel(query.encode()) == kernel_id
 
 
 class Group:

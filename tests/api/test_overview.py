@@ -3,64 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 from app.managers.kernels.departures import BY_CLIENT, BY_REQUEST
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
 from tests.support.identities import token
+from tests.support.overview import HUNG, PATH, followed
 from tests.support.owners import MANY, USER
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
-
-PATH = "/api/overview"
-HUNG = 60  # seconds
-
-
-class Stream:
-    """The overview as a stream, read as far as a test wants."""
-
-    def __init__(self, lines: AsyncIterator[str]) -> None:
-        self._lines = lines
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.whole = False
-
-    async def next(self) -> dict[str, Any]:
-        """The next event, which `rows` and `whole` take note of."""
-        async for line in self._lines:
-            if not line:
-                continue
-            event: dict[str, Any] = json.loads(line)
-            if event["type"] == "kernel":
-                self.rows[event["kernel"]["id"]] = event
-            elif event["type"] == "gone":
-                self.rows.pop(event["kernel_id"], None)  # or it ended before
-            else:
-                assert event == {"type": "whole", "kernels": len(self.rows)}
-                self.whole = True
-            return event
-        raise EOFError
-
-    async def until(self, wanted: Any) -> dict[str, Any]:
-        """The first event of which ``wanted`` is true."""
-        async with asyncio.timeout(HUNG):
-            while True:
-                event = await self.next()
-                if wanted(event):
-                    return event
-
-
-@asynccontextmanager
-async def followed(rest: RestClient) -> AsyncIterator[Stream]:
-    headers = {"Accept": "application/x-ndjson"}
-    async with rest.http.stream("GET", PATH, headers=headers, timeout=HUNG) as response:
-        assert response.status_code == 200
-        assert response.headers["Content-Type"].startswith("application/x-ndjson")
-        yield Stream(response.aiter_lines())
 
 
 async def test_every_kernel_is_told_once(rest: RestClient, start: KernelStarter) -> None:

@@ -18,6 +18,8 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from app.managers.kernels.owners import OwnerModel, UsageModel, together
+from app.managers.limits.limits import Limits
 from tests.conftest import MakeServer, servers
 from tests.support.channels import JupyterChannels
 from tests.support.documented import block
@@ -423,3 +425,13 @@ async def test_the_documented_configuration_works(make_server: MakeServer, home:
         "ben": {**everybodys, "kernels": 5},
         "carl": {**everybodys, "kernels": 20, "memory": 16 * 2**30},
     }
+
+
+def test_what_replicas_tell_of_an_owner_is_summed_up() -> None:
+    def owner(name: str, kernels: int, used: int, lately: int | None) -> OwnerModel:
+        usage = UsageModel(kernels, used, used, used, lately, None, lately)
+        return OwnerModel(name, Limits(kernels=5), usage)
+
+    hers = [owner("ada", 2, 3, None), owner("ada", 3, 4, 2), owner("ada", 2, 0, 1)]
+    found = together([owner("bob", 1, 0, None), *hers])
+    assert found == [owner("ada", 3, 7, 3), owner("bob", 1, 0, None)]

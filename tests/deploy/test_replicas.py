@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_compose_yaml_has_three_replicas_that_share_what_they_have_to(
         assert settings.replicated
         assert settings.on_shutdown == "keep"
         assert settings.replica_name == name
+    # Nobody else is given one of their addresses, in whichever order containers start.
+    (pool,) = compose["networks"]["default"]["ipam"]["config"]
+    others = IPv4Network(pool["ip_range"])
+    assert others.subnet_of(IPv4Network(pool["subnet"]))
+    assert not any(IPv4Address(one) in others for one in addresses)
     told = nginx["environment"]
     assert [told[name] for name in ("ONE", "TWO", "THREE")] == [f"{ip}:8888" for ip in addresses]
     # The proxy waits longer than the service is silent.

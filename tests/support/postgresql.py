@@ -48,11 +48,12 @@ class PostgreSQL:
         where = f"{'127.0.0.1' if port else self._hosts[cable]}:{port or self.port}"
         return f"postgresql://owner:{password}@{where}/{database}"
 
-    def new_database(self, cable: int = 0) -> str:
+    def new_database(self, cable: int = 0, *, encoding: str = "UTF8") -> str:
         """The URL of a new database."""
         name = f"test_{os.urandom(6).hex()}"
         with psycopg.connect(self.url(cable=cable), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}".encode())
+            how = f"TEMPLATE template0 LOCALE 'C' ENCODING '{encoding}'"
+            connection.execute(f"CREATE DATABASE {name} {how}".encode())
         return self.url(name, cable=cable)
 
     def __enter__(self) -> Self:

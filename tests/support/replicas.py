@@ -9,13 +9,16 @@ from typing import Any, Self
 
 import psycopg
 
+from app.keeper.protocol import PROTOCOL
 from tests.support.home import Home
+from tests.support.isolated import IsolatedHome, UserServer
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import kill_all
 from tests.support.server import ServerProcess
+from tests.support.versions import ServerOfVersion
 from tests.support.wall_clock import AHEAD, JumpingServer
 
-__all__ = ["LEASE_SECONDS", "Replicas"]
+__all__ = ["LEASE_SECONDS", "IsolatingReplicas", "Replicas"]
 
 LEASE_SECONDS = 3.0
 
@@ -39,15 +42,27 @@ class _Fast(_Replica, JumpingServer):
     """Its clock is an hour ahead."""
 
 
+class _Isolating(_Replica, UserServer):
+    """Its kernels run as users of their owners'."""
+
+
+class _Newer(_Replica, ServerOfVersion):
+    """It and its keeper are of the next version of what they speak to each other."""
+
+    version = PROTOCOL + 1
+
+
 class Replicas:
     """A context manager; all methods block. Replicas are known by their names.
 
     They share ``home``, as those of a host do, unless they are started on another ``host``.
     """
 
-    def __init__(self, url: str, *arguments: str) -> None:
+    kind: type[_Replica] = _Replica
+
+    def __init__(self, url: str, *arguments: str, home: Home | None = None) -> None:
         self.url = url
-        self.homes = {"": Home()}
+        self.homes = {"": Home() if home is None else home}
         self.token = os.urandom(16).hex()
         self.lease_seconds = LEASE_SECONDS
         self.servers: dict[str, ServerProcess] = {}
@@ -74,9 +89,10 @@ class Replicas:
         port: int = 0,
         host: str = "",
         is_fast: bool = False,
+        is_newer: bool = False,
     ) -> ServerProcess:
         """Start a replica; the clock of one that ``is_fast`` is an hour ahead."""
-        kind = _Fast if is_fast else _Replica
+        kind = _Newer if is_newer else _Fast if is_fast else self.kind
         server = kind(
             *("--on-shutdown", "keep", "--replica-name", name),
             *("--registry-url", url or self.url, "--lease-seconds", str(self.lease_seconds)),
@@ -135,3 +151,14 @@ class Replicas:
         for home in self.homes.values():
             kill_all(home.processes())
             home.remove()
+
+
+class IsolatingReplicas(Replicas):
+    """Replicas of a host where each owner's kernels run as a user of their own."""
+
+    kind = _Isolating
+
+    def __init__(self, url: str) -> None:
+        home = IsolatedHome()
+        super().__init__(url, home=home)
+        write_kernelspecs(home.jupyter_path, home.specs())

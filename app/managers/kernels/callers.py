@@ -186,29 +186,29 @@ class CallersKernels:
 
     def _listed(self, here: list[Kernel], owner: str | None = None) -> bytes:
         """The models of kernels of this server, and of those that other replicas have."""
-        known = self._manager.elsewhere.kernels
-        if not known:
+        others = self.others(owner)
+        if not others:
             return b"[" + b",".join([kernel.model for kernel in here]) + b"]"
-        others = [
+        everybody: list[Kernel | KernelElsewhere] = [*here, *others]
+        everybody.sort(key=lambda one: one.created)
+        return b"[" + b",".join([one.model for one in everybody]) + b"]"
+
+    def others(self, owner: str | None = None) -> list[KernelElsewhere]:
+        """The kernels of other replicas that the caller may read; or those of an owner."""
+        return [
             one
-            for one in known.values()
+            for one in self._manager.elsewhere.kernels.values()
             if one.id not in self._manager
             and owner in (None, one.ownership.owner)
             and (self._all or self._reads(one))
         ]
-        everybody: list[Kernel | KernelElsewhere] = [*here, *others]
-        everybody.sort(key=lambda one: one.created)
-        return b"[" + b",".join([one.model for one in everybody]) + b"]"
 
     @property
     def by_replica(self) -> Counter[str]:
         """How many of the caller's kernels each replica has, as the registry tells."""
         known = self._manager.elsewhere.kernels.values()
-        return Counter(
-            one.replica
-            for one in known
-            if one.replica is not None and (self._all or self._reads(one))
-        )
+        found = [one for one in known if self._all or self._reads(one)]
+        return Counter(one.replica for one in found if one.replica is not None)
 
     @property
     def last_activity(self) -> float:

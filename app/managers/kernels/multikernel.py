@@ -13,12 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...settings import Settings
-from ..errors import (
-    KernelNotFound,
-    KernelNotRunning,
-    KernelStartFailed,
-    ServerStopping,
-)
+from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
@@ -350,6 +345,8 @@ class MultiKernelManager:
         try:
             await kernel.impose_limits()
             await kernel.register()
+            if kernel.id not in self._kernels:  # another replica has ended it meanwhile
+                raise KernelStartFailed("its replica was declared dead")
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise
@@ -414,7 +411,7 @@ class MultiKernelManager:
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
-        kernel = self._kernels.pop(kernel_id, None)
+        kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
         if kernel is not None:
             await leave_now(kernel)
         self.keepers.let_go(kernel_id)
@@ -468,8 +465,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        departed = (kernel.id, kernel.model, host_of(kernel), kernel.ownership, time.time())
-        self.departures.note(*departed)
+        where, whose = host_of(kernel), kernel.ownership
+        self.departures.note(kernel.id, kernel.model, where, whose, time.time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""

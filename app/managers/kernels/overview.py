@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from typing import Annotated, Any, Final, Protocol
 
 import msgspec
@@ -18,6 +18,7 @@ from ...protocol.messages import format_timestamp
 from ..errors import KernelStartFailed, ServerStopping
 from ..executions.contents import content_of, text_of
 from ..executions.execution import Execution
+from ..handover.elsewhere import KernelElsewhere
 from ..log.entries import Gap, Position
 from ..log.message_log import MessageLog
 from ..processes.engines.caller_options import settled
@@ -33,6 +34,7 @@ __all__ = [
     "KernelEvent",
     "Overview",
     "RunningModel",
+    "Told",
     "Watched",
     "WholeEvent",
     "host_of",
@@ -61,6 +63,9 @@ class Watched(Protocol):
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels that there are now."""
+
+    def others(self) -> list[KernelElsewhere]:
+        """The kernels of other replicas."""
 
     def samples(self, kernel: Kernel) -> Series | None:
         """The samples that there are of what a kernel uses."""
@@ -217,19 +222,44 @@ def first_line(code: str) -> str:
     return (telling if telling is not None else next(filter(None, lines), ""))[:MAX_CODE]
 
 
-class Overview:
-    """The kernels of one caller, as events."""
+Told = Mapping[str, Mapping[str, KernelEvent]]
+"""What other replicas have told of their kernels: by the replicas' ids, and the kernels'."""
 
-    def __init__(self, kernels: Watched) -> None:
+
+class Overview:
+    """The kernels of one caller, as events.
+
+    Which kernels other replicas have is what the registry tells, and what they do is what ``told``
+    has of it. A kernel of which its replica has told nothing is as the registry has it.
+    """
+
+    def __init__(self, kernels: Watched, told: Told | None = None) -> None:
         self._kernels = kernels
+        self._told = {} if told is None else told
         self._codes = Codes()
         self._departed = 0  # the number of the latest departure that is told
+        self._ended: list[GoneEvent] = []  # at other replicas
+        self._ends: dict[str, str] = {}  # of these, when kernels have ended
+
+    def ended(self, event: GoneEvent) -> None:
+        """A kernel has ended at another replica, as that may have told before."""
+        if event.at is not None and self._ends.get(event.kernel_id) != event.at:
+            self._ends[event.kernel_id] = event.at
+            self._ended.append(event)
 
     def rows(self) -> Iterator[tuple[str, KernelEvent]]:
         """Every kernel as it is now, with its id."""
         self._codes.refill()
-        for kernel in self._kernels:
-            yield kernel.id, self._row(kernel)
+        everybody: list[Kernel | KernelElsewhere] = [*self._kernels]
+        if others := self._kernels.others():
+            everybody = sorted([*everybody, *others], key=lambda one: one.created)
+        for one in everybody:
+            yield one.id, self._row(one) if isinstance(one, Kernel) else self._row_of(one)
+
+    def _row_of(self, one: KernelElsewhere) -> KernelEvent:
+        row = self._told.get(one.replica or "", {}).get(one.id)
+        # One that cannot be reached is not as it was told before.
+        return row if row is not None and one.is_reachable else _as_registered(one)
 
     def _row(self, kernel: Kernel) -> KernelEvent:
         traffic, series = kernel.traffic, self._kernels.samples(kernel)
@@ -296,6 +326,11 @@ class Overview:
         ended = self._kernels.departures(self._departed)
         self._departed = self._kernels.departed
         rows = [*self.rows()]
+        elsewhere, self._ended = self._ended, []
+        for event in elsewhere:
+            gone.discard(event.kernel_id)
+            told.pop(event.kernel_id, None)
+            yield event
         for one in ended:
             gone.discard(one.kernel_id)
             told.pop(one.kernel_id, None)
@@ -315,6 +350,28 @@ class Overview:
 
 
 _encode: Final = msgspec.json.Encoder().encode
+
+
+class _Seen(msgspec.Struct):
+    last_activity: str
+
+
+_seen: Final = msgspec.json.Decoder(_Seen).decode
+
+
+def _as_registered(one: KernelElsewhere) -> KernelEvent:
+    """A kernel of which no more is known than its model."""
+    return KernelEvent(
+        kernel=msgspec.Raw(one.model),
+        state_since=_seen(one.model).last_activity,
+        running=None,
+        waiting=0,
+        log_bytes=0,
+        sampled=None,
+        cpu=None,
+        memory=None,
+        host=None,
+    )
 
 
 def host_of(kernel: Kernel) -> str | None:

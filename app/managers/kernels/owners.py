@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -14,7 +15,7 @@ from ..owners.names import InvalidName, owner_name
 from ..owners.principal import Principal
 from .shares import KernelShares
 
-__all__ = ["CallersOwners", "OwnerModel", "UsageModel"]
+__all__ = ["CallersOwners", "OwnerModel", "UsageModel", "together"]
 
 _LATELY = "That count as used: they run off with time. Absent where there is no such limit."
 
@@ -39,6 +40,34 @@ class OwnerModel(msgspec.Struct):
     name: str
     limits: Limits
     usage: UsageModel
+
+
+def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
+    """One model of each owner, by name, with what it uses at all replicas that know the owner.
+
+    Its limits are those that the first of them tells. Every replica knows of all kernels.
+    """
+    found: dict[str, OwnerModel] = {}
+    for model in models:
+        known = found.get(model.name)
+        if known is None:
+            found[model.name] = model
+            continue
+        one, other = known.usage, model.usage
+        known.usage = UsageModel(
+            max(one.kernels, other.kernels),
+            one.queued_executions + other.queued_executions,
+            one.log_bytes + other.log_bytes,
+            one.websockets + other.websockets,
+            _sum(one.starts_per_minute, other.starts_per_minute),
+            _sum(one.contents_bytes_per_day, other.contents_bytes_per_day),
+            _sum(one.requests_per_second, other.requests_per_second),
+        )
+    return [found[name] for name in sorted(found)]
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one + (other or 0)
 
 
 class CallersOwners:

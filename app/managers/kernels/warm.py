@@ -101,6 +101,7 @@ class WarmKernels:
         self._as_started = (cwd, env)
         self._counters: Counters = services.counters
         self._pools = {name.lower(): _Pool(name, number) for name, number in wanted.items()}
+        self._starting: dict[str, Kernel] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._closing = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -177,6 +178,15 @@ class WarmKernels:
             raise
         return "" if _is_fit(kernel) else "has become unfit"
 
+    def drop(self, kernel_id: str) -> Kernel | None:
+        """Forget a kernel that is this server's no more, and which others may have ended."""
+        for pool in self._pools.values():
+            for kernel in pool.parked:
+                if kernel.id == kernel_id:
+                    pool.remove(kernel)
+                    return kernel
+        return self._starting.pop(kernel_id, None)
+
     # Refilling and checking
 
     async def _fill(self, pool: _Pool) -> None:
@@ -212,6 +222,7 @@ class WarmKernels:
         kernel = Kernel(
             str(uuid4()), pool.name, spec, self._services, place=cwd, env=env, on_gone=_nothing
         )
+        self._starting[kernel.id] = kernel
         try:
             if there:
                 # It takes nothing of this machine, and may wait for long: nobody waits for it.
@@ -222,9 +233,14 @@ class WarmKernels:
             # Bounded by kernel_info_timeout, and by how long the engine may have it wait.
             if not await kernel.came_up:
                 raise KernelStartFailed(kernel.state.reason)
+            if kernel.id not in self._starting:
+                raise KernelStartFailed("the other replicas have declared this one dead")
         except BaseException:
-            self._stop(kernel)
+            if kernel.id in self._starting:  # else others end it
+                self._stop(kernel)
             raise
+        finally:
+            self._starting.pop(kernel.id, None)
         return kernel
 
     async def _look_after(self, pool: _Pool) -> None:

@@ -95,6 +95,8 @@ class Database:
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
             application_name="kernelkeep",
+            # A database without an encoding of its own has text as bytes, and would give bytes.
+            client_encoding="UTF8",
             # A pooler between here and the database would mix prepared statements up.
             prepare_threshold=None,
             keepalives_idle=CONNECT_SECONDS,
@@ -179,23 +181,37 @@ def migrate(database: Database) -> tuple[int, int]:
     """Bring the registry to the newest version; returns the version before and the one now.
 
     Whoever comes second waits for the first, and finds the work done. There is no way back. Raises
-    `UnusableRegistry` for a registry of a newer version, and if the database cannot be had.
+    `UnusableRegistry` for a registry of a newer version that this one cannot use, and if the
+    database cannot be had.
     """
     try:
-        before = database.run(_migrate)
+        before, least = database.run(_migrate)
     except StoreAway as error:
         raise UnusableRegistry(f"the registry cannot be used: {error}") from None
+    except _WrongEncoding as error:
+        raise UnusableRegistry(
+            f"the database has the encoding {error}, in which not every name can be stored: make "
+            "one with ENCODING 'UTF8'"
+        ) from None
     newest = newest_version()
-    if before > newest:
+    if least > newest:
         raise UnusableRegistry(
             f"the registry was written by a newer kernelkeep (its version is {before}, this one "
             f"knows {newest}): upgrade this one"
         )
-    return before, newest
+    return before, max(before, newest)
 
 
-def _migrate(connection: Connection) -> int:
+class _WrongEncoding(Exception):
+    """The encoding of the database."""
+
+
+def _migrate(connection: Connection) -> tuple[int, int]:
+    """The version before, and the oldest one whose servers can use the registry now."""
     execute = connection.execute
+    (encoding,) = execute("SHOW server_encoding").fetchone() or ("",)
+    if encoding not in ("UTF8", "SQL_ASCII"):
+        raise _WrongEncoding(encoding)
     execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
     # Without a look first, this would take a right that a registry which is there does not need.
     # The look reads a table: what names stand for (to_regclass) may be remembered from before the
@@ -216,4 +232,5 @@ def _migrate(connection: Connection) -> int:
             execute(statements.encode())
             execute("INSERT INTO kernelkeep.migration (version) VALUES (%s)", (version,))
             logger.info("the registry was brought to version %d", version)
-    return before
+    usable = execute("SELECT least FROM kernelkeep.usable").fetchone()
+    return before, int(usable[0]) if usable else before

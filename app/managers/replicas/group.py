@@ -115,6 +115,11 @@ class Group:
         session = self._registry.directory.sessions.get(session_id)
         return None if session is None else session.kernel_id
 
+    def others(self) -> list[Way]:
+        """How to reach the other replicas, as far as there is a way."""
+        ways = [self.way_to(one) for one in self._registry.directory.addresses if one != self.id]
+        return [way for way in ways if way is not None]
+
     def way_to(self, replica: str) -> Way | None:
         """How to reach a replica; None if none of this id is known, or it cannot be dialled."""
         known = self._registry.directory

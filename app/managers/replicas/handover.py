@@ -29,10 +29,11 @@ __all__ = ["SharedHandover"]
 
 logger = logging.getLogger(__name__)
 
-LEFTOVER_SECONDS: Final = 3600.0
+LEFTOVER_SECONDS: Final = 7200.0
 """How old the log of a kernel that nobody knows has to be to be removed.
 
-A younger one may be of a kernel that another replica is about to store."""
+A younger one may be of a kernel that another replica is about to store, or has parked: longer than
+`app.managers.kernels.warm.MAX_AGE_SECONDS`."""
 
 GONE_SECONDS: Final = 600.0
 """How long this replica remembers in which term it had a kernel that is gone."""
@@ -149,9 +150,10 @@ class SharedHandover(RegisteredHandover):
         loop.call_later(GONE_SECONDS, terms.drop, kernel.id, terms.of(kernel.id))
 
     def _remove_leftovers(self) -> None:
-        """Remove the logs of kernels that nobody knows any more."""
-        known: Collection[str] = self._shared.directory.kernels.keys()
+        """Remove the logs and directories of kernels that nobody knows any more."""
+        known: Collection[str] = [*self._shared.directory.kernels]
         oldest = time.time() - LEFTOVER_SECONDS
+        self._isolation.remove_leftovers(known, oldest)
         for path in self._logs.glob("*"):
             with contextlib.suppress(OSError):
                 if path.name not in known and path.stat().st_mtime <= oldest:

@@ -236,6 +236,11 @@ class Subscription:
             self._bytes += len(event)
         self._arrived.set()
 
+    def miss(self) -> None:
+        """Count an event as dropped that this server has never had: what follows is, too."""
+        self.dropped += 1
+        self._arrived.set()
+
     def close(self) -> None:
         """End the subscription: no further event will come."""
         self._closed = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from app.managers.replicas.database import (
     STATEMENT_SECONDS,
     Connection,
     Database,
+    _migrations,
     migrate,
     newest_version,
 )
@@ -29,10 +31,78 @@ def test_an_empty_database_is_brought_to_the_newest_version_by_one_of_many(url: 
         database.close()
 
 
+def test_text_is_text_whatever_the_encoding_of_the_database(postgresql: PostgreSQL) -> None:
+    database = Database(postgresql.new_database(encoding="SQL_ASCII"))
+    migrate(database)
+
+    def work(connection: Connection) -> object:
+        connection.execute(
+            "INSERT INTO kernelkeep.session (id, path, type, kernel_id, owner) "
+            "VALUES ('1', 'a.ipynb', 'notebook', '', 'Анна')"
+        )
+        return connection.execute("SELECT id, owner FROM kernelkeep.session").fetchone()
+
+    assert database.run(work) == ("1", "Анна")
+    database.close()
+
+
+def test_a_database_that_cannot_store_every_name_is_refused(postgresql: PostgreSQL) -> None:
+    database = Database(postgresql.new_database(encoding="LATIN1"))
+    with pytest.raises(UnusableRegistry, match="the encoding LATIN1, in which not every name"):
+        migrate(database)
+    database.close()
+
+
+def later(connection: Connection) -> None:
+    """What a migration of a later version does, at the least."""
+    connection.execute("INSERT INTO kernelkeep.migration VALUES (99)")
+
+
+def test_a_registry_of_a_newer_version_is_used_if_that_allows_it(database: Database) -> None:
+    database.run(later)
+    assert migrate(database) == (99, 99)
+
+
+ADDS = re.compile(
+    r"CREATE (TABLE|INDEX|UNIQUE INDEX) |INSERT INTO "
+    r"|ALTER TABLE \S+ ADD COLUMN (?=.* DEFAULT |(?!.* NOT NULL))",
+    re.DOTALL,
+)
+"""What the servers of an earlier version do not notice."""
+
+
+def is_usable_before(statements: str) -> bool:
+    """Whether a migration only adds, or says whose servers can use the registry then."""
+    plain = re.sub(r"--.*", "", statements)
+    each = [statement.strip() for statement in plain.split(";") if statement.strip()]
+    return "UPDATE kernelkeep.usable SET least" in plain or all(map(ADDS.match, each))
+
+
+@pytest.mark.parametrize(
+    ("statements", "is_usable"),
+    [
+        ("CREATE TABLE kernelkeep.more (id text); CREATE INDEX i ON kernelkeep.more (id);", True),
+        ("ALTER TABLE kernelkeep.kernel ADD COLUMN more text;", True),
+        ("ALTER TABLE kernelkeep.kernel ADD COLUMN more text NOT NULL DEFAULT '';", True),
+        ("ALTER TABLE kernelkeep.kernel ADD COLUMN more text NOT NULL;", False),
+        ("ALTER TABLE kernelkeep.kernel DROP COLUMN model;", False),
+        ("DROP TABLE kernelkeep.kernel; UPDATE kernelkeep.usable SET least = 9;", True),
+    ],
+)
+def test_which_migrations_servers_of_an_earlier_version_live_with(
+    statements: str, is_usable: bool
+) -> None:
+    assert is_usable_before(statements) is is_usable
+
+
+def test_migrations_add_or_say_which_servers_can_use_the_registry_then() -> None:
+    found = {version: is_usable_before(statements) for version, statements in _migrations()}
+    assert all(is_usable for version, is_usable in found.items() if version > 7), found
+
+
 def test_a_registry_of_a_newer_version_is_refused_in_one_line(database: Database, url: str) -> None:
-    database.run(
-        lambda connection: connection.execute("INSERT INTO kernelkeep.migration VALUES (99)")
-    )
+    database.run(later)
+    database.run(lambda connection: connection.execute("UPDATE kernelkeep.usable SET least = 98"))
     with pytest.raises(UnusableRegistry) as refused:
         migrate(database)
     assert "newer kernelkeep (its version is 99" in str(refused.value)

@@ -65,6 +65,8 @@ async def test_a_kernel_of_another_host_is_used_as_any_other(
     assert done["state"] == "ok"
     assert any("hello" in str(event) for event in await executions.all_events(done["id"]))
     await eventually(is_listed(near, kernel["id"]))
+    (row,) = (await near.request("GET", "/api/overview")).json()
+    assert row["log_bytes"] > 0  # which its own replica alone can tell
     async with AsyncExitStack() as stack:
         channels = await stack.enter_async_context(
             await JupyterChannels.connect(

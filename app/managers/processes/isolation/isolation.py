@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Collection
@@ -48,8 +50,11 @@ class Isolation:
         del owner, kernel_id
         return None
 
-    def remove_leftovers(self, known: Collection[str]) -> None:
-        """Remove the directories of kernels that are not among these. Blocks."""
+    def remove_leftovers(self, known: Collection[str], oldest: float = math.inf) -> None:
+        """Remove the directories of kernels that are not among these. Blocks.
+
+        Those that have changed since ``oldest``, in seconds since the epoch, are left alone.
+        """
 
     def close(self) -> None:
         """Remove what is not for the next server. Blocks."""
@@ -89,11 +94,13 @@ class _WithHomes(Isolation):
     def _home(self, owner: str) -> Path:
         """The home of an owner, made if need be. Raises `IsolationUnavailable` and `OSError`."""
 
-    def remove_leftovers(self, known: Collection[str]) -> None:
+    def remove_leftovers(self, known: Collection[str], oldest: float = math.inf) -> None:
         """As `Isolation.remove_leftovers`."""
         wanted = {KernelPlace(self._kernels, kernel_id).directory for kernel_id in known}
         for directory in {*self._kernels.iterdir()} - wanted:
-            shutil.rmtree(directory, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                if directory.stat().st_mtime <= oldest:
+                    shutil.rmtree(directory, ignore_errors=True)
 
     def close(self) -> None:
         """As `Isolation.close`."""
