@@ -9,6 +9,7 @@ from typing import NoReturn, get_origin
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
+from .keeper.protocol import TooOpen, check_private
 from .settings import Settings, explain, refuse
 from .tokens import make_token
 
@@ -76,9 +77,12 @@ def _given_twice(arguments: list[str]) -> str:
 def _prepare_state_dir(settings: Settings) -> None:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(settings.state_dir)
         probe = settings.state_dir / ".writable"
         probe.touch(mode=0o600)
         probe.unlink()
+    except TooOpen as error:
+        refuse(f"--state-dir: {error}")
     except OSError as error:
         refuse(f"--state-dir: {settings.state_dir} cannot be used: {error.strerror}")
 
@@ -96,5 +100,7 @@ def _listen(settings: Settings) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         refuse(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}")
+    except ValueError:  # the name cannot be asked for: a NUL, or too much between two dots
+        refuse("--host: is not the name or address of a host")
     listener.setblocking(False)
     return listener

@@ -26,7 +26,7 @@ from .managers.kernels.multikernel import MultiKernelManager
 from .managers.limits.limits import LimitPolicy
 from .managers.limits.shares import Shares
 from .managers.owners.token_list import TokenList
-from .managers.sessions.sessions import Everywhere, SessionBook
+from .managers.sessions.book import Everywhere, SessionBook
 from .managers.sessions.store import SessionStore
 from .managers.telemetry.audit import AuditLog
 from .managers.telemetry.counters import Counters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from fastapi import APIRouter, FastAPI
 from pydantic import ValidationError
@@ -26,18 +26,20 @@ from .hub_environment import HUB_TOKEN_VARIABLE
 from .identity_options import CLIENT_SECRET_VARIABLES
 from .identity_providers.configured import configured_logins, configured_providers
 from .identity_providers.logins import Logins
+from .keeper.protocol import TooOpen
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
 from .managers.handover.store import UnusableRegistry
 from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList
-from .managers.owners.token_table import TokenPlace
+from .managers.owners.token_table import TokenPlace, UnusableTokens
 from .managers.owners.tokens import TokenFile, check_tokens
+from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
-from .managers.processes.isolation.checks import check_isolation
+from .managers.processes.isolation.checks import CannotIsolate, check_isolation
 from .managers.processes.keeper.keepers import check_state_dir
-from .managers.sessions.store import check_database
+from .managers.sessions.store import UnusableDatabase, check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
 from .plugins import CannotLoad
@@ -45,9 +47,30 @@ from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
 from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
 
-__all__ = ["create_app"]
+__all__ = ["REFUSALS", "create_app", "explain_refusal"]
 
 logger = logging.getLogger(__name__)
+
+_OPTIONS: Final[dict[type[Exception], str]] = {
+    HostUnusable: "--agent-listen: ",
+    UnusableDatabase: "--database-filepath: ",
+    TooOpen: "--state-dir: ",
+    UnusableRegistry: "--state-dir: ",
+    UnusableTokens: "--state-dir: ",
+    CannotIsolate: "",
+    CannotLoad: "",
+}
+"""What `create_app` raises for an option that cannot be as it is, and which option that is, unless
+the text names it."""
+
+REFUSALS: Final = tuple(_OPTIONS)
+"""What `create_app` raises for an option that cannot be as it is (`explain_refusal`)."""
+
+
+def explain_refusal(error: Exception) -> str:
+    """The sentence, with the option's name, for one of `REFUSALS`."""
+    option = next(option for kind, option in _OPTIONS.items() if isinstance(error, kind))
+    return f"{option}{error}"
 
 
 def create_app(
@@ -96,17 +119,30 @@ def create_app(
 
 def _check_files(settings: Settings) -> None:
     """Refuse files and directories now that the lifespan could not use later."""
+    _prepare_state_dir(settings)  # before anything is written there
     check_database(settings.database_filepath)
     if settings.replicated:
         _check_shared_registry(settings)
     elif settings.keeps:
         check_registry(settings.state_dir)
     check_audit_log(settings.audit_log)
-    check_state_dir(settings)
     check_isolation(settings)
     check_joining(settings)
     if not settings.replicated:
         check_tokens(settings.state_dir)
+
+
+def _prepare_state_dir(settings: Settings) -> None:
+    """Make the state directory, which the ``kernelkeep`` command alone would have made already."""
+    directory = settings.state_dir
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CannotLoad(f"--state-dir: {directory} is no directory") from None
+    except OSError as error:
+        message = f"--state-dir: {directory} cannot be used: {error.strerror}"
+        raise CannotLoad(message) from None
+    check_state_dir(settings)
 
 
 def _token_place(settings: Settings) -> TokenPlace:
@@ -183,5 +219,7 @@ def __getattr__(name: str) -> Any:
             application = globals()["app"] = create_app()
         except (ValidationError, SettingsError) as error:
             refuse(explain(error))
+        except REFUSALS as error:
+            refuse(explain_refusal(error))
         return application
     raise AttributeError(name)

@@ -62,6 +62,13 @@ def _networks(value: list[str]) -> list[str]:
     return value
 
 
+def _named(value: Any) -> Any:
+    """A path that is not empty: an empty variable would mean the working directory."""
+    if isinstance(value, str) and not value.strip():
+        raise ValueError("is empty; the working directory is written as a dot")
+    return value
+
+
 def _absolute(value: Path) -> Path:
     try:
         return value.expanduser().resolve()
@@ -89,8 +96,10 @@ Words = Annotated[list[str], NoDecode, BeforeValidator(_words)]
 Networks = Annotated[list[str], NoDecode, BeforeValidator(_words), AfterValidator(_networks)]
 Paths = Annotated[list[Path], NoDecode, BeforeValidator(_words)]
 Counts = Annotated[dict[str, int], NoDecode, BeforeValidator(_counts)]
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
-AbsolutePathOrNone = Annotated[Path | None, AfterValidator(_absolute_or_none)]
+AbsolutePath = Annotated[Path, BeforeValidator(_named), AfterValidator(_absolute)]
+AbsolutePathOrNone = Annotated[
+    Path | None, BeforeValidator(_named), AfterValidator(_absolute_or_none)
+]
 
 
 class OptionGroup(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter, Request, WebSocket
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from starlette.routing import BaseRoute
 
@@ -14,6 +14,7 @@ from .api import (
     events,
     executions,
     files,
+    kernel_events,
     kernels,
     kernelspecs,
     me,
@@ -35,7 +36,7 @@ from .api.metrics import metrics_router
 from .api.page import page_router
 from .api.page_frame import frame_router
 from .identity_providers.logins import Logins
-from .managers.errors import NotFound
+from .managers.errors import InvalidRequest, NotFound
 from .settings import Settings
 from .ws.channels import channels_endpoint
 from .ws.events import subscribe
@@ -56,6 +57,7 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
         shares.router,
         usage.router,
         process_output.router,
+        kernel_events.router,
         overview.router,
         kernelspecs.router,
         sessions.router,
@@ -78,22 +80,35 @@ def routers_for(settings: Settings, logins: Logins) -> list[APIRouter]:
 
 def _websockets(settings: Settings) -> APIRouter:
     router = APIRouter()
-    router.add_api_websocket_route(
-        "/api/kernels/{kernel_id}/channels",
-        channels_endpoint(settings),
-        name="kernels_channels",
-        dependencies=[requires("kernels", "execute")],
-    )
-    router.add_api_websocket_route(
-        "/api/events/subscribe",
-        subscribe,
-        name="events_subscribe",
-        dependencies=[requires("events", "execute")],
-    )
+    for path, endpoint, name, resource in (
+        (
+            "/api/kernels/{kernel_id}/channels",
+            channels_endpoint(settings),
+            "kernels_channels",
+            "kernels",
+        ),
+        ("/api/events/subscribe", subscribe, "events_subscribe", "events"),
+    ):
+        needs = [requires(resource, "execute")]
+        router.add_api_websocket_route(path, endpoint, name=name, dependencies=needs)
+        router.add_api_route(
+            path, _no_request, methods=["GET"], include_in_schema=False, dependencies=needs
+        )
     router.add_api_websocket_route(
         "/{path:path}", _no_websocket, dependencies=[requires("api", "read", activity=False)]
     )
     return router
+
+
+async def _no_request(request: Request) -> None:
+    """Refuse a plain request for the address of a WebSocket, as a Jupyter server does."""
+    kernel_id = request.path_params.get("kernel_id")
+    if kernel_id is not None:
+        request.state.kernels.get(kernel_id)
+    raise InvalidRequest(
+        'Can "Upgrade" only to "WebSocket": this is the address of a WebSocket. A proxy on the way '
+        "has to pass on the headers Upgrade and Connection"
+    )
 
 
 async def _no_websocket(_websocket: WebSocket) -> None:

@@ -19,23 +19,19 @@ from urllib.parse import quote
 import uvicorn
 from jupyter_client.kernelspec import KernelSpec
 
-from .api.uvicorn_protocol import Connections, KernelkeepHTTPProtocol
-from .keeper.protocol import TooOpen
+from .api.uvicorn_protocol import (
+    Connections,
+    KernelkeepHTTPProtocol,
+    StrictWebSocketProtocol,
+)
 from .log_formats import JSONFormatter
 from .logs import logging_config
-from .main import create_app
-from .managers.handover.store import UnusableRegistry
+from .main import REFUSALS, create_app, explain_refusal
 from .managers.kernels.multikernel import MultiKernelManager
-from .managers.owners.token_table import UnusableTokens
-from .managers.processes.hosts.errors import HostUnusable
-from .managers.processes.isolation.checks import CannotIsolate
 from .managers.processes.specs import every_spec, kernel_spec_manager
-from .managers.sessions.store import UnusableDatabase
 from .operator import OperatorSocket
-from .plugins import CannotLoad
 from .settings import Settings
 from .uvicorn_internals import Server
-from .ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 
 try:
     import resource
@@ -82,20 +78,14 @@ def serve(
         )
     try:
         app = create_app(settings)
-    except (CannotIsolate, CannotLoad) as error:
-        raise CannotStart(str(error)) from None
-    except HostUnusable as error:
-        raise CannotStart(f"--agent-listen: {error.message}") from None
-    except UnusableDatabase as error:
-        raise CannotStart(f"--database-filepath: {error}") from None
-    except (TooOpen, UnusableRegistry, UnusableTokens) as error:
-        raise CannotStart(f"--state-dir: {error}") from None
+    except REFUSALS as error:
+        raise CannotStart(explain_refusal(error)) from None
     bound = Connections(settings.max_connections or _most_connections())
     config = uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", partial(KernelkeepHTTPProtocol, bound=bound)),
         backlog=ACCEPTED_AT_ONCE,
-        ws=KernelkeepWebSocketProtocol,
+        ws=StrictWebSocketProtocol,
         ws_max_size=settings.websocket_max_message_size,
         ws_ping_interval=settings.websocket_ping_interval or None,
         ws_ping_timeout=settings.websocket_ping_timeout,
@@ -120,9 +110,20 @@ def serve(
     server = _Server(config, announcement, bound, operated)
     # When it is done, uvicorn raises the signal that has stopped it once more. That is a clean end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _stop_with_the_terminal()
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     sys.exit(0 if server.started else 1)
+
+
+def _stop_with_the_terminal() -> None:
+    """Have the end of the terminal stop the server as Ctrl+C does, and not kill it.
+
+    Under nohup the signal is ignored, and stays so. There is none on Windows.
+    """
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 class _Server(Server):

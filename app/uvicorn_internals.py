@@ -141,6 +141,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     close_sent: bool
     disconnected: bool
     response: Response  # the answer to the request, unless the application refuses it
+    default_headers: list[tuple[bytes, bytes]]  # those of every response, such as ``Date``
 
     frames: list[bytes]  # the payloads of the present message's frames
     ping_timeout: float | None

@@ -3,7 +3,9 @@
 A kernel says so many messages a second, and the system's Chromium shows its output, as it comes.
 Told are the processors and the memory of the page's process, how long a click takes until the page
 is drawn again, and how far the page is behind the kernel. ``--seconds`` and ``--rate`` make the
-flood.
+flood. When that is over, the page has to show the end of the output.
+
+It fails for what holds on a machine that others use, too (`Figure`). CI runs 20 seconds of it.
 
 ``--kernels 1000`` has so many kernels (a crowd, `benchmarks.crowd`) in the page's table instead:
 told are how long the table takes to have them all, to filter and to order them, how many rows are
@@ -35,12 +37,15 @@ import psutil
 from websockets.sync.client import connect
 
 from benchmarks.figures import percentile
+from benchmarks.flood_kernel import RING_MESSAGES
 from benchmarks.servers import Server, kernelkeep
 from benchmarks.thousands import crowds, until_idle
 
 AT_MOST_CPU: Final = 0.6
 AT_MOST_MEMORY: Final = 300 * 10**6
 AT_MOST_CLICK: Final = 0.1
+AT_LAST_CLICK: Final = 2.0
+"""After so many seconds a click is not answered any more."""
 
 CLICKS: Final = """
 window.clicks = [];
@@ -65,8 +70,20 @@ ORDER: Final = """() => {
     buttons.find(each => each.innerText.includes("Memory")).click();
 }"""
 
+LIVE: Final = "document.querySelector('.live-live') !== null"
+
+SHOWN: Final = """(() => {
+    const last = [...document.querySelectorAll(".row")].at(-1);
+    if (last === undefined) return [0, ""];
+    const list = last.closest(".transcript").getBoundingClientRect();
+    const below = last.getBoundingClientRect().bottom - list.bottom;
+    return [Number(last.dataset.seq), below < 2 ? last.innerText.slice(-10_000) : ""];
+})()"""
+"""The number of the first message in the last row of the output, and its text if it can be seen."""
+
 START_SECONDS: Final = 240
 ANSWER_SECONDS: Final = 60
+FLOOD_SECONDS: Final = 900
 
 
 class Refused(Exception):
@@ -81,8 +98,30 @@ class Taken:
     seconds: float = 0.0
     memory: list[int] = field(default_factory=list)
     clicks: list[float] = field(default_factory=list)
+    clicked: int = 0
     longest: float = 0.0  # that the page did one thing and nothing else
     behind: list[int] = field(default_factory=list)
+    has_ended: bool = True  # that the page has shown the end of the output
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was measured, beside what is meant.
+
+    A benchmark fails by a figure that is ``held``. The processors that the page takes are seconds
+    of its process by those of the clock: others on the machine only make them less. A single click,
+    and the longest task, they make longer.
+    """
+
+    name: str
+    value: float
+    most: float
+    held: bool
+
+    @property
+    def fails(self) -> bool:
+        """Whether the benchmark fails by it."""
+        return self.held and not self.value <= self.most
 
 
 class Chromium:
@@ -150,8 +189,18 @@ class Chromium:
 
     def close(self) -> None:
         self._stack.close()
+        # Its children outlive it for a moment, and write into its directory.
+        children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.terminate()
-        self._process.wait(ANSWER_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ANSWER_SECONDS)
+        _, left = psutil.wait_procs(children, ANSWER_SECONDS)
+        for one in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        self._process.kill()
+        self._process.wait()
+        psutil.wait_procs(left, ANSWER_SECONDS)
         self._home.cleanup()
 
 
@@ -237,30 +286,45 @@ def flooded(server: Server, options: argparse.Namespace) -> Taken:
     view = f"#/kernels/{kernel}/output"
     browser = Chromium(f"http://127.0.0.1:{server.port}/?token={server.token}{view}")
     try:
-        while not is_live(browser):
-            time.sleep(0.1)
+        until(browser, LIVE)
         browser.evaluate(CLICKS)
         count = int(options.rate * options.seconds)
         socket.execute(json.dumps({"count": count, "size": options.size, "rate": options.rate}))
         socket.close()
         look = partial(behind, server, kernel, browser)
-        return sampled(browser, options.seconds, look)
+        taken = sampled(browser, options.seconds, look)
+        last = (count - 1) % min(count, RING_MESSAGES)
+        taken.has_ended = shows_the_end(server, kernel, browser, f"{last} x")
+        return taken
     finally:
         browser.close()
 
 
-def is_live(browser: Chromium) -> bool:
-    """Whether the page shows output as it comes."""
-    with contextlib.suppress(Refused):
-        return browser.evaluate("document.querySelector('.live-live') !== null") is True
+def shows_the_end(server: Server, kernel: str, browser: Chromium, text: str) -> bool:
+    """Whether the page comes to show the last that the kernel has said, when that is over.
+
+    It ends in ``text``, which the kernel says once in `RING_MESSAGES` messages. A kernel that
+    shares the machine takes its time to say everything.
+    """
+    end = time.monotonic() + FLOOD_SECONDS
+    is_over = False
+    while time.monotonic() < end:
+        model: dict[str, Any] = server.rest.request("GET", f"/api/kernels/{kernel}")
+        if not is_over and model["execution_state"] == "idle":
+            is_over, end = True, time.monotonic() + ANSWER_SECONDS
+        if is_over:
+            _, shown = browser.evaluate(SHOWN)
+            if text in shown and behind(server, kernel, browser) < RING_MESSAGES:
+                return True
+        time.sleep(0.2)
     return False
 
 
 def behind(server: Server, kernel: str, browser: Chromium) -> int:
     """How many messages of the kernel the page has not shown."""
     said: dict[str, Any] = server.rest.request("GET", f"/api/kernels/{kernel}/usage")
-    shown = browser.evaluate("[...document.querySelectorAll('.row')].at(-1)?.dataset.seq")
-    return max(0, int(said["messages"]) - int(shown or 0))
+    shown, _ = browser.evaluate(SHOWN)
+    return max(0, int(said["messages"]) - int(shown))
 
 
 def sampled(browser: Chromium, seconds: float, look: Callable[[], int]) -> Taken:
@@ -270,6 +334,7 @@ def sampled(browser: Chromium, seconds: float, look: Callable[[], int]) -> Taken
     began, cpu = time.monotonic(), {one: cpu_of(one) for one in processes}
     while (passed := time.monotonic() - began) < seconds:
         browser.click()
+        taken.clicked += 1
         for one in processes:
             memory[one].append(one.memory_full_info().pss)
         taken.behind.append(look())
@@ -278,6 +343,9 @@ def sampled(browser: Chromium, seconds: float, look: Callable[[], int]) -> Taken
     # The browser has processes in stock: the page's own is the one that has done something.
     own = max(processes, key=lambda one: cpu_of(one) - cpu[one])
     taken.cpu, taken.memory = cpu_of(own) - cpu[own], memory[own]
+    answered = f"window.clicks.length >= {taken.clicked}"
+    with contextlib.suppress(TimeoutError):
+        until(browser, answered)
     taken.clicks, taken.longest = browser.evaluate("[window.clicks, window.held]")
     return taken
 
@@ -288,20 +356,31 @@ def cpu_of(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def told(taken: Taken) -> int:
-    """Print the figures beside what is meant; 1 if one is missed."""
-    rows = [
-        ("processors", taken.cpu / taken.seconds, AT_MOST_CPU),
-        ("memory at most, MB", max(taken.memory) / 1e6, AT_MOST_MEMORY / 1e6),
-        ("a click, median, s", percentile(taken.clicks, 50), AT_MOST_CLICK),
-        ("longest task, s", taken.longest, AT_MOST_CLICK),
-        ("a click, p95, s", percentile(taken.clicks, 95), AT_MOST_CLICK),
+def figures_of(taken: Taken) -> list[Figure]:
+    """What was taken, beside what is meant. There is at least one sample."""
+    clicks = taken.clicks or [float("inf")]
+    return [
+        Figure("processors", taken.cpu / taken.seconds, AT_MOST_CPU, True),
+        Figure("memory at most, MB", max(taken.memory) / 1e6, AT_MOST_MEMORY / 1e6, True),
+        Figure("clicks not answered", taken.clicked - len(taken.clicks), 0, True),
+        Figure("a click, median, s", percentile(clicks, 50), AT_MOST_CLICK, True),
+        Figure("a click, p95, s", percentile(clicks, 95), AT_MOST_CLICK, False),
+        Figure("a click, longest, s", max(clicks), AT_LAST_CLICK, True),
+        Figure("longest task, s", taken.longest, AT_MOST_CLICK, False),
+        Figure("end not shown", int(not taken.has_ended), 0, True),
     ]
-    for name, value, most in rows:
-        sys.stdout.write(f"{name:22} {value:8.3f}   at most {most:g}\n")
+
+
+def told(taken: Taken) -> int:
+    """Print the figures beside what is meant; 1 if one fails."""
+    figures = figures_of(taken)
+    for one in figures:
+        verdict = " MISSED" if one.fails else ""
+        line = f"{one.name:22} {one.value:8.3f}   at most {one.most:g}{verdict}\n"
+        sys.stdout.write(line)
     if any(taken.behind):
         sys.stdout.write(f"{'messages behind':22} {max(taken.behind):8d}\n")
-    return int(any(value > most for _, value, most in rows))
+    return int(any(one.fails for one in figures))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,7 @@ from tests.support.processes import eventually_sync
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
 from tests.support.server import (
+    REPOSITORY,
     CommandServer,
     OpenServer,
     ServerProcess,
@@ -155,6 +157,12 @@ def test_an_address_that_is_not_ours(commands: Commands, home: Home) -> None:
     assert sentence.startswith("cannot listen on 192.0.2.1 port 0: ")
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64])
+def test_a_host_that_is_no_name(commands: Commands, home: Home, host: str) -> None:
+    sentence = _refusal(commands.run("--host", host, "--port", "0", home=home))
+    assert sentence == "--host: is not the name or address of a host"
+
+
 @pytest.mark.parametrize("name", ["none-such", "file"])
 def test_a_root_directory_that_is_none(commands: Commands, home: Home, name: str) -> None:
     (home.path / "file").touch()
@@ -251,13 +259,39 @@ def test_a_state_directory_that_others_can_use_is_refused(
     ended = commands.run("--state-dir", str(home.state_dir), "--port", "0", home=home)
     text = f"{home.state_dir} is open to others (mode {mode:04o}): chmod 0700 {home.state_dir}"
     assert text in _refusal(ended)
+    assert not [*home.state_dir.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["open", "file"])
+def test_under_uvicorn_a_state_directory_is_refused_in_one_line(home: Home, name: str) -> None:
+    path = home.path / name
+    if name == "open":
+        path.mkdir(mode=0o755)
+        text = f"{path} is open to others (mode 0755): chmod 0700 {path}"
+    else:
+        path.touch(0o644)
+        text = f"{path} is no directory"
+    ended = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
+        cwd=REPOSITORY,
+        env=home.environment({"KERNELKEEP_STATE_DIR": str(path)}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert _refusal(ended) == f"--state-dir: {text}"
 
 
 # How it ends
 
 
-@pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        *((ServerProcess, number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+        *((UvicornServer, number) for number in (signal.SIGTERM, signal.SIGINT)),
+    ],
+)
 async def test_it_ends_cleanly(
     make_server: MakeServer, kind: type[ServerProcess], number: signal.Signals
 ) -> None:
@@ -296,13 +330,17 @@ async def test_the_same_service_runs_either_way(
         assert (await start.rest.status())["connections"] == 3
 
 
-def test_the_state_directory_is_private(home: Home) -> None:
+@pytest.mark.parametrize("kind", [ServerProcess, UvicornServer])
+@pytest.mark.parametrize("on_shutdown", ["keep", "stop"])
+def test_the_state_directory_is_made_and_private(
+    home: Home, kind: type[ServerProcess], on_shutdown: str
+) -> None:
     path = home.path / "new" / "state"
 
     home.state_dir = path
     old = os.umask(0)
     try:
-        server = ServerProcess(home=home).start()
+        server = kind(env={"KERNELKEEP_ON_SHUTDOWN": on_shutdown}, home=home).start()
     finally:
         os.umask(old)
     server.stop()

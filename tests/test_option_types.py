@@ -78,6 +78,10 @@ def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert read(AbsolutePathOrNone, None) is None
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
-    for wrong in ("~nobody-of-this-name/a", str(loop)):
+    assert read(AbsolutePath, ".") == tmp_path
+    for wrong in ("", " "):
+        with pytest.raises(ValidationError, match="is empty"):
+            read(AbsolutePath, wrong)
+    for wrong in ("~nobody-of-this-name/a", str(loop), ""):
         with pytest.raises(ValidationError):
             read(AbsolutePathOrNone, wrong)

@@ -23,6 +23,7 @@ from ..managers.telemetry.audit import AuditLog
 __all__ = [
     "STANDARD_HEADERS",
     "add_error_handlers",
+    "code_of",
     "error_response",
     "note_refusal",
     "response_to",
@@ -37,7 +38,13 @@ STANDARD_HEADERS: Final = {
 """The headers of every response of a Jupyter server; Jupyter's tests compare them to the letter."""
 
 # Codes for the errors that the framework raises. Its phrases differ between versions of Python.
-_CODES: Final = {400: "bad_request", 404: "not_found", 405: "method_not_allowed"}
+_CODES: Final = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    426: "upgrade_required",
+    500: "internal_error",
+}
 
 _MAX_WHERE: Final = 200  # characters of a field's name that an error repeats
 
@@ -121,6 +128,7 @@ async def _on_validation_error(_connection: HTTPConnection, error: Exception) ->
         return error_response(400, f"Missing argument {first['loc'][1]}", "invalid_request")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     what = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+    what = what.removeprefix("Value error, ")  # pydantic's own words before a validator's
     message = f"{where[:_MAX_WHERE] or 'body'}: {what}"
     return error_response(400, message, "invalid_request")
 
@@ -142,7 +150,12 @@ async def _on_http_exception(connection: HTTPConnection, error: Exception) -> Re
     if status == 405:  # the framework names the methods of one route; a path may have several
         path = getattr(connection.scope.get("route"), "path_format", "")
         headers["Allow"] = connection.app.state.methods.get(path, headers.get("Allow", ""))
-    return error_response(status, message, _CODES.get(status, f"http_{status}"), headers)
+    return error_response(status, message, code_of(status), headers)
+
+
+def code_of(status: int) -> str:
+    """The code of an error that the framework raises with this status."""
+    return _CODES.get(status, f"http_{status}")
 
 
 def _without_slash(connection: HTTPConnection) -> Response | None:

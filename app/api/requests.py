@@ -56,6 +56,15 @@ Name = Annotated[Text, AfterValidator(_short)]
 """A text of bounded length, for what is stored and listed as long as a session or kernel exists."""
 
 
+def _storable(text: str) -> str:
+    if "\0" in text:  # which PostgreSQL stores in no text
+        raise ValueError("holds a NUL character")
+    return text
+
+
+SessionType = Annotated[Name, AfterValidator(_storable)]
+
+
 MAX_ENGINE_OPTIONS: Final = 64
 """How many options of an engine a start may have."""
 
@@ -167,7 +176,7 @@ class StartSession(BaseModel):
         description="The path of its document. Its directory, or the nearest parent that exists, "
         "is where the kernel works."
     )
-    type: Name = Field(description="What it is.", examples=["notebook", "console", "file"])
+    type: SessionType = Field(description="What it is.", examples=["notebook", "console", "file"])
     name: Name | None = Field(None, description="What to call it.")
     # A factory, and no default of None: the field may be left out, but null is refused.
     kernel: KernelChoice = Field(
@@ -223,7 +232,7 @@ class UpdateSession(BaseModel):
 
     path: Name = Field(default_factory=str, description="The new path.")
     name: Name | None = Field(None, description="What to call it; null for nothing.")
-    type: Name = Field(default_factory=str, description="What it is.")
+    type: SessionType = Field(default_factory=str, description="What it is.")
     kernel: KernelChoice = Field(
         default_factory=KernelChoice,
         description="A running kernel's id, or the name of a kernelspec to start a new kernel of.",

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..managers.executions.results import ExecutionResultModel
 from ..managers.files.models import ContentsModel
 from ..managers.kernels.model import KernelModel
-from ..managers.kernels.overview import KernelEvent
+from ..managers.kernels.overview import GoneEvent, KernelEvent
 from ..managers.limits.limits import Limits
 from ..managers.sessions.sessions import SessionModel
 from ..managers.state import Restarts
@@ -153,6 +153,7 @@ CONTENTS: Final[dict[tuple[type[Struct], str], Any]] = {
     (ExecutionResultModel, "outputs"): list[Output],
     (SessionModel, "kernel"): KernelModel,
     (KernelEvent, "kernel"): KernelModel,
+    (GoneEvent, "kernel"): KernelModel | None,
 }
 """The types of fields that the Structs themselves do not tell."""
 

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, made stricter: malformed and oversized requests are refused.
+"""uvicorn's protocols, made stricter: malformed and oversized requests are refused.
 
 A refused request never reaches the application. It is answered with an error body like any other,
 and its connection is closed. What connections cost is bounded: bytes and seconds of each, and the
@@ -14,10 +14,21 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from ..uvicorn_internals import HTTPProtocol, RequestResponseCycle
-from .errors import STANDARD_HEADERS, error_response
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.http11 import Response
+from websockets.typing import StatusLike
 
-__all__ = ["MAX_HEAD_BYTES", "Connections", "KernelkeepHTTPProtocol"]
+from ..uvicorn_internals import HTTPProtocol, RequestResponseCycle
+from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
+from .errors import STANDARD_HEADERS, code_of, error_response
+
+__all__ = [
+    "MAX_HEAD_BYTES",
+    "Connections",
+    "KernelkeepHTTPProtocol",
+    "StrictWebSocketProtocol",
+]
 
 MAX_HEAD_BYTES: Final = 65536
 """Bytes that a request's target and headers may have together. The parser itself has no bound."""
@@ -44,6 +55,9 @@ WARNING_SECONDS: Final = 60.0
 """Seconds between two log lines about the same."""
 
 PROBES: Final = ("/livez", "/readyz")
+
+MAX_MESSAGE: Final = 200
+"""Characters of the text about a wrong handshake, which repeats what the client has sent."""
 
 LINGER_SECONDS: Final = 2.0
 """How long a refused client's bytes are still read, and thrown away."""
@@ -342,3 +356,26 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
         super().connection_lost(exc)
         if self._linger is not None:
             self._linger.cancel()
+
+
+class StrictWebSocketProtocol(KernelkeepWebSocketProtocol):
+    """One WebSocket connection, whose handshake is refused as any other request is."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        # What websockets and uvicorn refuse themselves gets its answer from this method.
+        self.conn.reject = self._refusal  # type: ignore[method-assign]
+
+    def _refusal(self, status: StatusLike, text: str) -> Response:
+        status = http.HTTPStatus(status)
+        error = self.conn.handshake_exc
+        more = {}
+        if isinstance(error, InvalidHeader) and error.name == "Sec-WebSocket-Version":
+            status = http.HTTPStatus.UPGRADE_REQUIRED  # RFC 6455, section 4.4
+            more = {"Sec-WebSocket-Version": "13"}
+        message = text.strip()[:MAX_MESSAGE] or status.phrase
+        headers = {**STANDARD_HEADERS, **more, "Connection": "close"}
+        answer = error_response(status, message, code_of(status), headers)
+        own = [*self.default_headers, *answer.raw_headers]
+        fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in own]
+        return Response(status, status.phrase, Headers(fields), bytes(answer.body))

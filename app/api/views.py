@@ -19,7 +19,8 @@ from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.owners.ownership import Ownership, access
 from ..managers.owners.principal import Principal
 from ..managers.owners.token_list import TokenList
-from ..managers.sessions.sessions import SessionBook, SessionManager
+from ..managers.sessions.book import SessionBook
+from ..managers.sessions.sessions import SessionManager
 from ..managers.telemetry.events import About, Events, Subscription
 from .idempotency import IdempotencyKeys
 

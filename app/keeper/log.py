@@ -327,8 +327,10 @@ class LogWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             descriptor = os.open(path, flags, 0o600)
-        except FileNotFoundError:  # the log's directory is made with its first file
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileNotFoundError:
+            # The log's directory is made with its first file. Those above it are not made: they
+            # would be open to others, and a state directory that somebody has removed stays away.
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(path, flags, 0o600)
         try:
             allocate(descriptor, room)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
@@ -17,6 +17,12 @@ from msgspec import Meta
 from ..protocol.messages import UNTRACKED_MESSAGE_TYPES, Header, format_timestamp
 
 __all__ = ["KernelState", "Lifecycle", "Restarts"]
+
+MAX_WORD: Final = 64
+"""Characters of a state, and of a subshell's id, that a kernel may report."""
+
+MAX_SUBSHELLS: Final = 256
+"""Subshells of a kernel that are known to be busy; what a kernel makes up costs no more."""
 
 
 class Lifecycle(StrEnum):
@@ -145,18 +151,21 @@ class KernelState:
     def on_status(self, reported: str, parent: Header) -> None:
         """Take note of the state that a ``status`` reports for the request ``parent``.
 
-        A reported ``starting`` is ignored. The server decides when a kernel is ready, and a ready
-        kernel does not go back: the status may be read late, after replies over other sockets.
+        What is no short word is ignored: the state is shown and stored with those of all kernels. A
+        reported ``starting`` is ignored, too. The server decides when a kernel is ready, and a
+        ready kernel does not go back: the status may be read late, after replies over other
+        sockets.
         """
         if parent.msg_type in self._untracked:
             return
         if parent.subshell_id is not None:
-            if reported == "busy":
-                self._busy_subshells.add(parent.subshell_id)
-            else:
+            if reported != "busy":
                 self._busy_subshells.discard(parent.subshell_id)
+            elif len(self._busy_subshells) < MAX_SUBSHELLS and len(parent.subshell_id) <= MAX_WORD:
+                self._busy_subshells.add(parent.subshell_id)
             return
-        if reported and reported != "starting":
+        is_word = 0 < len(reported) <= MAX_WORD and reported.isprintable()
+        if is_word and reported != "starting":
             self.execution_state = reported
             self._changed()
 

@@ -15,15 +15,18 @@ from typing import Final, Optional
 import msgspec
 
 from .frames import MAX_PARTS, FrameError
-from .messages import Buffer, ClientMessage, MalformedMessage, Message, complete_header
+from .messages import (
+    LENIENT_BYTES,
+    Buffer,
+    ClientMessage,
+    MalformedMessage,
+    Message,
+    complete_header,
+)
 
 __all__ = ["decode_binary", "decode_text", "encode", "encode_numbered"]
 
 _MAX_FRAME: Final = 2**32 - 1
-
-# An envelope up to this size is parsed a second time, leniently. Larger ones are refused, as parsed
-# JSON takes up to thirty times its size.
-_LENIENT_BYTES: Final = 2**20
 
 
 class _Envelope(msgspec.Struct):
@@ -126,7 +129,7 @@ def _decode_envelope(text: Buffer) -> _Envelope:
     try:
         return _envelope_decoder.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        envelope = _decode_leniently(text) if len(text) <= _LENIENT_BYTES else None
+        envelope = _decode_leniently(text) if len(text) <= LENIENT_BYTES else None
         if envelope is None:
             raise FrameError(f"not a Jupyter message: {error}") from None
         return envelope

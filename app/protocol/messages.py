@@ -7,6 +7,7 @@ header and the parent header are decoded once each, for type, id, session and su
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Sequence
@@ -21,12 +22,15 @@ import msgspec
 __all__ = [
     "CHANNELS",
     "CLIENT_CHANNELS",
+    "LENIENT_BYTES",
+    "MAX_ID_BYTES",
     "PROTOCOL_VERSION",
     "UNTRACKED_MESSAGE_TYPES",
     "ClientMessage",
     "Header",
     "MalformedMessage",
     "Message",
+    "checked_object",
     "complete_header",
     "decode_header",
     "decode_parent",
@@ -77,6 +81,15 @@ UNTRACKED_MESSAGE_TYPES: Final = frozenset(
 
 MAX_HEADER_BYTES: Final = 65536
 """How many bytes a client's header may have: to complete it, all of it is parsed."""
+
+
+MAX_ID_BYTES: Final = 1024
+"""How many bytes of UTF-8 a client's ``msg_id`` may have. It is the key of an execution in the
+registry: one that a database refuses would keep all that is stored with it from being stored."""
+
+LENIENT_BYTES: Final = 2**20
+"""Bytes of JSON up to which a client's part is parsed a second time, leniently. What is larger is
+refused, as parsed JSON takes up to thirty times its size."""
 
 
 MAX_SHARED_BYTES: Final = 2048
@@ -311,7 +324,8 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
     Real clients send headers with no ``date``, an empty ``session`` or no ``username``, and some
     kernels refuse those. A complete header is passed on byte for byte. As it comes back to every
     client as a parent header, all of it must be UTF-8. Raises `MalformedMessage` if it is not, is
-    not an object, has no ``msg_type``, or has a steering field that is not a string.
+    not an object, has no ``msg_type``, a ``msg_id`` that cannot be stored, or a steering field that
+    is not a string.
     """
     if len(part) > MAX_HEADER_BYTES:
         raise MalformedMessage(f"header: larger than {MAX_HEADER_BYTES} bytes")
@@ -323,6 +337,8 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
             header = msgspec.convert(_fields(part), _FullHeader)
         if not header.msg_type:
             raise MalformedMessage("header: msg_type is missing")
+        if "\0" in header.msg_id or len(header.msg_id.encode()) > MAX_ID_BYTES:
+            raise MalformedMessage(f"header: msg_id has a NUL, or more than {MAX_ID_BYTES} bytes")
         if all(_is_text(getattr(header, name)) for name in _EXPECTED):
             return part, header
         fields = _fields(part)
@@ -338,3 +354,37 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and value != ""
+
+
+class _Object(msgspec.Struct):
+    """Any JSON object: fields that are not named here are read over, and not stored."""
+
+
+_object_decoder: Final = msgspec.json.Decoder(_Object)
+
+
+def checked_object(name: str, part: Buffer) -> Buffer:
+    """A client's part as it may be sent on: a JSON object, with ``{}`` for ``null``.
+
+    A kernel drops a message whose parts it cannot read, and replies nothing, so that the client
+    would wait for ever. Raises `MalformedMessage`, with the ``name`` of the part.
+    """
+    if part in (b"{}", b"null"):
+        return b"{}"
+    try:
+        str(part, "utf-8")
+        _object_decoder.decode(part)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        if not _is_lenient_object(part):
+            raise MalformedMessage(f"{name}: {error}") from None
+    return part
+
+
+def _is_lenient_object(part: Buffer) -> bool:
+    # Python clients send NaN and escaped lone surrogates. msgspec refuses both; kernels take them.
+    if len(part) > LENIENT_BYTES:
+        return False
+    try:
+        return isinstance(json.loads(str(part, "utf-8")), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -13,13 +13,21 @@ from struct import Struct, pack, unpack_from
 from typing import Final
 
 from .frames import MAX_PARTS, FrameError
-from .messages import Buffer, ClientMessage, Message, complete_header, decode_header
+from .messages import (
+    Buffer,
+    ClientMessage,
+    Message,
+    checked_object,
+    complete_header,
+    decode_header,
+)
 
 __all__ = ["SUBPROTOCOL", "begin", "decode", "encode", "encode_numbered", "restore", "size_of"]
 
 SUBPROTOCOL: Final = "v1.kernel.websocket.jupyter.org"
 
 _WITHOUT_BUFFERS: Final = Struct("<7Q")  # n = 6: channel, four parts, end
+_OBJECTS: Final = ("parent_header", "metadata", "content")
 _CHANNEL_NAMES: Final = {name: name.encode() for name in ("shell", "control", "stdin", "iopub")}
 
 
@@ -72,7 +80,8 @@ def decode(frame: bytes, session: str) -> ClientMessage:
     """Read a client's frame; ``session`` completes a header that names no session.
 
     Raises `FrameError` for a table that does not fit the frame (this is checked before memory is
-    allocated for it), and `MalformedMessage` for a header that cannot be understood.
+    allocated for it), and `MalformedMessage` for a header that cannot be understood, or another
+    part that is no JSON object.
     """
     if len(frame) < 8:
         raise FrameError("a v1 frame starts with eight bytes that count its offsets")
@@ -98,6 +107,7 @@ def decode(frame: bytes, session: str) -> ClientMessage:
         raise FrameError("the channel's name is not UTF-8") from None
     parts: list[Buffer] = [view[start:end] for start, end in zip(offsets[1:], offsets[2:])]
     parts[0], header = complete_header(parts[0], session)
+    parts[1:4] = map(checked_object, _OBJECTS, parts[1:4])
     return ClientMessage(channel, header, parts)
 
 

@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Iterator
 from typing import NamedTuple
+from uuid import uuid4
 
 import pytest
 
@@ -26,9 +27,10 @@ SPOOFER = "127.0.0.2"  # our other address on loopback, which is no trusted prox
 HOST = "Host: 127.0.0.1\r\n"
 CLOSE = "Connection: close\r\n"
 CHUNKED = "Transfer-Encoding: chunked\r\n"
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 UPGRADE = (
     "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    f"Sec-WebSocket-Key: {KEY}\r\n"
 )
 
 
@@ -200,6 +202,41 @@ def test_a_websocket_is_refused_in_one_line_too(
     answer = ask(server, f"GET /api/events/subscribe HTTP/1.1\r\n{HOST}{UPGRADE}{more}\r\n")
     assert answer.status == status
     assert len(answer.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "right", "status", "code"),
+    [
+        ("GET", "Sec-WebSocket-Version: 12", "Sec-WebSocket-Version: 13", 426, "upgrade_required"),
+        ("GET", "X: y", "Sec-WebSocket-Version: 13", 426, "upgrade_required"),
+        ("GET", "Sec-WebSocket-Key: x", f"Sec-WebSocket-Key: {KEY}", 400, "bad_request"),
+        ("GET", "X: y", f"Sec-WebSocket-Key: {KEY}", 400, "bad_request"),
+        ("POST", "X: y", "X: z", 405, "method_not_allowed"),
+    ],
+)
+def test_a_handshake_that_is_wrong_is_refused_as_any_request(
+    server: ServerProcess, method: str, wrong: str, right: str, status: int, code: str
+) -> None:
+    upgrade = UPGRADE.replace(right, wrong)
+    target = f"/api/events/subscribe?token={server.token}"
+    answer = ask(server, f"{method} {target} HTTP/1.1\r\n{HOST}{upgrade}\r\n")
+
+    assert (answer.status, answer.code) == (status, code)
+    headers = answer.headers.lower()
+    assert "\r\nx-content-type-options: nosniff" in headers
+    assert ("\r\nsec-websocket-version: 13" in headers) == (status == 426)
+    assert len(answer.lines) == 1
+
+
+def test_a_plain_request_for_a_websocket_is_told_so(server: ServerProcess) -> None:
+    answer = ask(server, get("/api/events/subscribe", token(server)))
+    assert (answer.status, answer.code) == (400, "invalid_request")
+    assert 'Can \\"Upgrade\\" only to \\"WebSocket\\"' in answer.body
+
+    answer = ask(server, get(f"/api/kernels/{uuid4()}/channels", token(server)))
+    assert (answer.status, answer.code) == (404, "kernel_not_found")
+    answer = ask(server, get("/api/events/subscribe"))
+    assert (answer.status, answer.code) == (403, "unauthorized")
 
 
 # The token is needed for what is routed

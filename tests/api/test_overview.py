@@ -8,7 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from app.managers.kernels.departures import BY_CLIENT, BY_REQUEST
 from tests.conftest import MakeServer
+from tests.support.channels import JupyterChannels
+from tests.support.executions import Executions
 from tests.support.identities import token
 from tests.support.owners import MANY, USER
 from tests.support.rest import RestClient
@@ -35,7 +38,7 @@ class Stream:
             if event["type"] == "kernel":
                 self.rows[event["kernel"]["id"]] = event
             elif event["type"] == "gone":
-                del self.rows[event["kernel_id"]]
+                self.rows.pop(event["kernel_id"], None)  # or it ended before
             else:
                 assert event == {"type": "whole", "kernels": len(self.rows)}
                 self.whole = True
@@ -95,7 +98,45 @@ async def test_a_stream_tells_what_becomes_of_kernels(
         await stream.until(lambda event: event.get("kernel", {}).get("id") == other["id"])
         await rest.request("DELETE", f"/api/kernels/{other['id']}", 204)
         gone = await stream.until(lambda event: event["type"] == "gone")
-        assert gone == {"type": "gone", "kernel_id": other["id"]}
+        assert gone["kernel_id"] == other["id"]
+        assert gone["kernel"] == {**gone["kernel"], "execution_state": "dead", "reason": BY_REQUEST}
+    # Who comes later is told of it, too, before the kernels that there are.
+    async with followed(rest) as stream:
+        assert await stream.until(lambda event: event.get("kernel_id") == other["id"]) == gone
+        assert not stream.whole
+        await stream.until(lambda event: event["type"] == "whole")
+        assert set(stream.rows) == {kernel.id}
+        again = await rest.start_kernel("fake", kernel_id=other["id"])
+        await stream.until(lambda event: event.get("kernel", {}).get("id") == again["id"])
+    async with followed(rest) as stream:
+        await stream.until(lambda event: event["type"] == "whole")
+        assert set(stream.rows) == {kernel.id, again["id"]}
+
+
+async def test_each_end_has_its_reason(make_server: MakeServer) -> None:
+    limits = ("--cull-idle-timeout", "0.5", "--cull-interval", "0.1", "--owner-limits")
+    server = make_server(*limits, "lifetime=2", "--no-autorestart")
+    async with RestClient(server.url, server.token) as rest, followed(rest) as stream:
+
+        async def ended(kernel_id: str) -> str:
+            gone = await stream.until(lambda event: event.get("kernel_id") == kernel_id)
+            assert gone["at"].endswith("Z")
+            return str(gone["kernel"]["reason"])
+
+        assert (await ended((await rest.start_kernel("fake"))["id"])).startswith("Culled after")
+
+        old = (await rest.start_kernel("fake"))["id"]
+        await Executions(rest, old).begin("sleep 600")
+        assert await ended(old) == "Its time is up, by its owner's limit lifetime"
+
+        died = (await rest.start_kernel("fake"))["id"]
+        await Executions(rest, died).begin("die 3")
+        assert "3" in await ended(died)  # culled as it is dead; told is why it died
+
+        asked = (await rest.start_kernel("fake"))["id"]
+        async with await JupyterChannels.connect(server.ws_url, asked, server.token) as channels:
+            await channels.send("shutdown_request", {"restart": False}, "control")
+            assert await ended(asked) == BY_CLIENT
 
 
 async def test_each_owner_sees_their_own(make_server: MakeServer) -> None:
@@ -111,7 +152,16 @@ async def test_each_owner_sees_their_own(make_server: MakeServer) -> None:
             await stream.until(lambda event: event["type"] == "kernel")
             path = f"/api/kernels/{kernel['id']}/shares"
             await hers.request("DELETE", path, 204, params={"name": "bob"})
-            await stream.until(lambda event: event["type"] == "gone")
+            gone = await stream.until(lambda event: event["type"] == "gone")
+            # It has not ended, and what has become of it is not for those who may not see it.
+            unknown = {"at": None, "kernel": None, "host": None}
+            assert gone == {"type": "gone", "kernel_id": kernel["id"], **unknown}
+            other = (await hers.start_kernel("fake"))["id"]
+            await hers.request("DELETE", f"/api/kernels/{other}", 204)
+            mine = (await his.start_kernel("fake"))["id"]
+            await his.request("DELETE", f"/api/kernels/{mine}", 204)
+            gone = await stream.until(lambda event: event["type"] == "gone")
+            assert gone["kernel_id"] == mine
 
 
 async def test_a_server_that_stops_ends_the_stream(make_server: MakeServer) -> None:

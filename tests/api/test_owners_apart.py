@@ -79,6 +79,7 @@ PLANS: dict[str, list[Plan]] = {
     "resource_usage_get": [Plan()],
     "overview_list": [Plan()],
     "process_output_get": [Plan()],
+    "kernel_events_list": [Plan()],
     "shares_list": [Plan()],
     "shares_create": [Plan(body={"name": "ben", "access": "execute"}), Plan(body={})],
     "shares_delete": [Plan(params={"name": "carl"}), Plan(params={"name": "nobody"}), Plan()],

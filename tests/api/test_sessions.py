@@ -237,6 +237,7 @@ async def test_a_kernel_that_cannot_be_launched_is_500_with_the_reason(
         (b'{"path": 5, "type": "a"}', "invalid_request", "path: "),
         (b'{"path": "a", "type": []}', "invalid_request", "type: "),
         (b'{"path": "a", "type": null}', "invalid_request", "type: "),
+        (b'{"path": "a", "type": "\\u0000"}', "invalid_request", "type: holds a NUL character"),
         (b'{"path": "a", "type": "b", "name": 5}', "invalid_request", "name: "),
         (b'{"path": "a", "type": "b", "kernel": null}', "invalid_request", "kernel: "),
         (b'{"path": "a", "type": "b", "kernel": "fake"}', "invalid_request", "kernel: "),

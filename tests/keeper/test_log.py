@@ -193,9 +193,16 @@ def test_room_is_taken_before_the_first_message(tmp_path: Path, disk: FullDisk) 
     assert len(log.files()) == 1
 
     disk.left = 0
+    (tmp_path / "other").mkdir()
     with pytest.raises(OSError, match="No space left"):
         written(tmp_path / "other").writer.prepare()
     assert not list((tmp_path / "other" / KERNEL).iterdir())
+
+
+def test_only_its_own_directory_is_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        written(tmp_path / "removed" / "logs").writer.prepare()
+    assert not (tmp_path / "removed").exists()
 
 
 # Bounds

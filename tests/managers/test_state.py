@@ -279,3 +279,33 @@ def test_it_knows_since_when_it_is_in_its_state(monkeypatch: pytest.MonkeyPatch)
     now = 104.0
     state.begin(Lifecycle.DEAD, "it was killed")
     assert (state.word, state.since) == ("dead", 104.0)
+
+
+@pytest.mark.parametrize("reported", ["", "starting", "a\0b", "two\nlines", "\u202e", "x" * 65])
+def test_what_is_no_short_word_is_no_state(reported: str) -> None:
+    state = running()
+    state.on_status("busy", EXECUTE)
+
+    state.on_status(reported, EXECUTE)
+
+    assert state.word == "busy"
+
+
+def test_any_short_word_is_a_state() -> None:
+    state = running()
+    state.on_status("x" * 64, EXECUTE)
+    assert state.word == "x" * 64
+
+
+def test_a_kernel_makes_up_only_so_many_subshells() -> None:
+    state = running()
+    for number in range(1000):
+        made_up = Header(msg_id="1", msg_type="execute_request", subshell_id=f"made-up-{number}")
+        state.on_status("busy", made_up)
+    state.on_status("busy", Header(msg_type="execute_request", subshell_id="x" * 1000))
+
+    for number in range(256):
+        assert state.at_work
+        made_up = Header(msg_id="1", msg_type="execute_request", subshell_id=f"made-up-{number}")
+        state.on_status("idle", made_up)
+    assert not state.at_work

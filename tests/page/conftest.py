@@ -52,9 +52,10 @@ class KeptPage:
     """A page that one test after the other has.
 
     To make a page in a context of its own, and to load it there, takes the browser ten times as
-    long as to go from one view to another. A view of one kernel begins with nothing of what was
-    before it; for the other views, and for other servers than the worker's (``lasts``), the page
-    is loaded anew, without what it has stored.
+    long as to go from one view to another. A view begins with nothing of what was before it but
+    the kernels that are gone, which a new page is told of, too. For other servers than the worker's
+    (``lasts``), and when a notice is left or colours were chosen, the page is loaded anew, without
+    what it has stored.
     """
 
     def __init__(self, browser: Browser) -> None:
@@ -92,7 +93,7 @@ class KeptPage:
         address = f"{url}/{f'?token={token}' if token else ''}"
         clean = lasts and not watch.broken_off and self._shown == address
         watch.begin(url)
-        if clean and fragment.startswith("#/kernels/") and await page.evaluate(GOES, fragment):
+        if clean and await page.evaluate(GOES, fragment or "#/kernels"):
             return page, watch
         if page.url != "about:blank":
             await self._empty(page)
@@ -128,6 +129,7 @@ class KeptPage:
 GOES = """fragment => {
     const other = "dialog[open], [role=dialog], .toast, .banner";
     if (location.hash !== "#/left" || document.querySelector(other) !== null) return false;
+    if (document.querySelector("[aria-label=Colours]").value !== "system") return false;
     const token = sessionStorage["kernelkeep.token"];
     localStorage.clear();
     sessionStorage.clear();

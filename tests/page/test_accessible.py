@@ -48,6 +48,7 @@ async def test_keys_suffice(open_page: OpenPage, start: KernelStarter) -> None:
     kernel = await start("fake")
     await Executions(kernel.rest, kernel.id).begin("sleep 600")
     page, _ = await open_page()
+    await page.reload()  # so that nothing has the focus
     row = page.locator(f"[data-kernel='{kernel.id}']")
     await expect(row).to_contain_text("busy")
     await page.keyboard.press("Tab")

@@ -21,7 +21,7 @@ async def test_the_printed_address_shows_the_kernels(
     open_page: OpenPage, start: KernelStarter, server: ServerProcess
 ) -> None:
     await start("fake")
-    page, _ = await open_page()
+    page, _ = await open_page(fresh=True)
     await expect(page.get_by_role("link", name="Fake (fake)")).to_be_visible()
     # The token is in no bookmark, no history and no screenshot.
     assert page.url == f"{server.url}/"

@@ -90,10 +90,13 @@ values = st.recursive(
     max_leaves=4,
 )
 objects = st.dictionaries(st.text(max_size=10), values, max_size=4)
+texts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=10
+)
 headers = st.builds(
     lambda extra, fields: {**extra, **fields},
     objects,
-    st.fixed_dictionaries(dict.fromkeys(HEADER, st.text(min_size=1, max_size=10))),
+    st.fixed_dictionaries(dict.fromkeys(HEADER, texts)),
 )
 """Complete headers, with fields that nobody knows."""
 

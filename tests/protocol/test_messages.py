@@ -17,6 +17,7 @@ from app.protocol.messages import (
     Header,
     MalformedMessage,
     Message,
+    checked_object,
     complete_header,
     decode_header,
     decode_parent,
@@ -132,6 +133,18 @@ def test_a_subshell_is_kept() -> None:
 def test_a_clients_header_that_cannot_be_understood_is_refused(part: bytes) -> None:
     with pytest.raises(MalformedMessage, match=r"^header: "):
         complete_header(part, "mine")
+
+
+@pytest.mark.parametrize("msg_id", ["a\0b", "x" * 1025, "ä" * 513])
+def test_an_id_that_cannot_be_stored_is_refused(msg_id: str) -> None:
+    with pytest.raises(MalformedMessage, match=r"^header: msg_id has a NUL, or more"):
+        complete_header(dump({**HEADER, "msg_id": msg_id}), "mine")
+
+
+@pytest.mark.parametrize("msg_id", ["x" * 1024, "ä" * 512])
+def test_any_other_id_is_the_clients(msg_id: str) -> None:
+    part = dump({**HEADER, "msg_id": msg_id})
+    assert complete_header(part, "mine")[0] == part
 
 
 @pytest.mark.parametrize("name", ["msg_id", "username", "own"])
@@ -268,3 +281,38 @@ def test_content_that_is_no_json_is_named(content: bytes) -> None:
 
     with pytest.raises(MalformedMessage, match=r"^content: "):
         message.content()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(b" {} ", b'{"a":[1,{"b":null}]}', b'{"a":1e999}', '{"ä":"€"}'.encode()),
+        *(b'{"a":NaN}', b'{"a":-Infinity}', b'{"a":"\\ud800"}', memoryview(b'{"a":1}')),
+    ],
+)
+def test_an_object_is_sent_on_as_it_is(part: bytes) -> None:
+    assert checked_object("content", part) is part
+
+
+@pytest.mark.parametrize("part", [b"{}", b"null", memoryview(b"null")])
+def test_nothing_is_an_empty_object(part: bytes) -> None:
+    assert checked_object("metadata", part) == b"{}"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(b"", b"[]", b"1", b'"x"', b"{", b"{}{}", b"{'a':1}", b'{"a":1,}', b'{"a":"\n"}'),
+        *(b"\xff", b'{"a":"\xff"}', b'{"a":"\\x"}', b"[NaN]", b'{"a":' * 100_000),
+    ],
+)
+def test_what_is_no_object_is_refused(part: bytes) -> None:
+    with pytest.raises(MalformedMessage, match=r"^content: "):
+        checked_object("content", part)
+
+
+def test_only_small_parts_are_parsed_leniently() -> None:
+    large = b'{"a":NaN,"b":"%s"}' % (b"x" * messages.LENIENT_BYTES)
+
+    with pytest.raises(MalformedMessage, match=r"^content: "):
+        checked_object("content", large)

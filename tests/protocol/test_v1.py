@@ -82,10 +82,20 @@ def test_both_directions_agree(parts: Parts, extra: list[bytes]) -> None:
 
 
 def test_an_incomplete_header_is_completed_and_the_rest_untouched() -> None:
-    message = v1.decode(join_v1(b"shell", [b'{"msg_type":"t"}', b"", b"no", b"\xff"]), "mine")
+    rest = [b"{ }", b'{"a": "\\u00e4"}', b'{"b":NaN}', b"\xff"]
+    message = v1.decode(join_v1(b"shell", [b'{"msg_type":"t"}', *rest]), "mine")
 
     assert load(message.parts[0])["session"] == "mine"
-    assert [bytes(part) for part in message.parts[1:]] == [b"", b"no", b"\xff"]
+    assert [bytes(part) for part in message.parts[1:]] == rest
+
+
+@pytest.mark.parametrize(("index", "name"), [(1, "parent_header"), (2, "metadata"), (3, "content")])
+def test_a_part_that_no_kernel_can_read_is_refused(index: int, name: str) -> None:
+    parts = [*PARTS]
+    parts[index] = b"{"
+
+    with pytest.raises(MalformedMessage, match=f"^{name}: "):
+        v1.decode(join_v1(b"shell", parts), "mine")
 
 
 @pytest.mark.parametrize("name", ["", "hb", "zzz", "chännel"])

@@ -228,7 +228,7 @@ PURE: Final = frozenset(
             "managers.files.models",
         ),
         *("managers.files.notebooks", "managers.files.tree", "managers.files.writing"),
-        *("managers.kernels.phases", "managers.kernels.restarts"),
+        *("managers.kernels.departures", "managers.kernels.phases", "managers.kernels.restarts"),
         *("managers.processes.launchable",),
         *("keeper.terms", "managers.replicas.lease", "managers.replicas.terms"),
         *(

@@ -60,9 +60,14 @@ WRONG_V1: dict[str, bytes] = {
     "header a list": _v1(b"shell", b"[]", b"{}", b"{}", b"{}"),
     "header null": _v1(b"shell", b"null", b"{}", b"{}", b"{}"),
     "header empty": _v1(b"shell", b"", b"{}", b"{}", b"{}"),
+    "msg_id with a NUL": _v1(b"shell", GOOD.replace(b'"m"', b'"\\u0000"'), b"{}", b"{}", b"{}"),
     "no msg_type": _v1(b"shell", b'{"msg_id": "m"}', b"{}", b"{}", b"{}"),
     "msg_type a number": _v1(b"shell", b'{"msg_type": 7}', b"{}", b"{}", b"{}"),
     "nested deeply": _v1(b"shell", b'{"a":' * 100_000, b"{}", b"{}", b"{}"),
+    "parent a list": _v1(b"shell", GOOD, b"[]", b"{}", b"{}"),
+    "metadata empty": _v1(b"shell", GOOD, b"{}", b"", b"{}"),
+    "content not JSON": _v1(b"shell", GOOD, b"{}", b"{}", b"{"),
+    "content not UTF-8": _v1(b"shell", GOOD, b"{}", b"{}", b'{"code": "\xff"}'),
 }
 
 WRONG_LEGACY: dict[str, str | bytes] = {
@@ -77,6 +82,7 @@ WRONG_LEGACY: dict[str, str | bytes] = {
     "header null": '{"header": null}',
     "empty header": '{"header": {}}',
     "msg_type a number": '{"header": {"msg_type": 7}}',
+    "msg_id with a NUL": '{"header": {"msg_type": "a", "msg_id": "\\u0000"}}',
     "session a list": '{"header": {"msg_type": "a", "session": []}}',
     "content a list": json.dumps({"header": HEADER, "content": []}),
     "content a string": json.dumps({"header": HEADER, "content": "text"}),

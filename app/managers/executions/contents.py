@@ -13,7 +13,7 @@ import msgspec
 
 from ...protocol.messages import Buffer, Message
 
-__all__ = ["content_of", "raw_json", "text_of"]
+__all__ = ["content_of", "count_of", "raw_json", "text_of"]
 
 _decode = msgspec.json.Decoder().decode
 _decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
@@ -40,6 +40,14 @@ def text_of(value: Any) -> str:
     if isinstance(value, Sequence) and all(isinstance(line, str) for line in value):
         return "".join(value)
     return ""
+
+
+def count_of(value: Any) -> int | None:
+    """An ``execution_count`` of a message; None for what is no number, or has more than 64 bits.
+
+    User code may set the count, and a larger one cannot be stored.
+    """
+    return value if isinstance(value, int) and -(2**63) <= value < 2**63 else None
 
 
 def _plain(part: Buffer) -> Any:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from ...protocol.messages import Message, format_timestamp
 from ..log.message_log import MessageLog
-from .contents import content_of, text_of
+from .contents import content_of, count_of, text_of
 from .execution import Execution, ExecutionState, StepName
 from .history import ExecutionReader
 from .outputs import display_id_of
@@ -323,8 +323,7 @@ def _bundle(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _count(content: dict[str, Any]) -> int | None:
-    count = content.get("execution_count")
-    return count if isinstance(count, int) else None
+    return count_of(content.get("execution_count"))
 
 
 _MAKERS: Final[dict[str, Callable[[dict[str, Any]], Event | None]]] = {

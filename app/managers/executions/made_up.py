@@ -7,7 +7,7 @@ from typing import Any
 
 from ...protocol.messages import Message
 from ..log.message_log import MessageLog, Position
-from .contents import content_of
+from .contents import content_of, count_of
 from .execution import Execution
 from .history import WholeReader
 
@@ -28,8 +28,7 @@ def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]
             continue
         if message.msg_type == "execute_input":
             began = True
-            found = content_of(message).get("execution_count")
-            count = found if isinstance(found, int) else None
+            count = count_of(content_of(message).get("execution_count"))
         elif message.msg_type == "error":
             error = content_of(message)
             return {"status": "error", "execution_count": count, **error}

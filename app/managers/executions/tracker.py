@@ -17,6 +17,7 @@ import msgspec
 from ...protocol.messages import ClientMessage, Message
 from ..log.entries import Position
 from ..log.message_log import MessageLog
+from .contents import count_of
 from .displays import Displays
 from .execution import Execution, InputRequest
 from .incomplete import IDLE_SECONDS, REPLY_SECONDS, Incomplete
@@ -302,8 +303,7 @@ class ExecutionTracker:
         execution = next((one for one in same_id if one.reply_status is None), same_id[0])
         reply = _read_reply(message)
         status = reply.status if isinstance(reply.status, str) else ""
-        count = reply.execution_count if isinstance(reply.execution_count, int) else None
-        if execution.on_reply(status, count):
+        if execution.on_reply(status, count_of(reply.execution_count)):
             self._complete(execution)
         else:
             self.changed(execution)

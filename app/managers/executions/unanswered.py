@@ -10,7 +10,7 @@ from typing import Final
 from ...keeper.requests import Request
 from .execution import Execution, ExecutionState
 
-__all__ = ["Overdue", "Subshells", "Unanswered"]
+__all__ = ["Behind", "Dropped", "Overdue", "Subshells", "Unanswered"]
 
 REPLY_SECONDS: Final = 5.0
 """How many seconds after its idle status a request waits for its reply, which comes over another
@@ -23,6 +23,11 @@ another request, to find out whether it still replies."""
 BEGIN_SECONDS: Final = (5.0, 60.0)
 """How many seconds an execution may wait in a subshell before the kernel is asked whether it has
 that subshell; and the longest pause between two such questions."""
+
+
+DROPPED_SECONDS: Final = (5.0, 60.0)
+"""How many seconds an execution may wait at a main shell that runs nothing before the kernel is
+asked whether it still replies; and the longest pause between two looks."""
 
 
 class Unanswered:
@@ -211,3 +216,56 @@ class Subshells:
         for execution in [*self._waiting]:
             if execution.state is not ExecutionState.QUEUED:
                 del self._waiting[execution]
+
+
+class Dropped:
+    """Executions of one kernel's main shell with which the kernel never begins.
+
+    ipykernel drops a request that it takes for one it has had before, as its signature is the same,
+    and sends nothing. Whatever waits for the main shell would wait for ever. A kernel replies in
+    order over one socket: once it has answered a later request, no reply to an earlier one follows.
+
+    ``suspects`` returns the executions that the kernel was sent, and that wait while its main shell
+    runs none; and None when no execution is under way. ``ask`` sends a request, and returns whether
+    the kernel answers within so many seconds. ``end`` is called with each execution that was a
+    suspect at two looks, and with which the kernel has not begun when it has answered.
+    """
+
+    def __init__(
+        self,
+        suspects: Callable[[], Collection[Execution] | None],
+        ask: Callable[[float], Awaitable[bool]],
+        end: Callable[[Execution], None],
+    ) -> None:
+        self._suspects = suspects
+        self._ask = ask
+        self._end = end
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Look now and then, as long as executions are under way."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._look(), name="dropped")
+
+    def clear(self) -> None:
+        """Look no more: the process is gone, or is another server's from now on."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _look(self) -> None:
+        first, longest = DROPPED_SECONDS
+        pause, known = first, set[Execution]()
+        while True:
+            await asyncio.sleep(pause)
+            found = self._suspects()
+            if found is None:
+                break
+            waiting = known & {*found}
+            if waiting and await self._ask(REPLY_SECONDS):
+                for execution in waiting:
+                    if execution.state is ExecutionState.QUEUED and _lacks_reply(execution):
+                        self._end(execution)
+            is_news = bool(found) and not waiting
+            pause, known = first if is_news else min(2 * pause, longest), {*found}
+        self._task = None

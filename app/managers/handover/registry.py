@@ -348,7 +348,7 @@ class Registry:
         forgotten, self._forgotten = self._forgotten, set()
         moved, self._places = self._places, {}
         touched = [(key, *what) for key, what in activity.items()]
-        records = [record() for record in changed.values()]
+        records = _records(changed)
         places = [each() for each in moved.values()]
         if not (touched or records or forgotten or places):
             return
@@ -407,3 +407,22 @@ class Registry:
                 await self.save(record)
         if self._changed or self._places:
             self._write_soon()
+
+
+def _records(
+    changed: dict[tuple[str, str], Callable[[], ExecutionRecord]],
+) -> list[ExecutionRecord]:
+    """The records of executions that have changed; one that cannot be made is taken out and told.
+
+    What a kernel or a client has said in one execution must not keep all others from being stored.
+    """
+    records = []
+    for key in [*changed]:
+        try:
+            records.append(changed[key]())
+        except Exception:
+            del changed[key]
+            kernel_id, execution_id = key
+            told = about(logger, kernel_id=kernel_id, execution_id=execution_id)
+            told.exception("execution %s cannot be stored for the next server", execution_id)
+    return records

@@ -7,12 +7,13 @@ them in a thread.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
 
@@ -31,8 +32,12 @@ __all__ = [
     "StoreAway",
     "UnusableRegistry",
     "check_store",
+    "decode_json",
+    "encode_json",
     "open_registry",
 ]
+
+T = TypeVar("T")
 
 FILE: Final = "registry.sqlite"
 
@@ -263,7 +268,7 @@ class SQLiteRegistry:
 
     def save(self, record: KernelRecord) -> None:
         values = [
-            msgspec.json.encode(value).decode() if name in _JSON else value
+            encode_json(value) if name in _JSON else _storable(value)
             for name, value in zip(_COLUMNS, msgspec.structs.astuple(record), strict=True)
         ]
         marks = ", ".join("?" * len(_COLUMNS))
@@ -338,9 +343,45 @@ class OtherSchema(Exception):
     """Another version has written the file; the argument is the version of its schema."""
 
 
+def encode_json(value: Any) -> str:
+    """JSON of what a record has.
+
+    Variables and paths may have bytes that are no UTF-8, which Python has as lone surrogates
+    [PEP 383]. msgspec refuses those.
+    """
+    try:
+        return msgspec.json.encode(value).decode()
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(value))
+
+
+def decode_json(text: str, kind: type[T]) -> T:
+    """What `encode_json` has made JSON of. Raises `msgspec.MsgspecError`."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.DecodeError:
+        with contextlib.suppress(ValueError, RecursionError):  # then the first error tells more
+            return msgspec.convert(json.loads(text), kind)
+        raise
+
+
+def _storable(value: Any) -> Any:
+    """A value as SQLite stores it: a text that is no UTF-8 as bytes."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "surrogatepass")
+    return value
+
+
+def _restored(value: Any) -> Any:
+    return value.decode("utf-8", "surrogatepass") if isinstance(value, bytes) else value
+
+
 def _record(row: tuple[Any, ...]) -> KernelRecord:
     fields = {
-        name: msgspec.json.decode(value) if name in _JSON else value
+        name: decode_json(value, Any) if name in _JSON else _restored(value)
         for name, value in zip(_COLUMNS, row, strict=True)
     }
     for name in _FLAGS:

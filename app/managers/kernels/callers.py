@@ -43,6 +43,7 @@ from ..processes.engines.quantities import Value
 from ..processes.paths import ResolutionModel, ResolvedPathModel, UnresolvedScopeModel, api_path
 from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
+from .departures import Departure
 from .kernel import Kernel
 from .multikernel import MultiKernelManager, connections, last_activity
 from .stopping import stop_quietly
@@ -103,10 +104,8 @@ class CallersKernels:
         return self._find(kernel_id) is not None or self._elsewhere(kernel_id) is not None
 
     def get(self, kernel_id: str) -> Kernel:
-        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too.
-
-        Requests for kernels of other replicas do not come here. One that does has come to a replica
-        that has just let the kernel go, and raises `ReplicaUnreachable`: it may come again.
+        """The kernel with this id. Raises `KernelNotFound`, for others' kernels, too, and
+        `ReplicaUnreachable` for one that this replica has just let go: the request may come again.
         """
         kernel = self._find(kernel_id)
         if kernel is not None:
@@ -168,7 +167,7 @@ class CallersKernels:
         kernel = self._manager.get(kernel_id)
         return kernel if self._everything or self._reads(kernel) else None
 
-    def _reads(self, kernel: Kernel | KernelElsewhere) -> bool:
+    def _reads(self, kernel: Kernel | KernelElsewhere | Departure) -> bool:
         return access(self.principal, "read", "kernels", kernel.ownership)
 
     @property
@@ -305,6 +304,16 @@ class CallersKernels:
             kernel for kernel in self if kernel.state.running and not kernel.state.unreachable
         ]
         await self._manager.usage.refresh_oldest(reached, most)
+
+    @property
+    def departed(self) -> int:
+        """The number of the latest departure, of whosever kernel."""
+        return self._manager.departures.last
+
+    def departures(self, since: int) -> list[Departure]:
+        """The kernels that have ended lately, and that the caller could read, behind a number."""
+        found = self._manager.departures.since(since, time.time())
+        return [one for one in found if self._all or self._reads(one)]
 
     def permission(self, action: str, kernel: Kernel) -> Permission:
         """Tells from time to time whether the caller may still do ``action``: a share can end."""

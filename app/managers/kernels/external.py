@@ -48,6 +48,8 @@ logger = logging.getLogger(__name__)
 FAREWELL_SECONDS: Final = 0.2
 """The time for a shutdown request to leave; whether the kernel heeds it cannot be seen."""
 
+FILE_GONE: Final = "Its connection file is gone, or is another one"
+
 MAX_FILE_BYTES: Final = 65536
 _PORTS: Final = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 _TEXTS: Final = ("kernel_name", "key", "ip")
@@ -210,7 +212,7 @@ class ExternalKernel(Kernel):
         """Raise `KernelNotRunning`: another program launches the process."""
         raise KernelNotRunning(f"Kernel {self.id} was not started by this server")
 
-    async def stop(self, *, now: bool = False) -> None:  # noqa: ARG002
+    async def stop(self, *, now: bool = False, why: str = "") -> None:  # noqa: ARG002
         """Forget the kernel. Its process is asked to end if it is `owned`, and goes on if not."""
         async with self._lock:
             if self._course.phase is Phase.GONE:
@@ -220,7 +222,7 @@ class ExternalKernel(Kernel):
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
-            await self._life.retire()
+            await self._life.retire(why)
 
     async def _live(self) -> None:
         """Ask the kernel until it answers, without a bound: its process cannot be watched."""
@@ -295,7 +297,7 @@ class ExternalKernels:
             for file, kernel in [*self._by_file.items()]:
                 if found.get(file) != kernel.info:
                     del self._by_file[file]
-                    await kernel.stop()
+                    await kernel.stop(why=FILE_GONE)
             for file, info in found.items():
                 if file not in self._by_file:
                     await self._add(file, info)

@@ -223,7 +223,7 @@ class Kernel:
                     self._course.on(Event.SHUTDOWN_ASKED)  # the kernel goes when the process does
                     await self._life.give_up(error.message)
                 else:
-                    await self._life.retire()
+                    await self._life.retire(error.message)
                 raise
 
     def _assign(self, left: Mapping[str, Any] | None, spec: KernelSpec | None = None) -> None:
@@ -458,9 +458,10 @@ class Kernel:
                 await self._life.give_up(error.message)
                 raise
 
-    async def stop(self, *, now: bool = False) -> None:
+    async def stop(self, *, now: bool = False, why: str = "") -> None:
         """End the process, by force when ``now``, and everything that belongs to the kernel.
 
+        ``why`` is the reason that is told of its end, unless it has died before.
         Bounded by `shutdown_seconds`, `TERMINATE_SECONDS` and the time a kill takes. Clients are
         told ``dead`` and their connections end. Raises `KernelNotStopped`, and leaves the kernel as
         it is, when the process cannot be ended; should it end later, the kernel goes with it.
@@ -474,7 +475,7 @@ class Kernel:
                 before = self.state.lifecycle
                 if before is not Lifecycle.DEAD:
                     self._course.on(Event.STOP)
-                    self.state.begin(Lifecycle.STOPPING)
+                    self.state.begin(Lifecycle.STOPPING, why or None)
                     try:
                         await self._registration.disown()
                         await self._launches.stop(restart=False, now=now)

@@ -25,6 +25,7 @@ from ..processes.launch_errors import start_failed
 from ..processes.process import KernelProcess
 from ..state import Lifecycle
 from ..telemetry.reports import KernelReports, LaunchCause
+from .departures import BY_CLIENT
 from .launches import Launches, not_stopped
 from .losses import Losses
 from .phases import Course, EndAsked, Event, Next, Phase, after_end
@@ -158,7 +159,7 @@ class Life:
             case Next.RETIRE:
                 self._logger.info("kernel %s: shut down as a client asked it to", self._kernel.id)
                 self._kernel.reports.shut_down_by_client()
-                await self.retire()
+                await self.retire(BY_CLIENT)
                 return False
             case Next.RESTART_AS_ASKED:
                 self._logger.info("kernel %s: restarted as a client asked it to", self._kernel.id)
@@ -466,12 +467,15 @@ class Life:
                 return
         await self._registration.save()
 
-    async def retire(self) -> None:
-        """The kernel has ended as it was asked to: remove all that belongs to it."""
+    async def retire(self, why: str = "") -> None:
+        """The kernel has ended as it was asked to: remove all that belongs to it.
+
+        ``why`` is the reason that is told of its end; by default, the one that it has.
+        """
         self._course.on(Event.RETIRED)
         self.settle_start(False)
         await self._launches.release(restart=False)
-        self._state.begin(Lifecycle.DEAD)
+        self._state.begin(Lifecycle.DEAD, why or None)
         try:
             await self._registration.forget()
             self._launches.remove_output()

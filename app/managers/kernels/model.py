@@ -50,8 +50,8 @@ class KernelModel(msgspec.Struct, omit_defaults=True):
     reason: Annotated[
         str | None,
         Meta(
-            description="Why it is dead, has no process just now, could not be stopped or cannot "
-            "be reached; absent when there is nothing to say."
+            description="Why it is dead, has no process just now, is stopped or could not be "
+            "stopped, or cannot be reached; absent when there is nothing to say."
         ),
     ] = None
     restarts: Annotated[

@@ -30,9 +30,11 @@ from ..processes.paths import cwd_for_path, working_directory
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
+from .departures import Departures
 from .external import ExternalKernels
 from .kernel import Kernel
 from .moving import WantedKernel
+from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
@@ -70,6 +72,7 @@ class MultiKernelManager:
         self._settings = settings = services.settings
         self._handover = services.handover
         self._kernels = KernelTable()
+        self.departures = Departures()
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
@@ -324,6 +327,7 @@ class MultiKernelManager:
                 ownership=asked.ownership,
                 given=asked.given,
             )
+            kernel.reports = reports  # its start is the first of its events
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched
@@ -405,10 +409,9 @@ class MultiKernelManager:
         kernel = self.get(kernel_id)
         clients = len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        kernel.state.changes += 1
-        kernel.state.reason = cull_reason(idle_seconds, limit)
-        kernel.traffic.why_it_stops = kernel.state.reason if limit else "The kernel was culled"
-        await kernel.stop()
+        why = cull_reason(idle_seconds, limit)
+        kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
+        await kernel.stop(why=why)
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
@@ -466,6 +469,7 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
+        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""

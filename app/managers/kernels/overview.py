@@ -23,10 +23,20 @@ from ..log.message_log import MessageLog
 from ..processes.engines.caller_options import settled
 from ..processes.engines.kinds import engine_of
 from ..processes.hosts.options import options_of
+from .departures import Departure
 from .kernel import Kernel
 from .usage import Series
 
-__all__ = ["Codes", "GoneEvent", "KernelEvent", "Overview", "RunningModel", "Watched", "WholeEvent"]
+__all__ = [
+    "Codes",
+    "GoneEvent",
+    "KernelEvent",
+    "Overview",
+    "RunningModel",
+    "Watched",
+    "WholeEvent",
+    "host_of",
+]
 
 LOOK_SECONDS: Final = 1.0
 """How often a stream looks at the kernels."""
@@ -63,6 +73,13 @@ class Watched(Protocol):
 
     def check_running(self) -> None:
         """Raise `ServerStopping` if the server is shutting down."""
+
+    @property
+    def departed(self) -> int:
+        """The number of the latest departure, of whosever kernel."""
+
+    def departures(self, since: int) -> list[Departure]:
+        """The kernels that have ended lately, and that the caller could read, behind a number."""
 
 
 class RunningModel(msgspec.Struct):
@@ -120,9 +137,24 @@ class KernelEvent(OverviewEvent, tag="kernel"):
 
 
 class GoneEvent(OverviewEvent, tag="gone"):
-    """A kernel is there no more, or not for the caller."""
+    """A kernel is there no more, or not for the caller.
+
+    A stream begins with the kernels that have ended within a day, as far as the server knows them.
+    """
 
     kernel_id: str
+    at: Annotated[
+        str | None,
+        Meta(
+            description="When it ended, UTC; null if that is not known: another replica has it, or "
+            "the caller may not see it any more."
+        ),
+    ] = None
+    kernel: Annotated[
+        msgspec.Raw | None,
+        Meta(description="What it was at its end; its `reason` tells why it has ended."),
+    ] = None
+    host: Annotated[str | None, Meta(description="Where it ran, as for a kernel.")] = None
 
 
 class WholeEvent(OverviewEvent, tag="whole"):
@@ -191,6 +223,7 @@ class Overview:
     def __init__(self, kernels: Watched) -> None:
         self._kernels = kernels
         self._codes = Codes()
+        self._departed = 0  # the number of the latest departure that is told
 
     def rows(self) -> Iterator[tuple[str, KernelEvent]]:
         """Every kernel as it is now, with its id."""
@@ -213,7 +246,7 @@ class Overview:
             sampled=format_timestamp(series.at) if series is not None and sampled else None,
             cpu=series.cpu if series is not None and sampled else None,
             memory=sampled.memory if sampled is not None else None,
-            host=_host_of(kernel),
+            host=host_of(kernel),
         )
 
     def _running(self, kernel: Kernel, execution: Execution) -> RunningModel:
@@ -258,8 +291,18 @@ class Overview:
     def _changes(self, told: dict[str, bytes]) -> Iterator[OverviewEvent]:
         """What is different from ``told``, which is brought up to date."""
         gone = set(told)
-        # A list: kernels come and go while the client takes what is told.
-        for kernel_id, row in [*self.rows()]:
+        # Lists: kernels come and go while the client takes what is told. An end is told before the
+        # kernels that there are: one of them may have been started anew under the same id.
+        ended = self._kernels.departures(self._departed)
+        self._departed = self._kernels.departed
+        rows = [*self.rows()]
+        for one in ended:
+            gone.discard(one.kernel_id)
+            told.pop(one.kernel_id, None)
+            self._codes.forget(one.kernel_id)
+            at = format_timestamp(one.at)
+            yield GoneEvent(one.kernel_id, at, msgspec.Raw(one.model), one.host)
+        for kernel_id, row in rows:
             gone.discard(kernel_id)
             encoded = _encode(row)
             if told.get(kernel_id) != encoded:
@@ -274,7 +317,8 @@ class Overview:
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def _host_of(kernel: Kernel) -> str | None:
+def host_of(kernel: Kernel) -> str | None:
+    """Where a kernel runs, as `KernelEvent.host` tells it."""
     try:
         options = options_of(settled(kernel.spec, kernel.given))
     except KernelStartFailed:

@@ -11,6 +11,7 @@ from typing import Any, Final
 from ...log_formats import about
 from ..errors import KernelNotStopped
 from ..processes.keeper.keepers import Keepers
+from .departures import BY_REQUEST
 from .kernel import Kernel
 
 __all__ = ["leave_all", "leave_now", "stop_all", "stop_or_give_up", "stop_quietly"]
@@ -35,11 +36,12 @@ async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_u
     Nobody can tell from here whether a process on a host that is away runs. With ``give_up`` the
     process is taken for gone, and the keeper there ends it when the host is back.
     """
-    is_away = kernel.state.unreachable or kernel.is_left
+    is_away, why = kernel.state.unreachable or kernel.is_left, BY_REQUEST
     if give_up and is_away and keepers.give_up(kernel.id, GIVEN_UP):
         kernel.state.on_reach("")
+        why = GIVEN_UP
     # The stop ends the kernel's life before that gets its turn to see a death.
-    await kernel.stop(now=now)
+    await kernel.stop(now=now, why=why)
 
 
 async def stop_all(

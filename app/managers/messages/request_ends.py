@@ -19,11 +19,11 @@ from ...protocol.messages import (
     decode_header,
     reply_type,
 )
-from ..executions.execution import Execution
+from ..executions.execution import Execution, ExecutionState
 from ..executions.made_up import reply_made_of_iopub
 from ..executions.stragglers import Stragglers
 from ..executions.tracker import ExecutionTracker
-from ..executions.unanswered import Behind, Overdue, Subshells, Unanswered
+from ..executions.unanswered import Behind, Dropped, Overdue, Subshells, Unanswered
 from ..log.message_log import MessageLog
 from .line import Line
 from .outbox import Outbox
@@ -32,6 +32,7 @@ from .voice import Voice
 
 __all__ = ["RequestEnds", "is_execution"]
 
+_DROPPED: Final = "The kernel has dropped the request: it has answered a later one"
 _UNDELIVERED: Final = "The server was killed before the kernel had the request"
 _UNSENT: Final = "The keeper of the kernel was killed before the kernel had the request"
 _UNREAD: Final = "A part of the kernel's log is lost, and with it how it ended"
@@ -75,6 +76,7 @@ class RequestEnds:
         self.stragglers = Stragglers(own.ask_on_control, tracker.finish)
         self.unanswered = Unanswered(self._answer_in_its_place)
         self.subshells = Subshells(own.subshells, self._end_in_subshell)
+        self.dropped = Dropped(self._suspects, own.answers_on_shell, self._end_dropped)
 
     def clear(self) -> None:
         """Watch over nothing: the process is gone, or is another server's from now on."""
@@ -82,6 +84,7 @@ class RequestEnds:
         self.subshells.clear()
         self.overdue.clear()
         self.behind.clear()
+        self.dropped.clear()
 
     # The end of one request
 
@@ -172,10 +175,38 @@ class RequestEnds:
         if execution.cancel_asked:  # that it is interrupted when it begins is no longer true
             execution.take_step("cancel", reason, self._log.next_seq)
         self._tracker.give_up(execution, reason)
+        self._finish_request_of(execution, _error("NoSubshell", reason))
+
+    def _suspects(self) -> list[Execution] | None:
+        """The executions that may have been dropped (`Dropped`); None if none is under way."""
+        under_way = [*self._tracker.under_way]
+        if not under_way:
+            return None
+        at_work = self._tracker.at_main_shell
+        if at_work is None or at_work.running:
+            return []
+        sent = {(request.msg_id, request.owner) for request in self.pending if request.logged}
+        return [
+            one
+            for one in under_way
+            if one.on_main_shell
+            and one.state is ExecutionState.QUEUED
+            and (one.id, one.session) in sent
+        ]
+
+    def _end_dropped(self, execution: Execution) -> None:
+        """End an execution that the kernel has dropped; it has not run."""
+        self._tracker.give_up(execution, _DROPPED, never_ran=True)
+        self._finish_request_of(execution)
+
+    def _finish_request_of(
+        self, execution: Execution, answer: dict[str, Any] | None = None
+    ) -> None:
+        """Answer the request of an execution with which the kernel has not begun."""
         for request in [*self.pending]:
             if request.msg_id == execution.id and request.owner == execution.session:
                 self.pending.discard(request)
-                self.finish(request, _error("NoSubshell", reason))
+                self.finish(request, answer)
                 return
 
     def wait_for_stragglers(self, execution: Execution) -> None:

@@ -124,6 +124,8 @@ class Submissions:
             execution.generation = self._state.generation
         if execution is not None and message.header.subshell_id is not None:
             self._ends.subshells.add(execution, message.header.subshell_id)
+        elif execution is not None:
+            self._ends.dropped.watch()
         if not self._outbox.send(message, session) and execution is not None:
             self._tracker.store_request(execution, message)
         return True

@@ -188,6 +188,8 @@ class Traffic:
         self._line.opened()
         self._outbox.open(self._hand_over)
         self.tracker.on_ready()
+        if next(self.tracker.under_way, None) is not None:
+            self.ends.dropped.watch()
 
     def replace_process(self) -> None:
         """Hold clients' requests from now on for the next process: this one is to be stopped.

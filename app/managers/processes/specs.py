@@ -242,24 +242,34 @@ class Specs:
     def _model(self, name: str, spec: KernelSpec) -> KernelSpecModel:
         resources = {}
         for file in _files(spec.resource_dir):
-            if file.name in _SCRIPTS:
-                resources[file.name] = self._url(name, file)
-            elif file.name.startswith("logo-"):
-                resources[file.stem] = self._url(name, file)
+            key = file.name if file.name in _SCRIPTS else file.stem
+            is_shown = file.name in _SCRIPTS or file.name.startswith("logo-")
+            if is_shown and _served(spec.resource_dir, file.name):
+                resources[key] = self._url(name, file)
         return KernelSpecModel(name, msgspec.convert(spec.to_dict(), KernelSpecFile), resources)
 
     def _url(self, name: str, file: Path) -> str:
         return f"{self._prefix}kernelspecs/{quote(name)}/{quote(file.name)}"
 
     def _resource(self, name: str, path: str) -> Path:
-        directory = Path(self._find(name).resource_dir).resolve()
-        try:
-            file = (directory / path).resolve(strict=True)
-            if not path.endswith("/") and file.is_relative_to(directory) and file.is_file():
-                return file
-        except (OSError, ValueError, RuntimeError):
-            pass
-        raise NotFound("Kernel resource not found")
+        file = _served(self._find(name).resource_dir, path)
+        if file is None:
+            raise NotFound("Kernel resource not found")
+        return file
+
+
+def _served(resource_dir: str, path: str) -> Path | None:
+    """The file of a spec's directory that has this path there; None if there is none to serve."""
+    if not resource_dir:  # as a path this is the working directory
+        return None
+    try:
+        directory = Path(resource_dir).resolve()
+        file = (directory / path).resolve(strict=True)
+        if not path.endswith("/") and file.is_relative_to(directory) and file.is_file():
+            return file
+    except (OSError, ValueError, RuntimeError):
+        pass
+    return None
 
 
 def _files(directory: str) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from ...protocol.messages import format_timestamp
-from ..handover.store import ExecutionRecord, KernelRecord, Lease
+from ..handover.store import ExecutionRecord, KernelRecord, Lease, decode_json, encode_json
 from ..log.places import Places
 from ..owners.principal import ANONYMOUS
 from .database import CHANNEL, Connection, Database
@@ -26,7 +26,6 @@ TOLD_AT_ONCE: Final = 150
 """Ids in one notification, which has 8000 bytes at the most."""
 
 _encode = msgspec.json.encode
-decode_record: Final = msgspec.json.Decoder(KernelRecord).decode
 
 
 class SharedStore:
@@ -80,7 +79,7 @@ class SharedStore:
                     "RETURNING id",
                     (
                         *(record.id, self._replica, term, self._keeper_of(record), record.owner),
-                        *(record.created, _encode(record).decode(), record.last_activity),
+                        *(record.created, encode_json(record), record.last_activity),
                         *(record.execution_state, _first_model(record)),
                     ),
                 ).fetchone()
@@ -254,6 +253,11 @@ class SharedStore:
     def close(self) -> None:
         """Close the connection."""
         self._database.close()
+
+
+def decode_record(text: str) -> KernelRecord:
+    """The record of a row."""
+    return decode_json(text, KernelRecord)
 
 
 def _first_model(record: KernelRecord) -> str:

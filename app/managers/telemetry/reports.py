@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta
 
 from ...keeper.processes import UNKNOWN_EXIT
-from ...protocol.messages import Buffer, ClientMessage
+from ...protocol.messages import Buffer, ClientMessage, format_timestamp
 from ..errors import KernelkeepError
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
@@ -16,7 +21,7 @@ from .audit import AuditLog
 from .counters import Counters
 from .events import KERNEL_ACTIONS, KERNEL_LIFECYCLE, Events
 
-__all__ = ["Action", "KernelReports", "LaunchCause"]
+__all__ = ["Action", "KernelReports", "LaunchCause", "PastEvent"]
 
 Action = Literal["start", "interrupt", "shutdown", "restart"]
 
@@ -36,6 +41,26 @@ _AUDITED: Final = ("interrupt_request", "shutdown_request", "debug_request")
 
 
 _ASKED: Final = {"input_reply": "input"}
+
+MOST_PAST: Final = 50
+"""How many events of a kernel are remembered."""
+
+
+class PastEvent(msgspec.Struct):
+    """Something that has happened to a kernel."""
+
+    at: Annotated[str, Meta(description="When, UTC.")]
+    event: Annotated[
+        str,
+        Meta(
+            description="The `event` of the schema `kernel_lifecycle`, or the `action` of "
+            "`kernel_actions`.",
+            examples=["automatic_restart"],
+        ),
+    ]
+    details: Annotated[
+        dict[str, Any], Meta(description="What its schema has beside, such as the `reason`.")
+    ]
 
 
 class KernelReports:
@@ -62,6 +87,8 @@ class KernelReports:
         self._kernel: dict[str, Any] = {"kernel_id": kernel_id, "kernel_name": name}
         # In lower case, as kernelspecs are found: R and r are one series.
         self.kind = kind or name.lower()
+        self.past: deque[PastEvent] = deque(maxlen=MOST_PAST)
+        """What has happened to the kernel, usage left out, the latest first."""
 
     # Actions of clients
 
@@ -80,6 +107,7 @@ class KernelReports:
         self._note(action)
 
     def _act(self, action: Action, **data: Any) -> None:
+        self._remember(action, data)
         told = {"action": action, **self._kernel, **data}
         self._events.emit(KERNEL_ACTIONS, told, self.ownership)
 
@@ -156,7 +184,7 @@ class KernelReports:
         """What the processes have used of the processors' time, and use of memory, in bytes."""
         figures = {"cpu_seconds": cpu_seconds, "memory": memory}
         known = {name: value for name, value in figures.items() if value is not None}
-        self._tell("usage", **known)
+        self._emit("usage", known)
 
     def ends_soon(self, limit: str, seconds: float) -> None:
         """The kernel will be stopped in ``seconds``, by its owner's ``limit``."""
@@ -179,6 +207,13 @@ class KernelReports:
         self._note("shut_down_by_client")
 
     def _tell(self, event: str, **data: Any) -> None:
+        self._remember(event, data)
+        self._emit(event, data)
+
+    def _remember(self, event: str, details: dict[str, Any]) -> None:
+        self.past.appendleft(PastEvent(format_timestamp(time.time()), event, details))
+
+    def _emit(self, event: str, data: dict[str, Any]) -> None:
         owner = self.ownership.owner
         whose = {} if owner == ANONYMOUS else {"owner": owner}
         told = {"event": event, **self._kernel, **whose, **data}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.managers.executions.contents import content_of, raw_json, text_of
+from app.managers.executions.contents import content_of, count_of, raw_json, text_of
 from tests.support.messages import said_raw
 
 LENIENT: dict[bytes, Any] = {
@@ -57,3 +57,13 @@ def test_content_is_an_object(sent: bytes) -> None:
 )
 def test_a_text_may_come_as_lines(value: Any, text: str) -> None:
     assert text_of(value) == text
+
+
+@pytest.mark.parametrize("value", [0, 7, -1, 2**63 - 1, -(2**63)])
+def test_a_count_is_a_number(value: int) -> None:
+    assert count_of(value) == value
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**30, 1.5, "1", None, [1]])
+def test_what_cannot_be_stored_is_no_count(value: Any) -> None:
+    assert count_of(value) is None

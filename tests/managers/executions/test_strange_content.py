@@ -8,8 +8,8 @@ import logging
 import pytest
 
 from app.managers.log.message_log import Reader
-from app.protocol import v1, wire
-from app.protocol.messages import ClientMessage, Message
+from app.protocol import wire
+from app.protocol.messages import ClientMessage, Header, Message
 from app.protocol.signing import Signer
 from tests.managers.scripted import ScriptedKernel
 
@@ -40,9 +40,10 @@ def said(channel: str, msg_type: str, content: bytes, parent: bytes = b"{}") -> 
 
 
 def asked(msg_type: str, content: bytes) -> ClientMessage:
+    """A request as it comes from a server before this one, or from a client's library."""
+    known = Header("1", msg_type, "s")
     header = json.dumps({"msg_id": "1", "msg_type": msg_type, "session": "s"}).encode()
-    frame, _ = v1.encode("control", [header, b"{}", b"{}", content])
-    return v1.decode(frame, "s")
+    return ClientMessage("control", known, [header, b"{}", b"{}", content])
 
 
 @pytest.mark.parametrize("content", STRANGE)

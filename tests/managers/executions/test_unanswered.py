@@ -253,6 +253,68 @@ async def test_a_kernel_that_tells_of_no_subshells_may_run_it(content: dict[str,
     await asyncio.sleep(0)
 
 
+# Requests that a kernel drops
+
+
+@pytest.fixture
+def looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unanswered, "DROPPED_SECONDS", (0.05, 0.1))
+
+
+@pytest.mark.usefixtures("looked_for_soon")
+async def test_an_execution_that_the_kernel_drops_ends_and_those_behind_it_run() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    dropped, held = kernel.execution(kernel.send()), kernel.run()
+    await answers_something_else(kernel)
+    await eventually(lambda: dropped.ended)
+    reason = "The kernel has dropped the request: it has answered a later one"
+    assert (dropped.state, dropped.reason) == ("aborted", reason)
+    assert held.sent
+    (reply,) = replies(reader, "execute_reply")
+    assert reply == {"status": "aborted"}
+
+
+@pytest.mark.usefixtures("looked_for_soon")
+async def test_one_that_begins_while_the_kernel_is_asked_goes_on() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.execution(kernel.send())
+    await eventually(lambda: kernel.probes)
+    kernel.is_busy(execution)
+    await answers_something_else(kernel)
+    kernel.is_idle(execution)
+    kernel.replies(execution)
+    assert execution.state == "ok"
+    await eventually(lambda: not _looking("dropped"))
+
+
+@pytest.mark.usefixtures("looked_for_soon")
+async def test_a_kernel_that_answers_nothing_may_begin_yet() -> None:
+    kernel = ScriptedKernel()
+    execution = kernel.execution(kernel.send())
+    await eventually(lambda: len(kernel.probes) > 1)
+    assert not execution.ended
+    kernel.is_busy(execution)
+    assert execution.running
+
+
+async def test_what_waits_behind_code_or_for_the_kernel_is_not_suspected() -> None:
+    kernel = ScriptedKernel()
+    suspects = kernel.traffic.ends._suspects
+    assert suspects() is None
+    first = kernel.execution(kernel.send())
+    await eventually(lambda: suspects() == [first])
+    kernel.is_busy(first)
+    second = kernel.execution(kernel.send())
+    assert suspects() == []
+    kernel.is_idle(first)
+    kernel.replies(first)
+    await eventually(lambda: suspects() == [second])
+    kernel.begin_restart()
+    waiting = kernel.execution(kernel.send())
+    assert waiting not in (suspects() or ())
+
+
 async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
     kernel = ScriptedKernel()
     header = submit(kernel, "complete_request")
@@ -263,4 +325,5 @@ async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
     kernel.is_idle(execution)
     assert _looking("overdue")
     await kernel.be_buried()
-    await eventually(lambda: not _looking("subshells") and not _looking("overdue"))
+    names = ("subshells", "overdue", "dropped")
+    await eventually(lambda: not any(map(_looking, names)))

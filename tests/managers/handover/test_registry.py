@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import stat
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.kernels_cli import kernels_command
@@ -19,6 +21,8 @@ from app.managers.handover.store import (
     OtherSchema,
     SQLiteRegistry,
     UnusableRegistry,
+    decode_json,
+    encode_json,
     open_registry,
 )
 from app.managers.state import Restarts
@@ -72,6 +76,23 @@ def test_what_is_stored_comes_back(tmp_path: Path) -> None:
     assert not again.load_executions("a")
     assert stat.S_IMODE((tmp_path / "registry.sqlite").stat().st_mode) == 0o600
     again.close()
+
+
+def test_what_is_no_utf8_comes_back(tmp_path: Path) -> None:
+    path = os.fsdecode(b"/work/\xff")
+    odd = record("a", cwd=path, env={"PATH": path}, connection_file=f"{path}/a.json", name="naïve")
+    store, _ = open_registry(tmp_path)
+    store.save(odd)
+    store.save(record("b", env={"A": "\\ud800 is written so"}))
+    assert store.load() == [odd, record("b", env={"A": "\\ud800 is written so"})]
+    store.close()
+    assert decode_json(encode_json(odd), KernelRecord) == odd
+
+
+@pytest.mark.parametrize("text", ["", "[", '{"id": "\\ud800"', '{"id": 5}', '{"id": "\\ud800"}'])
+def test_what_is_no_record_is_refused(text: str) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        decode_json(text, KernelRecord)
 
 
 async def test_what_a_kernel_did_before_it_was_saved_is_not_written_over_that(
@@ -187,6 +208,22 @@ async def test_one_server_at_a_time_has_it(tmp_path: Path) -> None:
     again = Registry(tmp_path)
     assert await again.executions("k") == [ExecutionRecord("k", "e", 1, b"x")]
     await again.close()
+
+
+async def test_an_execution_that_cannot_be_stored_keeps_no_other_from_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def odd() -> ExecutionRecord:
+        raise OverflowError("a number is too large")
+
+    registry = Registry(tmp_path)
+    await registry.save(record("a"))
+    registry.note("a", "odd", odd)
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    await registry.flush()
+    assert await registry.executions("a") == [ExecutionRecord("a", "p", 1, b"x")]
+    assert "execution odd cannot be stored for the next server" in caplog.text
+    await registry.close()
 
 
 async def test_what_could_not_be_written_is_written_later_and_nothing_older_than_that(

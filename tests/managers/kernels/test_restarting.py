@@ -227,6 +227,7 @@ async def test_without_the_state_directory_kernels_run_on_and_none_is_ended_for_
         with pytest.raises(RestError) as raised:
             await kernel.rest.start_kernel("fake")
         assert raised.value.error["code"] == "kernel_start_failed"
+        assert not server.home.state_dir.exists()  # it would be open to others
         execution = await Executions(kernel.rest, kernel.id).run("print and here")
         assert execution["state"] == "ok"
         await kernel.rest.delete(kernel.id)

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
 from app.managers.errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
@@ -453,6 +454,36 @@ async def test_a_file_with_a_strange_name_spoils_nothing(specs: Specs, tmp_path:
 
     assert "good" in models
     assert set(json.loads(msgspec.json.encode(models))) == set(models)
+
+
+@pytest.mark.usefixtures("_unlogged")
+async def test_only_what_is_served_is_listed(specs: Specs, tmp_path: Path) -> None:
+    directory = write_kernelspec(tmp_path, "other", Spec())
+    write(tmp_path / "elsewhere.png", PIXEL)
+    (directory / "logo-out.png").symlink_to(tmp_path / "elsewhere.png")
+    (directory / "logo-nowhere.png").symlink_to("nowhere")
+    (directory / "logo-directory").mkdir()
+    os.mkfifo(directory / "logo-pipe.svg")
+    write(directory / "here.png", PIXEL)
+    (directory / "logo-here.png").symlink_to("here.png")
+
+    resources = (await specs.models())["other"].resources
+
+    assert set(resources) == {"logo-here"}
+    assert await specs.resource("other", "logo-here.png") == directory / "here.png"
+
+
+async def test_a_spec_without_a_directory_has_no_files(
+    specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "logo-64x64.png", PIXEL)
+    spec = KernelSpec(argv=["k"], display_name="Nowhere", resource_dir="")
+    monkeypatch.setattr(specs, "_find", lambda _name: spec)
+
+    assert (await specs.model("nowhere")).resources == {}
+    with pytest.raises(NotFound, match="Kernel resource not found"):
+        await specs.resource("nowhere", "logo-64x64.png")
 
 
 def write_strange(directory: bytes) -> None:

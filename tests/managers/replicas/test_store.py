@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+
 import msgspec
 import pytest
 
@@ -24,6 +27,7 @@ from app.managers.replicas.membership import (
 from app.managers.replicas.store import SharedStore
 from app.managers.replicas.terms import Terms
 from app.managers.state import Restarts
+from app.protocol.messages import MAX_ID_BYTES
 from tests.managers.handover.test_registry import record
 from tests.support.processes import eventually
 
@@ -69,19 +73,27 @@ def second(database: Database, first: Member) -> Member:
 def test_what_is_stored_comes_back_to_whoever_takes_it(first: Member, second: Member) -> None:
     restarts = Restarts(3, "2026-11-22T14:49:48.797413Z", "exited with code 3")
     first.save(record("b", created=9.0, pid=None, restarts=restarts))
-    first.save(record("a", env={"NUL": "\0"}))
+    env = {"NUL": "\0", "PATH": os.fsdecode(b"/no/utf-8/\xff")}
+    first.save(record("a", env=env))
     first.store.touch([("a", 7.5, "busy", b"{}"), ("gone", 1.0, "idle", b"{}")])
     first.store.save_executions([ExecutionRecord("a", e, n, b"x") for n, e in enumerate("pqr")], [])
     first.store.save_executions([ExecutionRecord("a", "p", 9, b"y")], [("a", "q")])
     assert second.take() == []
     first.database.run(lambda one: leave(one, first.replica.id))
-    expected = record("a", env={"NUL": "\0"}, last_activity=7.5, execution_state="busy")
+    expected = record("a", env=env, last_activity=7.5, execution_state="busy")
     assert second.take() == [expected, record("b", created=9.0, pid=None, restarts=restarts)]
     executions = second.store.load_executions("a")
     assert [msgspec.structs.astuple(one) for one in executions] == [
         ("a", "r", 2, b"x"),
         ("a", "p", 9, b"y"),
     ]
+
+
+def test_the_longest_id_that_a_client_may_choose_is_stored(first: Member) -> None:
+    longest = secrets.token_hex(MAX_ID_BYTES // 2)
+    first.save(record("a"))
+    first.store.save_executions([ExecutionRecord("a", longest, 1, b"x")], [])
+    assert [one.id for one in first.store.load_executions("a")] == [longest]
 
 
 def test_a_write_of_an_earlier_term_changes_nothing_and_is_reported(

@@ -1,17 +1,13 @@
-import { useEffect, useState } from "preact/hooks";
-
-import { request, type Schemas } from "../api/client";
-import { token } from "../app/token";
+import { api, messageOf, request, type Schemas } from "../api/client";
 import { fullMoment, moment } from "../components/format";
 import { Plain } from "../output/Rich";
-import { type KernelEvent, eventsOf, MOST_EVENTS } from "./events";
+import { detailsOfEvent, nameOfEvent } from "./events";
 import { pathOf } from "./paths";
-import { listen } from "./subscription";
 import { usePolled } from "./polled";
 
-const PERIOD = 5000;
+const PERIOD = 3000;
 
-/** What happens to a kernel, from now on, and what its process itself has written. */
+/** What has happened to a kernel lately, and what its process itself has written. */
 export default function EventsView({ id }: { id: string }) {
   return (
     <>
@@ -22,38 +18,33 @@ export default function EventsView({ id }: { id: string }) {
 }
 
 function Events({ id }: { id: string }) {
-  const [events, setEvents] = useState<readonly KernelEvent[]>([]);
-  const [problem, setProblem] = useState("");
-  const shown = token.value;
-  useEffect(() => {
-    setEvents([]);
-    return listen({
-      event: (text) => {
-        const found = eventsOf(text, id);
-        if (found !== null) setEvents((before) => [found, ...before].slice(0, MOST_EVENTS));
-      },
-      problem: setProblem,
-    });
-  }, [id, shown]);
+  const [events, problem] = usePolled(
+    async () => {
+      const { data, error } = await api.GET("/api/kernels/{kernel_id}/events", {
+        params: { path: { kernel_id: id }, query: { no_track_activity: "1" } as never },
+      });
+      if (data === undefined) throw new Error(messageOf(error));
+      return data;
+    },
+    PERIOD,
+    [id],
+  );
   return (
     <section aria-label="Events">
       <h2>Events</h2>
-      {problem !== "" && <p class="notice">{problem}</p>}
-      {events.length === 0 ? (
-        <p class="muted">Nothing has happened since this view was opened.</p>
-      ) : (
-        <ul class="events" aria-live="polite">
-          {events.map((event) => (
-            <li key={event.key}>
-              <time dateTime={event.at} title={fullMoment(new Date(event.at))}>
-                {moment(new Date(event.at))}
-              </time>
-              <strong>{event.name}</strong>
-              <span>{event.details}</span>
-            </li>
-          ))}
-        </ul>
-      )}
+      {problem !== "" && <p class="notice error">{problem}</p>}
+      {events?.length === 0 && <p class="muted">Nothing that this server knows.</p>}
+      <ul class="events" aria-live="polite">
+        {events?.map((event) => (
+          <li key={`${event.at} ${event.event}`}>
+            <time dateTime={event.at} title={fullMoment(new Date(event.at))}>
+              {moment(new Date(event.at))}
+            </time>
+            <strong>{nameOfEvent(event)}</strong>
+            <span>{detailsOfEvent(event)}</span>
+          </li>
+        ))}
+      </ul>
     </section>
   );
 }

@@ -2,9 +2,11 @@ import { api, type Kernel, messageOf } from "../api/client";
 import { allows } from "../api/me";
 import { href } from "../app/router";
 import { lazy } from "../components/lazy";
+import { Pill } from "../components/Pill";
 import { Ago } from "../components/Time";
 import { act, pending, undo } from "../kernels/actions";
-import { names } from "../kernels/store";
+import { nameOf, reasonOf, type Row, specOf } from "../kernels/row";
+import { names, rows } from "../kernels/store";
 import { usePolled } from "./polled";
 import "./kernel.css";
 
@@ -38,14 +40,14 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
     PERIOD,
     [id],
   );
+  const row = rows.value.get(id);
+  if (row !== undefined && row.gone !== null && problem !== "") return <Gone row={row} />;
   const { sessions, specs } = names.value;
   const session = sessions.get(id) || undefined;
   const spec = kernel === null ? undefined : (specs.get(kernel.name) ?? kernel.name);
   return (
     <>
-      <nav aria-label="Where this kernel is" class="crumbs">
-        <a href={href("kernels")}>Kernels</a>
-      </nav>
+      <Crumbs />
       <header class="kernel-head">
         <h1>
           {session ?? spec ?? "Kernel"} <span class="mono muted kernel-id">{id}</span>
@@ -62,6 +64,40 @@ export default function KernelView(props: { id: string; tab: string; rest: reado
       </nav>
       <Tab id={id} tab={tab} rest={rest} />
     </>
+  );
+}
+
+/** Of a kernel that has ended nothing is left but why. */
+function Gone({ row }: { row: Row }) {
+  const name = nameOf(row, names.value);
+  const spec = specOf(row, names.value);
+  return (
+    <>
+      <Crumbs />
+      <header class="kernel-head">
+        <h1>
+          {name} <span class="mono muted kernel-id">{row.id}</span>
+        </h1>
+        <div class="kernel-state">
+          <Pill state="gone" />
+          {name !== spec && <span>{spec}</span>}
+          <span>
+            <Ago since={new Date(row.gone ?? 0)} /> ago
+          </span>
+        </div>
+        <p class="notice" role="status">
+          {reasonOf(row)}. What it has put out went with it.
+        </p>
+      </header>
+    </>
+  );
+}
+
+function Crumbs() {
+  return (
+    <nav aria-label="Where this kernel is" class="crumbs">
+      <a href={href("kernels")}>Kernels</a>
+    </nav>
   );
 }
 
@@ -124,7 +160,7 @@ function State(props: { kernel: Kernel | null; problem: string; spec: string | u
   if (kernel === null) return <p class="loading">Loading …</p>;
   return (
     <div class="kernel-state">
-      <span class={`state state-${kernel.execution_state}`}>{kernel.execution_state}</span>
+      <Pill state={kernel.execution_state} />
       {spec !== undefined && <span>{spec}</span>}
       {kernel.owner && <span>owner {kernel.owner}</span>}
       <span>

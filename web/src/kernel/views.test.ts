@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 
 import { spansOf } from "../executions/spans";
-import { eventsOf } from "./events";
+import { detailsOfEvent, nameOfEvent } from "./events";
 import { latest, pointsOf, summary } from "./usagePoints";
 
 test("messages a second are told by two points", () => {
@@ -40,11 +40,15 @@ test("executions lie where they were in time", () => {
   expect(spansOf([], 0)).toEqual([]);
 });
 
-test("events of other kernels, usage and what is no event are left out", () => {
-  const event = { kernel_id: "k", event: "dead", reason: "killed", kernel_name: "n", __timestamp__: "2026-01-01T00:00:00Z" };
-  expect(eventsOf(JSON.stringify(event), "k")).toMatchObject({ name: "Dead", details: "reason: killed", at: "2026-01-01T00:00:00Z" });
-  expect(eventsOf(JSON.stringify(event), "other")).toBeNull();
-  expect(eventsOf(JSON.stringify({ ...event, event: "usage" }), "k")).toBeNull();
-  expect(eventsOf("no JSON", "k")).toBeNull();
-  expect(eventsOf(JSON.stringify({ kernel_id: "k", action: "start", status: "error" }), "k")).toMatchObject({ name: "Started (failed)" });
+test("events are told in words, and what went well only once", () => {
+  const event = (event: string, details: Record<string, unknown>) => ({ at: "2026-01-01T00:00:00Z", event, details });
+  expect(nameOfEvent(event("dead", { reason: "killed" }))).toBe("Dead");
+  expect(detailsOfEvent(event("dead", { reason: "killed" }))).toBe("reason: killed");
+  const started = event("start", { status: "success", msg: "Kernel k was started." });
+  expect([nameOfEvent(started), detailsOfEvent(started)]).toEqual(["Started", ""]);
+  const failed = event("start", { status: "error", msg: "no such kernelspec", status_code: 404 });
+  expect(nameOfEvent(failed)).toBe("Started (failed)");
+  expect(detailsOfEvent(failed)).toBe("msg: no such kernelspec, status code: 404");
+  expect(detailsOfEvent(event("new", { one: { two: 3 }, none: null }))).toBe('one: {"two":3}');
+  expect(nameOfEvent(event("new", {}))).toBe("new");
 });

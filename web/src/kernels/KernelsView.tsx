@@ -50,7 +50,6 @@ export default function KernelsView() {
     return () => document.removeEventListener("keydown", onKey);
   }, []);
   const shown = shownRows(names.value);
-  const all = rows.value.size;
   const { column, down } = asked.value;
   return (
     <>
@@ -68,7 +67,7 @@ export default function KernelsView() {
         </label>
         <SortChoice column={column} down={down} />
         <span class="muted" role="status">
-          {standing.value === "waiting" ? "Loading …" : countText(shown.length, all)}
+          {standing.value === "waiting" ? "Loading …" : countText(shown, [...rows.value.values()])}
         </span>
         {allows("kernels", "write") && (
           <button type="button" class="primary" onClick={() => setStarting(true)}>
@@ -86,9 +85,12 @@ export default function KernelsView() {
   );
 }
 
-function countText(shown: number, all: number): string {
-  const of = shown === all ? "" : ` of ${number(all)}`;
-  return `${number(shown)}${of} ${all === 1 ? "kernel" : "kernels"}`;
+function countText(shown: readonly Row[], all: readonly Row[]): string {
+  const count = (rows: readonly Row[]) => rows.filter((row) => row.gone === null).length;
+  const there = count(all);
+  const of = count(shown) === there ? "" : ` of ${number(there)}`;
+  const gone = all.length === there ? "" : `, ${number(all.length - there)} gone`;
+  return `${number(count(shown))}${of} ${there === 1 ? "kernel" : "kernels"}${gone}`;
 }
 
 /** Where the table has no heads of columns, on a phone, the order is chosen here. */
@@ -120,23 +122,25 @@ function SortChoice({ column, down }: { column: Sort | null; down: boolean }) {
 function Content({ shown }: { shown: readonly Row[] }) {
   const known = rows.value;
   const chosen = [...selected.value].filter((id) => known.get(id)?.gone === null);
-  const gone = [...known.values()].some((row) => row.gone !== null);
-  if (known.size === 0 && standing.value === "live") {
-    return <p class="notice">No kernel runs. Start one here, or with any client of Jupyter.</p>;
-  }
+  const all = [...known.values()];
+  const gone = all.some((row) => row.gone !== null);
+  const none = standing.value === "live" && all.every((row) => row.gone !== null);
   return (
     <>
+      {none && <p class="notice">No kernel runs. Start one here, or with any client of Jupyter.</p>}
       {chosen.length > 0 && allows("kernels", "write") && <Many ids={chosen} />}
-      <Table
-        shown={shown}
-        column={asked.value.column}
-        down={asked.value.down}
-        onSort={(next) => {
-          const { column, down } = asked.peek();
-          const figures = ["memory", "cpu", "log", "connections", "running"].includes(next);
-          ask({ column: next, down: column === next ? !down : figures });
-        }}
-      />
+      {all.length > 0 && (
+        <Table
+          shown={shown}
+          column={asked.value.column}
+          down={asked.value.down}
+          onSort={(next) => {
+            const { column, down } = asked.peek();
+            const figures = ["memory", "cpu", "log", "connections", "running"].includes(next);
+            ask({ column: next, down: column === next ? !down : figures });
+          }}
+        />
+      )}
       {gone && (
         <p>
           <button type="button" onClick={forgetGone}>

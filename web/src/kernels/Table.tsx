@@ -5,14 +5,16 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { allows } from "../api/me";
 import { number } from "../components/format";
 import { useWindowVirtual } from "../components/virtual";
-import type { Row, Sort } from "./row";
+import { kindOf, type Row, type Sort } from "./row";
 import { selected } from "./selection";
 import { rows } from "./store";
 import { TableRow } from "./TableRow";
 
-const NARROW = matchMedia("(max-width: 1080px)");
-const WIDE_ROW = 46;
-const NARROW_ROW = 200;
+// As in kernels.css.
+const NARROW = matchMedia("(max-width: 1023px)");
+const WIDE_ROW = 52;
+const NARROW_ROW = { full: 202, quiet: 162, gone: 136 } as const;
+const NARROW_LINE = 20; // with the owner and the host
 
 interface Props {
   readonly shown: readonly Row[];
@@ -34,16 +36,22 @@ function useNarrow(): boolean {
 export function Table({ shown, column, down, onSort }: Props) {
   const body = useRef<HTMLDivElement>(null);
   const narrow = useNarrow();
+  const all = [...rows.value.values()];
+  const owners = all.some(({ told }) => told.kernel.owner);
+  const hosts = all.some(({ told }) => told.host !== null);
+  const more = owners || hosts ? NARROW_LINE : 0;
+  const size = (index: number): number => {
+    const row = shown[index];
+    if (!narrow || row === undefined) return WIDE_ROW;
+    return NARROW_ROW[kindOf(row)] + (row.gone === null ? more : 0);
+  };
   const virtual = useWindowVirtual(body, {
     count: shown.length,
-    size: () => (narrow ? NARROW_ROW : WIDE_ROW),
+    size,
     key: (index) => shown[index]?.id ?? index,
     overscan: narrow ? 4 : 10,
   });
   useEffect(() => virtual.measure(), [narrow]);
-  const all = [...rows.value.values()];
-  const owners = all.some(({ told }) => told.kernel.owner);
-  const hosts = all.some(({ told }) => told.host !== null);
   const kinds = `${owners ? " with-owner" : ""}${hosts ? " with-host" : ""}`;
   const top = body.current?.offsetTop ?? 0;
   return (

@@ -1,13 +1,15 @@
+import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 
 import { allows } from "../api/me";
 import { href } from "../app/router";
 import { bytes, duration, number } from "../components/format";
 import { now } from "../components/now";
+import { Pill } from "../components/Pill";
 import { Sparkline } from "../components/Sparkline";
 import { Ago } from "../components/Time";
-import { pending, undo } from "./actions";
-import { nameOf, reasonOf, type Row, specOf } from "./row";
+import { type Action, pending, undo } from "./actions";
+import { kindOf, nameOf, reasonOf, type Row, specOf } from "./row";
 import { doWith, selected } from "./selection";
 import { KEPT_MS, pointsOf, seriesVersion, wantPast } from "./series";
 import { names } from "./store";
@@ -33,7 +35,7 @@ export function TableRow({ row, index, top, owners, hosts }: Props) {
   return (
     <div
       role="row"
-      class={`kernels-row kernel-row${gone === null ? "" : " is-gone"}`}
+      class={`kernels-row kernel-row is-${kindOf(row)}`}
       aria-rowindex={index + 2}
       data-kernel={id}
       style={{ transform: `translateY(${top}px)` }}
@@ -42,30 +44,59 @@ export function TableRow({ row, index, top, owners, hosts }: Props) {
         {gone === null && allows("kernels", "write") && <Choice id={id} name={name} />}
       </span>
       <span role="cell" class="c-name">
-        <a href={href("kernels", id)} title={`${name} · ${id}`}>
-          {name}
-        </a>
+        {gone === null ? (
+          <a href={href("kernels", id)} title={`${name} · ${id}`}>
+            {name}
+          </a>
+        ) : (
+          <strong title={`${name} · ${id}`}>{name}</strong>
+        )}
         <small class="muted" title={id}>
           {name === spec ? "" : `${spec} · `}
           <span class="mono">{id.slice(0, 8)}</span>
         </small>
       </span>
-      {owners && <span role="cell" class="c-owner">{kernel.owner ?? "–"}</span>}
-      {hosts && <span role="cell" class="c-host">{told.host ?? "here"}</span>}
+      {owners && (
+        <span role="cell" class="c-owner" title={kernel.owner ?? ""}>
+          <Narrow>of </Narrow>
+          {kernel.owner ?? "–"}
+        </span>
+      )}
+      {hosts && (
+        <span role="cell" class="c-host" title={told.host ?? ""}>
+          {told.host !== null && <Narrow>on </Narrow>}
+          {told.host ?? "here"}
+        </span>
+      )}
       <State row={row} />
       <Running row={row} />
       <span role="cell" class="c-activity">
+        <Narrow>used </Narrow>
         <Ago since={kernel.last_activity} />
+        <Narrow> ago</Narrow>
       </span>
-      <span role="cell" class="c-connections">
-        {number(kernel.connections)}
-        <span class="narrow-only"> {kernel.connections === 1 ? "client" : "clients"}</span>
-      </span>
-      <Usage row={row} />
-      <span role="cell" class="c-log">{bytes(told.log_bytes)}</span>
+      {gone === null ? (
+        <>
+          <span role="cell" class="c-connections">
+            {number(kernel.connections)} {kernel.connections === 1 ? "client" : "clients"}
+          </span>
+          <Usage row={row} />
+          <span role="cell" class="c-log">
+            <Narrow>log </Narrow>
+            {bytes(told.log_bytes)}
+          </span>
+        </>
+      ) : (
+        ["connections", "memory", "cpu", "log"].map((one) => <span key={one} role="cell" class={`c-${one}`} />)
+      )}
       <Actions row={row} name={name} />
     </div>
   );
+}
+
+/** A word that is needed where there are no heads of columns. */
+function Narrow({ children }: { children: ComponentChildren }) {
+  return <span class="narrow-only">{children}</span>;
 }
 
 function Choice({ id, name }: { id: string; name: string }) {
@@ -83,19 +114,12 @@ function Choice({ id, name }: { id: string; name: string }) {
   );
 }
 
-const LOOKS: Readonly<Record<string, string>> = {
-  idle: "good", busy: "busy", starting: "busy", restarting: "busy", terminating: "busy",
-  dead: "bad", unknown: "bad",
-};
-
 function State({ row }: { row: Row }) {
   const { told, state, gone } = row;
   const since = gone === null ? told.state_since : new Date(gone);
   return (
     <span role="cell" class="c-state">
-      <span class={`state state-${gone === null ? (LOOKS[state] ?? "other") : "other"}`}>
-        {gone === null ? state : "gone"}
-      </span>{" "}
+      <Pill state={gone === null ? state : "gone"} />
       <small class="muted">
         <Ago since={since} />
       </small>
@@ -107,16 +131,10 @@ function Running({ row }: { row: Row }) {
   const { told, gone } = row;
   const reason = reasonOf(row);
   const { running } = told;
-  if (gone !== null) {
+  if (gone !== null || running === null) {
+    const bad = gone === null && row.state === "dead";
     return (
-      <span role="cell" class="c-running muted">
-        {reason || "Stopped, culled or ended elsewhere"}
-      </span>
-    );
-  }
-  if (running === null) {
-    return (
-      <span role="cell" class={`c-running${row.state === "dead" ? " error-text" : " muted"}`} title={reason}>
+      <span role="cell" class={`c-running c-reason ${bad ? "error-text" : "muted"}`} title={reason}>
         {reason}
       </span>
     );
@@ -166,7 +184,10 @@ function Usage({ row }: { row: Row }) {
             least={0.2}
           />
         )}
-        <span>{cpu}</span>
+        <span>
+          {cpu}
+          <Narrow> CPU</Narrow>
+        </span>
       </span>
     </>
   );
@@ -188,16 +209,35 @@ function Actions({ row, name }: { row: Row; name: string }) {
   }
   return (
     <span role="cell" class="c-actions">
-      <button type="button" disabled={state !== "busy"} aria-label={`Interrupt ${name}`}
-        onClick={() => doWith("interrupt", [id])}>
-        Interrupt
-      </button>
-      <button type="button" aria-label={`Restart ${name}`} onClick={() => doWith("restart", [id])}>
-        Restart
-      </button>
-      <button type="button" class="danger" aria-label={`Stop ${name}`} onClick={() => doWith("stop", [id])}>
-        Stop
-      </button>
+      <Button action="interrupt" label="Interrupt" {...{ id, name }} disabled={state !== "busy"} />
+      <Button action="restart" label="Restart" {...{ id, name }} />
+      <Button action="stop" label="Stop" {...{ id, name }} />
     </span>
+  );
+}
+
+const ICONS: Readonly<Record<Action, string>> = {
+  interrupt: "M5 3v10M11 3v10",
+  restart: "M13 4v3.5H9.5M12.6 7A5 5 0 1 0 13 9.5",
+  stop: "M4 4h8v8H4z",
+};
+
+/** Its word where there is room for it, else a picture: the row's other facts come first. */
+function Button(props: { action: Action; label: string; id: string; name: string; disabled?: boolean }) {
+  const { action, label, id, name, disabled = false } = props;
+  return (
+    <button
+      type="button"
+      class={action === "stop" ? "danger" : ""}
+      disabled={disabled}
+      aria-label={`${label} ${name}`}
+      title={label}
+      onClick={() => doWith(action, [id])}
+    >
+      <svg class="icon" viewBox="0 0 16 16" width="16" height="16" aria-hidden="true">
+        <path d={ICONS[action]} />
+      </svg>
+      <span class="word">{label}</span>
+    </button>
   );
 }

@@ -5,7 +5,6 @@ import { signal } from "@preact/signals";
 
 import { api, base, messageOf, request } from "../api/client";
 import { toast } from "../components/toasts";
-import { stopped } from "./store";
 
 export type Action = "interrupt" | "restart" | "stop";
 
@@ -59,10 +58,8 @@ async function perform(action: Action, id: string): Promise<string> {
   const params = { params: { path: { kernel_id: id } } };
   try {
     if (action === "stop") {
-      stopped.add(id);
       const { error, response } = await api.DELETE("/api/kernels/{kernel_id}", params);
       if (response.status === 404) return "";
-      if (error) stopped.delete(id);
       return error ? messageOf(error) : "";
     }
     const { error } =
@@ -71,7 +68,6 @@ async function perform(action: Action, id: string): Promise<string> {
         : await api.POST("/api/kernels/{kernel_id}/interrupt", params);
     return error ? messageOf(error) : "";
   } catch (error) {
-    stopped.delete(id);
     return messageOf(error);
   }
 }

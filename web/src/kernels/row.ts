@@ -5,19 +5,34 @@ import type { Schemas } from "../api/client";
 export type KernelEvent = Schemas["KernelEvent"];
 export type OverviewEvent =
   | (KernelEvent & { type: "kernel" })
-  | { type: "gone"; kernel_id: string }
+  | (Schemas["GoneEvent"] & { type: "gone" })
   | { type: "whole"; kernels: number };
 
 export interface Row {
   readonly id: string;
   readonly told: KernelEvent;
   readonly state: string;
-  /** When the kernel was found to be gone, in milliseconds; null as long as the server has it. */
+  /** When the kernel ended or was found to be gone, in milliseconds; null as long as the server has it. */
   readonly gone: number | null;
+  /** The name of its session, of a kernel that is gone: the session went with it. */
+  readonly session: string;
 }
 
 export function rowOf(told: KernelEvent): Row {
-  return { id: told.kernel.id, told, state: told.kernel.execution_state, gone: null };
+  return { id: told.kernel.id, told, state: told.kernel.execution_state, gone: null, session: "" };
+}
+
+/** The row of a kernel that is gone. `before` is the row that it had; without one, the event has to tell. */
+export function goneRow(event: Schemas["GoneEvent"], before: Row | undefined, session: string): Row | null {
+  const { kernel_id: id, at, kernel, host } = event;
+  const gone = at ? Date.parse(at) : (before?.gone ?? Date.now());
+  const kept = session || (before?.session ?? "");
+  if (kernel && at) {
+    const figures = { running: null, waiting: 0, log_bytes: 0, sampled: null, cpu: null, memory: null };
+    const told = { ...figures, type: "kernel" as const, kernel, state_since: at, host: host ?? null };
+    return { id, told, state: kernel.execution_state, gone, session: kept };
+  }
+  return before === undefined ? null : { ...before, gone, session: kept };
 }
 
 /** Names for people that other answers of the API have: of kernelspecs, and of sessions by kernel. */
@@ -27,21 +42,27 @@ export interface Names {
 }
 
 export function nameOf(row: Row, names: Names): string {
-  const session = names.sessions.get(row.id);
-  return session !== undefined && session !== "" ? session : specOf(row, names);
+  return names.sessions.get(row.id) || row.session || specOf(row, names);
 }
 
 export function specOf(row: Row, names: Names): string {
   return names.specs.get(row.told.kernel.name) ?? row.told.kernel.name;
 }
 
-/** Why a kernel is dead, was restarted, or cannot be reached; empty when there is nothing to say. */
+/** Why a kernel is gone or dead, was restarted, or cannot be reached; empty when there is nothing to say. */
 export function reasonOf(row: Row): string {
   const { reason, restarts } = row.told.kernel;
   if (reason) return reason;
+  if (row.gone !== null) return "It has ended, or is no longer for you to see";
   if (!restarts) return "";
   const times = restarts.count === 1 ? "once" : `${restarts.count} times`;
   return `Restarted ${times}: ${restarts.reason}`;
+}
+
+/** What its card on a phone has room for: one that is `quiet` runs nothing, and has no reason to tell. */
+export function kindOf(row: Row): "gone" | "quiet" | "full" {
+  if (row.gone !== null) return "gone";
+  return row.told.running === null && reasonOf(row) === "" ? "quiet" : "full";
 }
 
 export const SORTS = [
@@ -76,7 +97,14 @@ function key(row: Row, sort: Sort, names: Names): string | number | null {
   }
 }
 
+/** Those that are gone come last, the latest first, whatever the others are sorted by. */
 export function sorted(rows: readonly Row[], sort: Sort | null, down: boolean, names: Names): Row[] {
+  const gone = rows.filter((row) => row.gone !== null);
+  gone.sort((one, other) => (other.gone ?? 0) - (one.gone ?? 0));
+  return [...sortedPresent(rows.filter((row) => row.gone === null), sort, down, names), ...gone];
+}
+
+function sortedPresent(rows: readonly Row[], sort: Sort | null, down: boolean, names: Names): Row[] {
   if (sort === null) return [...rows];
   const keyed = rows.map((row) => ({ row, value: key(row, sort, names) }));
   keyed.sort((one, other) => {

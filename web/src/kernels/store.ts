@@ -7,8 +7,9 @@ import { api, TokenWanted } from "../api/client";
 import { allows, me } from "../api/me";
 import { StreamRefused, streamLines } from "../api/lines";
 import { markUnreachable, pause, retryDelay, watchedAttempt } from "../api/reach";
-import { token, tokenTurn, tokenWanted } from "../app/token";
-import { type KernelEvent, type Names, type OverviewEvent, type Row, rowOf } from "./row";
+import { readStored, store } from "../app/storage";
+import { tabStorage, token, tokenTurn, tokenWanted } from "../app/token";
+import { goneRow, type KernelEvent, type Names, type OverviewEvent, type Row, rowOf } from "./row";
 import { addPoint, forgetSeries } from "./series";
 
 /** `waiting`: nothing is known yet; `refused`: this identity may not see kernels. */
@@ -16,15 +17,18 @@ export const standing = signal<"waiting" | "live" | "refused">("waiting");
 export const rows = signal<ReadonlyMap<string, Row>>(new Map());
 export const names = signal<Names>({ specs: new Map(), sessions: new Map() });
 
-const MOST_GONE = 50;
+const MOST_GONE = 200;
+const FORGOTTEN = "kernelkeep.forgotten";
 const NAMES_MS = 15_000;
 
-/** Kernels that the page itself has had stopped: they leave the table at once. */
-export const stopped = new Set<string>();
+/** The server tells of kernels that have ended each time that it is asked: these were seen. */
+const forgotten = new Set((readStored(tabStorage(), FORGOTTEN) ?? "").split(" "));
 
 export function forgetGone(): void {
-  const left = [...rows.value].filter(([, row]) => row.gone === null);
-  rows.value = new Map(left);
+  const gone = [...rows.value.values()].filter((row) => row.gone !== null);
+  for (const { id } of gone) forgotten.add(id);
+  store(tabStorage(), FORGOTTEN, [...forgotten].slice(-MOST_GONE * 5).join(" "));
+  rows.value = new Map([...rows.value].filter(([, row]) => row.gone === null));
 }
 
 function take(events: readonly OverviewEvent[], toldNow: Set<string>): void {
@@ -35,14 +39,17 @@ function take(events: readonly OverviewEvent[], toldNow: Set<string>): void {
       const { id } = event.kernel;
       more ||= !next.has(id);
       toldNow.add(id);
+      forgotten.delete(id);
       next.set(id, rowOf(event));
       notePoint(event);
     } else if (event.type === "gone") {
       toldNow.delete(event.kernel_id);
-      leave(next, event.kernel_id);
+      if (!forgotten.has(event.kernel_id)) leave(next, event);
     } else {
       standing.value = "live";
-      for (const [id, row] of next) if (!toldNow.has(id) && row.gone === null) leave(next, id);
+      for (const [id, row] of next) {
+        if (!toldNow.has(id) && row.gone === null) leave(next, { type: "gone", kernel_id: id, at: null, kernel: null, host: null });
+      }
     }
   }
   rows.value = next;
@@ -53,16 +60,13 @@ function notePoint({ kernel, sampled, cpu, memory }: KernelEvent): void {
   if (sampled !== null) addPoint(kernel.id, Date.parse(sampled), cpu, memory);
 }
 
-/** A kernel is gone: its row stays with what was last known, unless the page has had it stopped. */
-function leave(next: Map<string, Row>, id: string): void {
-  const row = next.get(id);
-  if (row === undefined) return;
+/** A kernel is gone: its row stays, with why. */
+function leave(next: Map<string, Row>, event: OverviewEvent & { type: "gone" }): void {
+  const { kernel_id: id } = event;
+  const row = goneRow(event, next.get(id), names.peek().sessions.get(id) ?? "");
+  if (row === null) return;
   forgetSeries(id);
-  if (stopped.delete(id)) {
-    next.delete(id);
-    return;
-  }
-  next.set(id, { ...row, gone: Date.now() });
+  next.set(id, row);
   const gone = [...next.values()].filter((one) => one.gone !== null);
   gone.sort((one, other) => (one.gone ?? 0) - (other.gone ?? 0));
   for (const old of gone.slice(0, Math.max(0, gone.length - MOST_GONE))) next.delete(old.id);

@@ -383,7 +383,7 @@ async def test_what_is_wrong_with_a_host_is_told(
     await refused("host_unusable", "too long", path=str(lab.directory / ("x" * 90)))
     await refused(None, "unknown field", hots="lab")
     await refused(None, "character", host="-oProxyCommand=touch /tmp/x")
-    await refused(None, "No such file or directory", directory="/nowhere/at all")
+    await refused(None, "There is no directory /nowhere/at all", directory="/nowhere/at all")
     # None of that holds up who comes next.
     write_kernelspec(home.jupyter_path, "far", lab.spec())
     kernel_id = (await rest.start_kernel("far"))["id"]

@@ -1,0 +1,169 @@
+"""The sessions of all owners: in memory, where they count, and stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Container, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Final, TypeVar
+from weakref import WeakValueDictionary
+
+from ...log_formats import about
+from ..handover.elsewhere import Known
+from ..handover.store import StoreAway
+from .store import Session, SessionKeeping
+
+__all__ = ["Everywhere", "SessionBook", "farewell"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+WRITE_SECONDS: Final = 10.0
+"""How long a change may take to be stored before it is given up."""
+
+ABORT_SECONDS: Final = 2.0
+"""How long a change that is given up may take to fail; whoever has made it waits no longer."""
+
+
+class SessionBook:
+    """The sessions of all owners, in memory and in a database.
+
+    The sessions in memory count, because every answer needs the state of their kernels anyway. Each
+    change is made in memory first and then stored by one thread. So no disk holds up the event
+    loop, and the database sees the changes in their order. An answer waits until its change is
+    stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
+    must not lose a running kernel by that.
+
+    Where the database is shared, others change it, too (`read_again`).
+    """
+
+    def __init__(self, kernels: Container[str], store: SessionKeeping) -> None:
+        self._kernels = kernels
+        self._store = store
+        self._sessions: dict[str, Session] = {}
+        self._by_owner: dict[str, dict[str, Session]] = {}
+        for session in store.load():
+            self._put(session)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._writing: Counter[str] = Counter()
+
+    def get(self, session_id: str) -> Session | None:
+        """The session with this id."""
+        return self._sessions.get(session_id)
+
+    def all(self) -> list[Session]:
+        """Every session, in the order in which they were made."""
+        return [*self._sessions.values()]
+
+    def of_owners(self, owners: Iterable[str]) -> list[Session]:
+        """The sessions of some owners."""
+        return [session for owner in owners for session in self._by_owner.get(owner, {}).values()]
+
+    def has_kernel(self, session: Session) -> bool:
+        """Whether there is the session's kernel."""
+        return session.kernel_id in self._kernels
+
+    def turn(self, key: str) -> asyncio.Lock:
+        """The lock of an owner's path, or of a session's id, in this server.
+
+        The dict's references are weak, so a lock exists as long as a request holds or awaits it.
+        """
+        return self._turns.setdefault(key, asyncio.Lock())
+
+    def turn_of_all(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:
+        """The turn to make an owner's session of a path, among all who have the database.
+
+        Sessions that were made before are known then. Raises `RegistryUnavailable`.
+        """
+        return self._store.turn(owner, path)
+
+    async def keep(self, session: Session) -> None:
+        """Add a session, or put it in the place of the one with its id, and store it."""
+        self._put(session)
+        await self._write(self._store.save, session, [session.id])
+
+    async def forget(self, *sessions: Session) -> None:
+        """Forget sessions."""
+        for session in sessions:
+            self._remove(session.id)
+        ids = [session.id for session in sessions]
+        await self._write(self._store.delete, ids, ids)
+
+    def read_again(self) -> None:
+        """Others have changed the database. A change of this server's that is under way holds."""
+        found = {session.id: session for session in self._store.load()}
+        for session_id in self._sessions.keys() - found.keys() - self._writing.keys():
+            self._remove(session_id)
+        for session in found.values():
+            if session.id not in self._writing:
+                self._put(session)
+
+    async def forget_gone(self, sessions: Iterable[Session]) -> None:
+        """Forget those of the sessions whose kernel is gone."""
+        gone = [session for session in sessions if not self.has_kernel(session)]
+        for session in gone:
+            about(logger, kernel_id=session.kernel_id).info("%s", farewell(session))
+        if gone:
+            await self.forget(*gone)
+
+    async def close(self) -> None:
+        """Store the changes that are not stored yet, and close the database. The kernels go on."""
+        await asyncio.to_thread(self._thread.shutdown)
+        self._store.close()
+
+    def _put(self, session: Session) -> None:
+        self._sessions[session.id] = session
+        self._by_owner.setdefault(session.owner, {})[session.id] = session
+
+    def _remove(self, session_id: str) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            own = self._by_owner[session.owner]
+            del own[session.id]
+            if not own:
+                del self._by_owner[session.owner]
+
+    async def _write(self, write: Callable[[T], None], what: T, ids: list[str]) -> None:
+        self._writing.update(ids)
+        written = asyncio.get_running_loop().run_in_executor(self._thread, write, what)
+        written.add_done_callback(partial(self._on_written, ids))
+        done, _ = await asyncio.wait({written}, timeout=WRITE_SECONDS)
+        if not done:
+            self._store.abort()
+            done, _ = await asyncio.wait({written}, timeout=ABORT_SECONDS)
+        if not done:
+            logger.error("a change of the sessions is not stored yet: its disk does not answer")
+
+    def _on_written(self, ids: list[str], written: asyncio.Future[None]) -> None:
+        self._writing -= Counter(ids)
+        error = written.exception()
+        if error is not None:
+            known = isinstance(error, sqlite3.Error | StoreAway)
+            text = "a change of the sessions could not be stored: %s"
+            logger.error(text, error, exc_info=None if known else error)
+
+
+class Everywhere:
+    """The ids of the kernels of this server, and of those that other replicas have."""
+
+    def __init__(self, here: Container[str], known: Known) -> None:
+        self._here = here
+        self._known = known
+
+    def __contains__(self, kernel_id: object) -> bool:
+        return kernel_id in self._here or kernel_id in self._known.kernels
+
+
+def farewell(session: Session) -> str:
+    """Why a session whose kernel is gone is gone, too."""
+    return (
+        f"Kernel '{session.kernel_id}' appears to have been culled or died unexpectedly, "
+        f"invalidating session '{session.id}'. The session has been removed."
+    )
