@@ -13,12 +13,7 @@ from typing import Final
 from uuid import uuid4
 
 from ...settings import Settings
-from ..errors import (
-    KernelNotFound,
-    KernelNotRunning,
-    KernelStartFailed,
-    ServerStopping,
-)
+from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
@@ -469,7 +464,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        self.departures.note(kernel.id, kernel.model, host_of(kernel), kernel.ownership, time())
+        told = kernel.model, host_of(kernel), kernel.ownership
+        self.departures.note(kernel.id, *told, time.time())
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
