@@ -13,7 +13,12 @@ from typing import Final
 from uuid import uuid4
 
 from ...settings import Settings
-from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
+from ..errors import (
+    KernelNotFound,
+    KernelNotRunning,
+    KernelStartFailed,
+    ServerStopping,
+)
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
@@ -402,9 +407,8 @@ class MultiKernelManager:
         Raises `KernelNotFound`.
         """
         kernel = self.get(kernel_id)
-        clients = len(kernel.traffic.clients)
+        why, clients = cull_reason(idle_seconds, limit), len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
-        why = cull_reason(idle_seconds, limit)
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
         await kernel.stop(why=why)
 
@@ -464,8 +468,8 @@ class MultiKernelManager:
 
     def _forget(self, kernel: Kernel) -> None:
         self._kernels.pop(kernel.id, None)
-        told = kernel.model, host_of(kernel), kernel.ownership
-        self.departures.note(kernel.id, *told, time.time())
+        departed = (kernel.id, kernel.model, host_of(kernel), kernel.ownership, time.time())
+        self.departures.note(*departed)
 
     async def _forget_the_dead(self, owner: str) -> None:
         """Remove the oldest dead kernels of an owner beyond `MAX_DEAD`; the others stay listed."""
