@@ -161,7 +161,7 @@ class OwnersKeys:
                 use.made = await how.make(str(uuid4()))
             else:
                 is_vital = scope == KERNELS
-                asked = (self._owner, scope, key, digest, how.make, how.find, how.confirm)
+                asked = (self._owner, scope, key, digest, *how)
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:

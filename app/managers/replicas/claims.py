@@ -212,6 +212,7 @@ class SharedClaims:
         make: Callable[[str], Awaitable[str]],
         find: Find,
         confirm: Confirm,
+        undo: Confirm,
         *,
         is_vital: bool,
     ) -> str:
@@ -232,12 +233,13 @@ class SharedClaims:
             if find(left.made) is not None:
                 return await self._confirm(left)
             del self._open[wanted.name]  # the kernel was another's meanwhile
-        # A claim may be there although its answer is lost: what is made without it would not be
-        # found by it. So only a registry that is known to be away is not asked.
-        if is_vital or not self._is_away():
-            made = await self._claim(wanted, find, is_vital=is_vital)
-            if made is not None:
-                return made
+        if self._is_away() and not is_vital:
+            return await self._unclaimed(wanted, make, confirm, undo)
+        # From here on the claim may be there although its answer is lost: what is made without it
+        # would not be found by it.
+        made = await self._claim(wanted, find, is_vital=is_vital)
+        if made is not None:
+            return made
         try:
             made = await make(wanted.attempt)
         except BaseException:
@@ -247,6 +249,22 @@ class SharedClaims:
             del self._open[next(iter(self._open))]
         self._open[wanted.name] = left = Open(wanted, made, confirm)
         return await self._confirm(left)
+
+    async def _unclaimed(
+        self, wanted: Claim, make: Callable[[str], Awaitable[str]], confirm: Confirm, undo: Confirm
+    ) -> str:
+        """Make something while the registry is away; what would have to be stored is undone.
+
+        Another replica could find it, and nothing there would tell whose key has made it.
+        """
+        made = await make(wanted.attempt)
+        try:
+            await confirm(made)
+        except BaseException:
+            await undo(made)
+            raise
+        await self._settle(wanted, made)
+        return made
 
     async def _confirm(self, left: Open) -> str:
         """Settle a claim when what it has made is stored. Raises what ``confirm`` does."""

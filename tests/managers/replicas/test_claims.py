@@ -46,6 +46,7 @@ class Replica(_Replica):
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
         self.is_unsure = False
+        self.undone: list[str] = []
 
     async def make(self, attempt: str) -> str:
         self.made += 1
@@ -59,8 +60,11 @@ class Replica(_Replica):
         if self.is_unsure:
             raise RegistryUnavailable
 
+    async def undo(self, made: str) -> None:
+        self.undone.append(made)
+
     async def once(self, key: str = "key", request: bytes = b"r", *, is_vital: bool = True) -> str:
-        asked = ("anna", "kernels", key, request, self.make, self.left.get, self.confirm)
+        asked = ("anna", "kernels", key, request, self.make, self.left.get, self.confirm, self.undo)
         return await self.claims.once(*asked, is_vital=is_vital)
 
     def die(self) -> None:
@@ -272,7 +276,11 @@ async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[R
     first.is_known_away = True
     with pytest.raises(RegistryUnavailable):
         await first.once()
-    first.is_away = True
+    first.is_away = first.is_unsure = True
+    with pytest.raises(RegistryUnavailable):
+        await first.once(is_vital=False)
+    assert first.undone == ["made by first"]
+    first.is_unsure = False
     assert await first.once(is_vital=False) == "made by first"
     assert first.known.expected == []
     # It is remembered when the registry is back.
