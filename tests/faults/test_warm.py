@@ -19,8 +19,9 @@ from tests.support.processes import eventually
 
 pytestmark = pytest.mark.timeout(600)
 
-PARK_SECONDS = 150
-"""For a kernel to be parked: one that could not be started is tried again after a minute."""
+PARK_SECONDS = 240
+"""For a kernel to be parked: one that could not be started is tried again after a minute. On a slow
+machine the second start may fail, too, and the third comes another minute later."""
 
 
 class WarmTable(Table):

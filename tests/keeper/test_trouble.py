@@ -369,7 +369,7 @@ async def test_a_process_that_a_killed_keeper_had_no_time_to_note_is_found(
     directory.mkdir(mode=0o700)
     gone = str(home.state_dir / "output" / "gone.log")
     notes = [["k", 0, "", str(output)], ["gone", 0, "", gone], ["odd", 0, "", "\0"]]
-    (directory / "kept").write_text(json.dumps(notes))
+    (directory / "kept").write_text("".join(f"{json.dumps(note)}\n" for note in notes))
     keeper = await open_keeper()
     kept = await keeper.kept()
     assert {kernel_id: kept.pid for kernel_id, kept in kept.items()} == {"k": process.pid}

@@ -329,7 +329,9 @@ async def test_one_that_lies_is_left_alone_and_the_newest_goes_on(
     make_keepers: Make,
     lie: Callable[[FalseKeeper], None],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(AsidePlace, "patience", 2.0)
     lie(false_keeper)
     false_keeper.greets.set()
     keepers = make_keepers()

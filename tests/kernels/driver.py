@@ -120,20 +120,22 @@ class Kernel:
         return str(message["header"]["msg_id"])
 
     async def frames(self, channel: str, count: int) -> list[list[bytes]]:
-        """The next messages, as they are, without late answers to what `ready` has asked.
+        """The next messages, as they are, without what comes late (`_next`)."""
+        async with asyncio.timeout(TIMEOUT):
+            return [await self._next(channel) for _ in range(count)]
+
+    async def _next(self, channel: str) -> list[bytes]:
+        """The next message that is no late answer to what `ready` has asked, and no welcome.
 
         A welcome is sent when the kernel looks at its subscribers, and that may be after it has
         answered a request.
         """
         socket = getattr(self.client, f"{channel}_channel").socket
-        messages: list[list[bytes]] = []
         late_answers = [*self._probes, b'"iopub_welcome"']
-        async with asyncio.timeout(TIMEOUT):
-            while len(messages) < count:
-                message = await socket.recv_multipart()
-                if not any(late in part for part in message for late in late_answers):
-                    messages.append(message)
-        return messages
+        while True:
+            message: list[bytes] = await socket.recv_multipart()
+            if not any(late in part for part in message for late in late_answers):
+                return message
 
     def is_signed(self, frames: list[bytes]) -> bool:
         """Whether the message has the signature of the connection file's key."""
@@ -142,8 +144,12 @@ class Kernel:
         return signature == frames[start + 1]
 
     async def is_silent(self, channel: str) -> bool:
-        socket = getattr(self.client, f"{channel}_channel").socket
-        return not await socket.poll(int(SILENCE * 1000))
+        """Whether nothing comes for a while but what is late (`_next`)."""
+        try:
+            await asyncio.wait_for(self._next(channel), SILENCE)
+        except TimeoutError:
+            return True
+        return False
 
     async def running(self) -> None:
         """Waits until the kernel is busy with an execution."""

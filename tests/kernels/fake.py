@@ -130,7 +130,7 @@ DELIMITER = b"<IDS|MSG>"
 PARTS = ("header", "parent_header", "metadata", "content")
 PROTOCOL_VERSION = "5.4"
 LIFETIME = 900  # seconds
-LINGER = 1000  # milliseconds that unsent messages are given when the kernel exits
+LINGER = 10_000  # milliseconds that unsent messages are given when the kernel exits
 # Bytes that a flood sends before the other channels are served.
 FLOOD_TURN = 256 * 1024
 

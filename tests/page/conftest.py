@@ -9,7 +9,7 @@ from typing import Protocol
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Error, Page, expect
+from playwright.async_api import Browser, Page, expect
 
 from tests.conftest import MakeServer
 from tests.support.browser import DESKTOP, WAIT_MS, PageWatch, new_page, watched_page
@@ -18,11 +18,8 @@ from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 from tests.support.shared import SharedServer, lasting_kernel
-from tests.support.still_network import still_network
 
 HERE = Path(__file__).parent
-
-LOADS = 10
 
 expect.set_options(timeout=WAIT_MS)
 
@@ -69,8 +66,7 @@ class KeptPage:
         """It is the caller's, and nobody else's, within the block."""
         self.is_taken = True
         try:
-            with still_network():
-                yield
+            yield
         finally:
             self.is_taken = False
 
@@ -91,7 +87,7 @@ class KeptPage:
         await page.set_viewport_size(viewport)  # type: ignore[arg-type]
         await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         address = f"{url}/{f'?token={token}' if token else ''}"
-        clean = lasts and not watch.broken_off and self._shown == address
+        clean = lasts and self._shown == address
         watch.begin(url)
         if clean and await page.evaluate(GOES, fragment or "#/kernels"):
             return page, watch
@@ -99,7 +95,7 @@ class KeptPage:
             await self._empty(page)
         self._shown = address if lasts else ""
         watch.begin(url)
-        await load(page, watch, address + fragment)
+        await page.goto(address + fragment)
         return page, watch
 
     async def _empty(self, page: Page) -> None:
@@ -224,24 +220,9 @@ async def open_page(
             else:
                 opened = watched_page(chromium, url, viewport=viewport, scheme=scheme)
                 page, watch = await stack.enter_async_context(opened)
-                await load(page, watch, f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
+                await page.goto(f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
             # A kernel that is gone before its row is asked about is no fault of the page.
             watch.allow("/usage?history=true")
             return page, watch
 
         yield open_one
-
-
-async def load(page: Page, watch: PageWatch, address: str) -> None:
-    """Open an address, and again if Chromium has broken it off (`PageWatch`)."""
-    for _ in range(LOADS):
-        before = watch.broken_off
-        try:
-            await page.goto(address)
-            if watch.broken_off == before:
-                return
-        except Error as error:
-            if "ERR_NETWORK_CHANGED" not in error.message:
-                raise
-        await page.goto("about:blank")
-    raise AssertionError(f"the network has changed {LOADS} times while the page was loaded")

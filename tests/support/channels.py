@@ -368,11 +368,15 @@ class JupyterChannels:
         unused = deque(answers)
         try:
             async with asyncio.timeout(timeout):
-                while not exchange.is_complete(replies=replies):
+                is_complete = exchange.is_complete(replies=replies)
+                while not is_complete:
                     message = await self.recv(timeout)
                     if message.parent_id != msg_id:
                         continue
                     exchange.messages.append(message)
+                    # Nothing else completes it, and there may be thousands of messages to look at.
+                    if message.state == "idle" or message.channel != "iopub":
+                        is_complete = exchange.is_complete(replies=replies)
                     if message.msg_type == "input_request" and unused:
                         await self.answer(message, unused.popleft())
         except TimeoutError as error:

@@ -9,6 +9,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,6 +37,7 @@ class Home:
         self.jupyter_path = self._directory("jupyter")
         self.home_dir = self._directory("home")
         self._temporary = self._directory("tmp")
+        self._others = {*psutil.pids()}
 
     def _directory(self, name: str) -> Path:
         directory = self.path / name
@@ -68,9 +70,18 @@ class Home:
         """Every process that a server of this home started, orphans included.
 
         A process belongs here if its environment, command line or working directory names a
-        directory of this home; its parent says nothing once that is gone.
+        directory of this home; its parent says nothing once that is gone. Those that were there
+        before the home are not looked at: they are nearly all, and each look is work.
         """
-        return [process for process in psutil.process_iter() if mentions(process, str(self.path))]
+        there = {*psutil.pids()}
+        self._others &= there  # the number of one that has ended may be that of another now
+        found = []
+        for pid in there - self._others:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if mentions(process, str(self.path)):
+                    found.append(process)
+        return found
 
     @property
     def run_dir(self) -> Path:

@@ -13,7 +13,6 @@ from playwright.async_api import Locator, Page, WebSocket, expect
 
 from tests.support.browser import DESKTOP, browser
 from tests.support.jupyterlab import JupyterLab
-from tests.support.still_network import still_network
 
 __all__ = ["lab_page", "output_of", "run_cell", "write_notebook"]
 
@@ -35,19 +34,18 @@ def write_notebook(path: Path, code: str, kernelspec: str) -> None:
 @asynccontextmanager
 async def lab_page(lab: JupyterLab, notebook: str, *, url: str = "") -> AsyncIterator[Page]:
     """The page with this notebook open; its kernel is ready. ``url`` is that of a proxy."""
-    with still_network():
-        async with browser() as chromium:
-            context = await chromium.new_context(viewport=DESKTOP)  # type: ignore[arg-type]
-            context.set_default_timeout(LOAD_MS)
-            page = await context.new_page()
-            heard = asyncio.Event()
-            page.on("websocket", lambda socket: _on_websocket(socket, heard))
-            await page.goto(f"{url or lab.url}/lab/tree/{notebook}?token={lab.token}")
-            async with asyncio.timeout(LOAD_MS / 1000):
-                await heard.wait()
-            idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-            await expect(idle).to_be_visible(timeout=LOAD_MS)
-            yield page
+    async with browser() as chromium:
+        context = await chromium.new_context(viewport=DESKTOP)  # type: ignore[arg-type]
+        context.set_default_timeout(LOAD_MS)
+        page = await context.new_page()
+        heard = asyncio.Event()
+        page.on("websocket", lambda socket: _on_websocket(socket, heard))
+        await page.goto(f"{url or lab.url}/lab/tree/{notebook}?token={lab.token}")
+        async with asyncio.timeout(LOAD_MS / 1000):
+            await heard.wait()
+        idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        await expect(idle).to_be_visible(timeout=LOAD_MS)
+        yield page
 
 
 def _on_websocket(socket: WebSocket, heard: asyncio.Event) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from subprocess import DEVNULL
 from typing import NamedTuple
 
-from tests.support.still_network import changing_network
-
 
 class Network:
     """A network namespace, ``there``, and the way to it from here.
@@ -41,20 +39,17 @@ class Network:
         """What nsenter enters the namespace by."""
         return Path("/run/netns") / self.namespace
 
-    @changing_network()
     def make(self) -> None:
         _ip("netns", "add", self.namespace)
         _ip("-n", self.namespace, "link", "set", "lo", "up")
         for cable in self.cables:
             cable.lay()
 
-    @changing_network()
     def pull_cable(self, *which: int) -> None:
         """Nothing goes from here to there, or back, and nobody is told. Without a number: all."""
         for cable in self._of(which):
             _ip("link", "set", cable.device, "down")
 
-    @changing_network()
     def plug_cable(self, *which: int) -> None:
         """It does again."""
         for cable in self._of(which):
@@ -63,7 +58,6 @@ class Network:
     def _of(self, which: Sequence[int]) -> list[Cable]:
         return [self.cables[one] for one in which] if which else self.cables
 
-    @changing_network()
     def remove(self) -> None:
         # The devices first: with their namespace they would go a moment later.
         for cable in self.cables:

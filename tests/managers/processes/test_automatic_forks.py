@@ -87,16 +87,6 @@ async def test_the_second_start_is_forked_and_so_is_the_restart_of_the_first(
         assert "not forked but started" not in server.output()
 
 
-async def test_starts_at_once_wait_for_the_fork_server_that_is_about_to_be_ready(
-    make_server: MakeServer,
-) -> None:
-    server = make_server()
-    async with kernels_of(server) as start:
-        await start("python3")
-        kernels = await asyncio.gather(*(start("python3") for _ in range(3)))
-        assert [await is_forked(kernel) for kernel in kernels] == [True] * 3
-
-
 async def test_none_forks_nothing(make_server: MakeServer) -> None:
     server = make_server("--fork-kernels", "none")
     async with kernels_of(server) as start:
@@ -262,6 +252,20 @@ async def forks(home: Home) -> AsyncIterator[Forks]:
         os.close(descriptor)
     await forks.servers.close()
     await keeper.close()
+
+
+async def test_starts_at_once_wait_for_the_fork_server_that_is_about_to_be_ready(
+    forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forking, "LOADING_SECONDS", 0)
+    recipe = forks.recipe()
+    forks.servers.bring_up(recipe)
+    with pytest.raises(NotForkedYet, match="not ready yet"):
+        await forks.servers.fork(recipe, forks.order, asked=False)
+    monkeypatch.setattr(forking, "LOADING_SECONDS", WAIT)
+    starts = (forks.servers.fork(recipe, forks.order, asked=False) for _ in range(3))
+    assert len({*await asyncio.gather(*starts)}) == 3
+    assert len(forks.servers._families[recipe].servers) == 1
 
 
 async def test_a_fork_server_that_nobody_has_asked_for_ends_when_it_has_nothing_to_do(

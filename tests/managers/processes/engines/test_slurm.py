@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -323,26 +324,31 @@ async def test_a_controller_that_is_away_is_waited_for(
 async def test_what_keeps_a_job_from_starting_is_told(
     server: ServerProcess, rest: RestClient, slurm: Slurm, home: Home
 ) -> None:
+    names = count()
+
     async def refused(cause: str | None, text: str, **options: Any) -> None:
-        write_kernelspec(home.jupyter_path, "job", slurm.spec(options))
+        name = f"job{next(names)}"
+        write_kernelspec(home.jupyter_path, name, slurm.spec(options))
         with pytest.raises(RestError) as raised:
-            await rest.start_kernel("job")
+            await rest.start_kernel(name)
         error: dict[str, Any] = dict(raised.value.error)
         assert (error["code"], error.get("cause")) == ("kernel_start_failed", cause), error
         assert text in error["message"]
-        assert await rest.kernels() == []
 
-    await refused("host_unusable", "partition", partition="none")
-    await refused("host_unusable", "Memory specification", memory="1TiB")
-    await refused("host_unusable", "feature", constraint="fast")
-    await refused("job_not_started", "PartitionTimeLimit", time="10-0")
-    await refused("host_without_python", "/nowhere/python", python="/nowhere/python")
-    await refused("host_without_python", "lacks", python="/usr/bin/python3")
-    await refused("host_unusable", "open to others", shared="/tmp")
-    await refused("host_unusable", "cannot be written", shared="/proc/nothing")
-    await refused(None, "unknown field", partitoin="main")
-    await refused(None, "size", memory="much")
-    await refused(None, "partition", partition="--wrap=x")
+    await asyncio.gather(
+        refused("host_unusable", "partition", partition="none"),
+        refused("host_unusable", "Memory specification", memory="1TiB"),
+        refused("host_unusable", "feature", constraint="fast"),
+        refused("job_not_started", "PartitionTimeLimit", time="10-0"),
+        refused("host_without_python", "/nowhere/python", python="/nowhere/python"),
+        refused("host_without_python", "lacks", python="/usr/bin/python3"),
+        refused("host_unusable", "open to others", shared="/tmp"),
+        refused("host_unusable", "cannot be written", shared="/proc/nothing"),
+        refused(None, "unknown field", partitoin="main"),
+        refused(None, "size", memory="much"),
+        refused(None, "partition", partition="--wrap=x"),
+    )
+    assert await rest.kernels() == []
     await eventually(lambda: slurm.jobs() == [], 60, 0.5)
     assert [*slurm.shared.iterdir()] == []
 
