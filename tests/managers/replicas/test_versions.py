@@ -28,11 +28,6 @@ def alter(replicas: Replicas, statement: str) -> None:
         connection.execute(statement.encode())
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="A kernel of the older keeper that is taken over within a second of the new replica's "
-    "start may be adopted by the newest keeper, too: a gap is told then",
-)
 async def test_an_upgrade_goes_through_them_and_nobody_notices(replicas: Replicas) -> None:
     old = await asyncio.to_thread(replicas.start, "old")
     async with RestClient(old.url, replicas.token) as rest:

@@ -286,14 +286,15 @@ class Keeper:
         link = await self._connection.linked()
         if self._processes.get(kernel_id) is not None or kernel_id in self._lines:
             return True
-        if link.protocol >= TELLS_HEARD:
+        is_alone = self._terms is None  # other replicas launch kernels after the greeting, too
+        if kernel_id in self._heard or (is_alone and link.protocol >= TELLS_HEARD):
             return kernel_id in self._heard
         try:
             await self.stdin_connected(kernel_id)
         except KeeperRefuses as error:
             if "is not heard" not in error.message:
                 raise
-            return False
+            return not is_alone and kernel_id in await self.kept()
         return True
 
     async def signal(self, kernel_id: str, number: int) -> None:

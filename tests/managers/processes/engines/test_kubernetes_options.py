@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +26,11 @@ def options(**config: Any) -> KubernetesOptions:
     found = kubernetes_options(KernelSpec(metadata={"kernel_provisioner": stanza}))
     assert found is not None
     return found
+
+
+def test_the_files_of_the_server_are_where_the_kernelspec_says() -> None:
+    assert options().root_there(Path("/srv/work")) == ""
+    assert options(root_dir="/data").root_there(Path("/srv/work")) == "/data"
 
 
 def test_other_kernelspecs_have_none() -> None:
