@@ -17,6 +17,7 @@ import zmq
 from ..protocol import wire
 from ..protocol.messages import Buffer, ClientMessage, MalformedMessage, Message
 from ..protocol.signing import Signer
+from .peer_ends import PeerEnds
 from .sockets import ConnectionInfo, endpoint, read_frames
 from .turns import MESSAGES_ALONE, Turns
 
@@ -106,6 +107,7 @@ class Channels:
         self._timers: dict[str, asyncio.TimerHandle] = {}  # by the channel that they are about
         self._asks = everything  # whether the kernel may ask for input
         self._awaits_stdin = False  # whether requests wait until stdin is connected
+        self._ends: PeerEnds | None = None  # once the process has ended
         self.identity = identity
         self._addresses = {channel: endpoint(info, channel) for channel in _SOCKETS}
         try:
@@ -157,6 +159,8 @@ class Channels:
 
     def close(self) -> None:
         """Close every socket at once; what was not yet sent is dropped."""
+        if self._ends is not None:
+            self._ends.close()
         for descriptor in self._readers:
             self._loop.remove_reader(descriptor)
         for handle in (*self._scheduled.values(), *self._timers.values()):
@@ -250,6 +254,15 @@ class Channels:
         if unread:  # to look at the events takes the edge away, as in `send`
             self._schedule(channel)
         return unread
+
+    def settle(self) -> bool:
+        """Read what has arrived of a process that has ended; whether there was, or may be, more."""
+        now = self._loop.time()
+        if self._ends is None:
+            self._ends = PeerEnds(self._sockets.values(), now)
+        # In this order: what was sent before the end is there to be read when the end is known.
+        are_over = self._ends.are_over(now)
+        return self.drain() or not are_over
 
     def drain(self) -> bool:
         """Read all messages that have arrived on every socket; returns whether there were any."""

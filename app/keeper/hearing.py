@@ -159,7 +159,7 @@ class Hearing:
         # In this order: a reply that has arrived is logged before the held ones are let go, and
         # none is left when the server is told that the process has ended.
         if self._channels is not None:
-            self.settle()
+            self._channels.drain()
         self._disconnect()
         for request in self._requests.take_all():
             self._release(request)
@@ -176,8 +176,8 @@ class Hearing:
             self._change()
 
     def settle(self) -> bool:
-        """Log all messages that have arrived; returns whether there were any."""
-        return self._channels is not None and self._channels.drain()
+        """As `Channels.settle`; what is read is logged."""
+        return self._channels is not None and self._channels.settle()
 
     @property
     def stdin_connected(self) -> bool:

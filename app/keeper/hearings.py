@@ -157,7 +157,7 @@ class Hearings:
         return "" if hearing is None else hearing.kernel_id
 
     def settle(self, kernel_id: str) -> bool:
-        """Log the messages of a kernel that have arrived, and ring; whether there were any."""
+        """As `Hearing.settle`, and ring."""
         hearing = self._hearings.get(kernel_id)
         found = hearing is not None and hearing.settle()
         self.flush()

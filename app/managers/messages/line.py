@@ -32,8 +32,9 @@ shell may fill the window twice: an interrupt does not wait behind code that the
 take."""
 
 SETTLE_SECONDS: Final = 10.0
-"""How many seconds the last messages of an ended process may go on arriving. When three looks in a
-row, `PAUSE_SECONDS` apart, find no message, all have arrived."""
+"""How many seconds the last messages of an ended process may go on arriving. The keeper tells when
+all have arrived; one of an earlier version tells only whether a look at its sockets has found any,
+and has three looks in a row, `PAUSE_SECONDS` apart."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
@@ -79,7 +80,10 @@ class Hearer(Protocol):
         """Append a message of the server's own making to the log."""
 
     async def settle(self, kernel_id: str) -> bool:
-        """Log what the sockets have received, and ring; returns whether there was any message."""
+        """Log what the sockets of an ended process have received, and ring.
+
+        Returns whether there was any message, or may be more.
+        """
 
     async def stdin_connected(self, kernel_id: str) -> bool:
         """Whether the stdin socket is connected, so that input requests can arrive."""
