@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final, NamedTuple
-from uuid import uuid4
 
 from ..managers.errors import IdempotencyConflict, InvalidIdempotencyKey
 
@@ -53,11 +52,12 @@ async def _at_once(_: str) -> None:
 
 
 class Making(NamedTuple):
-    """How something is made once: ``make`` is called with a new UUID, which may be its id.
+    """How something is made once: ``make`` is called with a new UUID, which is to be its id.
 
-    ``find`` tells the id of what a replica has made that has died, by the UUID with which its
-    ``make`` was called. ``confirm`` returns when what has this id is known to be stored, and raises
-    if it may not be; then ``undo`` is called, unless there is a key by which it is asked for again.
+    Where nobody will look for it by that, ``make`` gets an empty text. ``find`` tells the id of
+    what a replica has made that has died, by the UUID with which its ``make`` was called.
+    ``confirm`` returns when what has this id is known to be stored, and raises if it may not be;
+    then ``undo`` is called, unless there is a key by which it is asked for again.
     """
 
     make: Callable[[str], Awaitable[str]]
@@ -128,7 +128,7 @@ class OwnersKeys:
         `IdempotencyConflict` if the earlier ``request`` was another one.
         """
         if key is None:
-            made = await how.make(str(uuid4()))
+            made = await how.make("")
             try:
                 await how.confirm(made)
             except BaseException:
@@ -158,7 +158,11 @@ class OwnersKeys:
         claims = self._keys.claims
         try:
             if claims is None:
-                use.made = await how.make(str(uuid4()))
+                made = await how.make("")
+                try:
+                    await how.confirm(made)
+                finally:  # it is there, and whoever asks again gets it and no other one
+                    use.made = made
             else:
                 is_vital = scope == KERNELS
                 asked = (self._owner, scope, key, digest, *how)

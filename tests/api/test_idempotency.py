@@ -7,6 +7,8 @@ import asyncio
 import httpx
 import pytest
 
+from app.api import idempotency
+from app.managers.errors import ExecutionNotFound
 from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
@@ -75,3 +77,49 @@ async def test_a_key_that_makes_no_sense(shared: Executions, value: str) -> None
     response = await shared.rest.http.post(shared.path, json={"code": "print a"}, headers=headers)
     error_of(response, 400, "invalid_idempotency_key")
     assert await shared.listed() == before
+
+
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_what_is_made_is_confirmed_before_it_is_told_of(key: str | None) -> None:
+    keys = idempotency.IdempotencyKeys().of("anna")
+    order: list[str] = []
+    is_stored = asyncio.Event()
+
+    async def make(new_id: str) -> str:
+        assert new_id == ""  # nobody looks for it by that
+        order.append("made")
+        return "it"
+
+    async def confirm(made: str) -> None:
+        assert made == "it"
+        await is_stored.wait()
+        order.append("stored")
+
+    async def ask() -> None:
+        assert await keys.once("executions", key, b"", how) == "it"
+        order.append("told")
+
+    how = idempotency.Making(make, confirm=confirm)
+    asking = [asyncio.create_task(ask()) for _ in range(2 if key else 1)]
+    await asyncio.sleep(0)
+    is_stored.set()
+    await asyncio.gather(*asking)
+    assert order == ["made", "stored", *("told" for _ in asking)]
+
+
+async def test_what_was_made_with_a_key_is_not_made_again_because_it_was_not_confirmed() -> None:
+    keys = idempotency.IdempotencyKeys().of("anna")
+    made: list[str] = []
+
+    async def make(_: str) -> str:
+        made.append("it")
+        return "it"
+
+    async def confirm(_: str) -> None:
+        raise ExecutionNotFound("it")
+
+    how = idempotency.Making(make, confirm=confirm)
+    with pytest.raises(ExecutionNotFound):
+        await keys.once("executions", "key", b"", how)
+    assert await keys.once("executions", "key", b"", how) == "it"
+    assert made == ["it"]
