@@ -163,9 +163,10 @@ async def start_kernel(
         return started.id
 
     def find(new_id: str) -> str | None:
-        return manager.known_id(asked.kernel_id or new_id)
+        chosen = asked.kernel_id
+        return manager.known_id(new_id if chosen is None else manager.chosen(chosen))
 
-    how = Making(make, find, manager.check_saved, manager.undo_start)
+    how = Making(make, find)
     kernel_id = await idempotency.once(KERNELS, idempotency_key, fingerprint(asked), how)
     model = manager.model_of(kernel_id)  # another replica may have made it, for the same key
     if (made_for := caller()) is not None:

@@ -45,9 +45,8 @@ from ..processes.specs import Specs
 from ..replicas.errors import KernelElsewhereError, RegistryUnavailable, ReplicaUnreachable
 from .departures import Departure
 from .kernel import Kernel
-from .multikernel import MultiKernelManager, connections, last_activity
-from .stopping import stop_quietly
-from .table import checked_id, keys_for
+from .multikernel import MultiKernelManager
+from .table import checked_id, connections, keys_for, last_activity
 from .usage import KernelUsage, Series
 
 __all__ = ["CallersKernels", "Permission", "no_longer_shared"]
@@ -135,6 +134,18 @@ class CallersKernels:
         except KernelNotFound:
             return None
         return kernel_id
+
+    def chosen(self, kernel_id: str) -> str:
+        """The id of the kernel that the caller calls so, or will. Raises `InvalidKernelId`.
+
+        An id that an owner among others has chosen is made another one, by which the owner finds
+        the same kernel at each start: whether somebody else has a kernel of the chosen id makes no
+        difference, and so is not told.
+        """
+        chosen = checked_id(kernel_id)
+        if self._everything or chosen in self:
+            return chosen
+        return str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
 
     def ownership_of(self, kernel_id: str) -> Ownership:
         """Whose a kernel is, of whichever replica. Raises `KernelNotFound`."""
@@ -345,17 +356,14 @@ class CallersKernels:
     ) -> Kernel:
         """Start a kernel of the caller's (`MultiKernelManager.start_kernel`).
 
-        A ``kernel_id`` that an owner among others has chosen is made another one, by which the
-        owner finds the same kernel at each start: whether somebody else has a kernel of the chosen
-        id makes no difference, and so is not told.
+        Raises `KernelElsewhereError`, too.
         """
-        if kernel_id is not None and not self._everything:
-            chosen = checked_id(kernel_id)
-            if self._find(chosen) is not None:
-                return self.get(chosen)
-            kernel_id = str(uuid5(_IDS, f"{self.principal.owner}\0{chosen}"))
-        if kernel_id is not None and self._elsewhere(checked_id(kernel_id)) is not None:
-            raise KernelElsewhereError(kernel_id)
+        if kernel_id is not None:
+            asked_for, kernel_id = checked_id(kernel_id), self.chosen(kernel_id)
+            if self._elsewhere(kernel_id) is not None:
+                raise KernelElsewhereError(kernel_id)
+            if kernel_id == asked_for and not self._everything:  # it is the id of one that is there
+                return self.get(kernel_id)
         ownership = self._ownership(env or {})
         return await self._manager.start_kernel(
             name,
@@ -366,16 +374,6 @@ class CallersKernels:
             ownership=ownership,
             given=given,
         )
-
-    async def check_saved(self, kernel_id: str) -> None:
-        """As `MultiKernelManager.check_saved`, for a kernel that was started here."""
-        if kernel_id in self._manager:
-            self._manager.check_saved(kernel_id)
-
-    async def undo_start(self, kernel_id: str) -> None:
-        """Stop a kernel whose client was told that it could not be stored."""
-        if kernel_id in self._manager:
-            await stop_quietly(self._manager.get(kernel_id), now=True)
 
     def _ownership(self, env: Mapping[str, str]) -> Ownership:
         """Whose a kernel is that the caller starts with these variables."""

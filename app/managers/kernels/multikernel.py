@@ -33,13 +33,13 @@ from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
-from .table import KernelTable, Key, checked_id
+from .table import KernelTable, Key, checked_id, connections, last_activity
 from .time_limits import TimeLimits
 from .usage import UsageSampler
 from .usage_events import UsageEvents
 from .warm import WarmKernels
 
-__all__ = ["MultiKernelManager", "connections", "last_activity"]
+__all__ = ["MultiKernelManager"]
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class MultiKernelManager:
         try:
             await kernel.adopt(record)
         except BaseException:
-            self._forget(kernel)
+            self._kernels.pop(kernel.id, None)  # it has not ended
             raise
 
     # Looking
@@ -250,7 +250,8 @@ class MultiKernelManager:
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
-        Without a ``kernel_id`` it gets ``new_id``, which nobody else has, or another one.
+        Without a ``kernel_id`` it gets ``new_id``, which nobody else has; if that is empty, any id,
+        as a warm kernel has one already.
         Returns when its process is launched, before that is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
@@ -268,19 +269,27 @@ class MultiKernelManager:
             return self._kernels[identity]
         self._services.check_start()
         owned = Ownership() if ownership is None else ownership
-        any_id = kernel_id is None
+        is_chosen = kernel_id is not None
         self._starting[identity] = asyncio.get_running_loop().create_future()
         try:
-            async with self.shares.place(identity, owned, is_chosen=not any_id):
+            async with self.shares.place(identity, owned, is_chosen=is_chosen):
                 await self.shares.take_start(owned)
                 asked = await self._asked(name, path, env or {}, owned, given or {})
-                return await self._start(identity, asked, any_id=any_id)
+                kernel = await self._start(identity, asked, any_id=not (is_chosen or new_id))
+                await self._check_saved(kernel)
+                return kernel
         finally:
             self._starting.pop(identity).set_result(None)
 
-    def check_saved(self, kernel_id: str) -> None:
-        """Raise an error if another server may not know a kernel that was just started."""
-        self._services.handover.check_saved(kernel_id)
+    async def _check_saved(self, kernel: Kernel) -> None:
+        """Stop a kernel that another server may not know: whoever has started it is told so."""
+        if kernel.id not in self._kernels:  # somebody has ended it, or has it, meanwhile
+            return
+        try:
+            self._handover.check_saved(kernel.id)
+        except BaseException:
+            await stop_quietly(kernel, now=True)
+            raise
 
     async def _asked(
         self,
@@ -480,16 +489,6 @@ class MultiKernelManager:
         await self.stopped()
         self._kernels.clear()
         await self._services.close()
-
-
-def last_activity(kernels: Iterable[Kernel], since: float) -> float:
-    """When a client last used one of the kernels, but not before ``since``."""
-    return max((since, *(kernel.traffic.activity.last for kernel in kernels)))
-
-
-def connections(kernels: Iterable[Kernel]) -> int:
-    """Open channel WebSockets on the kernels."""
-    return sum(len(kernel.traffic.clients) for kernel in kernels)
 
 
 def _place(root: Path, path: str) -> Path:

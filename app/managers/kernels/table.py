@@ -14,7 +14,7 @@ from ..errors import InvalidKernelId
 from ..owners.principal import Principal
 from .kernel import Kernel
 
-__all__ = ["KernelTable", "Key", "checked_id", "keys_for"]
+__all__ = ["KernelTable", "Key", "checked_id", "connections", "keys_for", "last_activity"]
 
 Key = tuple[Literal["owner", "owners group", "name", "group"], str]
 """Why somebody may see a kernel: its owner, a group of the owner's, or a share."""
@@ -138,3 +138,13 @@ def checked_id(kernel_id: str) -> str:
     if identity != kernel_id.lower():
         raise InvalidKernelId("kernel_id: must be a UUID written with hyphens")
     return identity
+
+
+def last_activity(kernels: Iterable[Kernel], since: float) -> float:
+    """When a client last used one of the kernels, but not before ``since``."""
+    return max((since, *(kernel.traffic.activity.last for kernel in kernels)))
+
+
+def connections(kernels: Iterable[Kernel]) -> int:
+    """Open channel WebSockets on the kernels."""
+    return sum(len(kernel.traffic.clients) for kernel in kernels)

@@ -33,6 +33,7 @@ from ..owners.ownership import Ownership, access
 from ..processes.engines.caller_options import EngineOptionRefused
 from ..processes.engines.quantities import Value
 from ..processes.environment import kernel_environment
+from ..replicas.errors import RegistryUnavailable
 from .book import SessionBook, farewell
 from .store import Session
 
@@ -44,7 +45,7 @@ MAX_SESSIONS: Final = 64
 
 _TOLD_AS_THEY_ARE: Final = (
     *(BeyondLimit, EngineOptionRefused, LimitReached),
-    *(ServerStopping, TooManyKernels, TooManyStarts),
+    *(RegistryUnavailable, ServerStopping, TooManyKernels, TooManyStarts),
 )
 """Errors of a start that a session's client is told as they are; others are `KernelUnavailable`."""
 

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import pytest
 
-from app.managers.errors import KernelNotFound
+from app.managers.errors import InvalidKernelId, KernelNotFound
 from app.managers.handover.elsewhere import KernelElsewhere
 from app.managers.kernels.callers import CallersKernels
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.owners.ownership import Ownership
-from app.managers.replicas.errors import ReplicaUnreachable
+from app.managers.replicas.errors import KernelElsewhereError, ReplicaUnreachable
 from tests.support.identities import principal
 
 KERNEL = "6b1c6b6e-0000-4000-8000-000000000001"
@@ -51,3 +51,22 @@ def test_nobody_else_is_told_of_it() -> None:
     with pytest.raises(KernelNotFound):
         kernels.get(KERNEL)
     assert kernels.known_id(KERNEL) is None
+
+
+def test_an_owner_finds_by_the_id_that_it_has_chosen_what_it_has_started_with_that() -> None:
+    chosen = "6B1C6B6E-0000-4000-8000-000000000002"
+    annas, bens = (kernels_of(name, "kernels:write") for name in ("anna", "ben"))
+    hers = annas.chosen(chosen)
+    assert hers == annas.chosen(chosen.lower()) != chosen.lower()
+    assert len({hers, bens.chosen(chosen), chosen.lower()}) == 3
+    # The id of a kernel that is there means that one; those who do not find it are not told so.
+    assert annas.chosen(KERNEL.upper()) == KERNEL != bens.chosen(KERNEL)
+    assert kernels_of("root", "*").chosen(chosen) == chosen.lower()
+    with pytest.raises(InvalidKernelId):
+        annas.chosen("no UUID")
+
+
+async def test_a_kernel_that_another_replica_has_is_not_started_by_its_id() -> None:
+    for caller in (("anna", "kernels:write"), ("root", "*")):
+        with pytest.raises(KernelElsewhereError):
+            await kernels_of(*caller).start_kernel(kernel_id=KERNEL.upper())

@@ -10,9 +10,10 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+from uuid import uuid4
 
 import pytest
 
@@ -20,17 +21,25 @@ from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFa
 from app.managers.executions.code import Code
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
+from app.managers.handover.store import KernelRecord
+from app.managers.kernels.callers import CallersKernels
 from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.launches import Launches
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.messages.traffic import Traffic
+from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess
+from app.managers.replicas.errors import RegistryUnavailable
+from app.managers.sessions.book import SessionBook
+from app.managers.sessions.sessions import SessionManager
+from app.managers.sessions.store import SessionStore
 from app.managers.telemetry.counters import Counters
 from app.managers.telemetry.events import Events
 from app.protocol.messages import ClientMessage, Header
 from app.settings import Settings
 from tests.support.home import Home
+from tests.support.identities import principal
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
 from tests.support.processes import eventually, is_alive
 from tests.support.registry import open_registry
@@ -317,3 +326,49 @@ async def test_executions_end_with_a_kernel_that_is_stopped_in_the_middle_of_its
         await asyncio.wait_for(disconnecting.wait(), 10)
         await kernel.stop()  # which cancels what the death has begun
         assert [one.state for one in (running, *waiting)] == ["lost", "aborted", "aborted"]
+
+
+@pytest.mark.parametrize("access", ["read", "write"])
+async def test_only_a_kernel_that_a_start_has_made_is_ended_because_it_is_not_stored(
+    state_dir: Path, access: Literal["read", "write"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_away(_: str) -> None:
+        raise RegistryUnavailable
+
+    async with kernels(state_dir) as manager, AsyncExitStack() as stack:
+        hers = CallersKernels(manager, principal("anna", ("kernels:write", "sessions:write")))
+        kernel = await hers.start_kernel(kernel_id=str(uuid4()))
+        kernel.ownership.grant(Share("name", "ben", access))
+        await manager.shares_changed(kernel)
+        monkeypatch.setattr(manager._handover, "check_saved", is_away)
+        his = CallersKernels(manager, principal("ben", ("kernels:write",)))
+        for one in (hers, his):
+            assert await one.start_kernel(kernel_id=kernel.id) is kernel
+        assert is_alive(pid_of(kernel))
+        # One that the start has made is not there, whoever asks for it and in whatever way.
+        with pytest.raises(RegistryUnavailable):
+            await his.start_kernel()
+        assert [*manager] == [kernel]
+        book = SessionBook(manager, SessionStore(":memory:"))
+        stack.push_async_callback(book.close)
+        sessions = SessionManager(hers, book)
+        with pytest.raises(RegistryUnavailable):
+            await sessions.create("a.ipynb", "notebook")
+        session = await sessions.create("b.ipynb", "notebook", kernel_id=kernel.id)
+        with pytest.raises(RegistryUnavailable):
+            await sessions.update(session.id, {}, kernel_name="fake")
+        assert [*manager] == [kernel]
+
+
+async def test_a_kernel_that_cannot_be_adopted_has_not_ended(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "adopt", fails)
+            with pytest.raises(OSError, match="No space"):
+                await manager._own(kernel, cast(KernelRecord, None))
+        assert kernel.id not in manager
+        assert manager.departures.last == 0
+        manager._kernels[kernel.id] = kernel  # so that it is ended

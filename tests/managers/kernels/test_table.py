@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.managers.kernels.kernel import Kernel
-from app.managers.kernels.table import KernelTable, keys_for
+from app.managers.kernels.table import KernelTable, connections, keys_for, last_activity
 from app.managers.owners.ownership import Ownership, Share, access
 from app.managers.owners.principal import Principal
 from tests.support.identities import principal
@@ -144,3 +145,15 @@ def test_a_kernel_that_is_put_again_comes_last() -> None:
     stray.id = "a"
     table.index(stray)  # one that is gone changes nothing
     assert [*table] == []
+
+
+def test_how_kernels_are_used_is_told_of_all_together() -> None:
+    def used(last: float, *clients: str) -> Kernel:
+        traffic = SimpleNamespace(activity=SimpleNamespace(last=last), clients=clients)
+        return cast(Kernel, SimpleNamespace(traffic=traffic))
+
+    kernels = [used(3.0, "a"), used(7.0), used(5.0, "b", "c")]
+    assert last_activity(kernels, 1.0) == 7.0
+    assert last_activity(kernels, 9.0) == 9.0
+    assert last_activity([], 1.0) == 1.0
+    assert connections(kernels) == 3

@@ -64,6 +64,12 @@ async def test_who_gets_one_keeps_it_and_the_others_end_with_their_replica(
         assert await claims(rest) == 1
         process = await process_of(other, kernel_id)
         await parked(rest)
+        # Nobody would find one by the key with which it was asked for: such a start makes its own.
+        answer = await rest.http.post(
+            "/api/kernels", json={"name": "fake"}, headers={"Idempotency-Key": "key"}
+        )
+        assert await claims(rest) == 1
+        await rest.delete(answer.json()["id"])
         assert len(running(replicas)) == 2
         await asyncio.to_thread(replicas.end, "first", signal.SIGKILL)
         await eventually(lambda: running(replicas) == {process}, TAKEOVER_SECONDS)
