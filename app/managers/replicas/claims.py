@@ -17,10 +17,10 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import uuid4
 
-from ..errors import IdempotencyConflict, KernelkeepError
+from ..errors import ExecutionNotFound, IdempotencyConflict, KernelkeepError, KernelNotFound
 from ..handover.store import StoreAway
 from .database import Connection
-from .errors import RegistryUnavailable, RequestUnderway
+from .errors import RegistryUnavailable, ReplicaUnreachable, RequestUnderway
 from .reservations import Asks, NotJoined
 from .store import tell
 
@@ -42,6 +42,10 @@ WAIT_SECONDS: Final = 300.0
 
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
 """Seconds until a replica looks again for a claim that another has; the last from then on."""
+
+
+LEFT: Final = ""
+"""What was made by a claim whose replica cannot tell: whoever claims the same looks for it."""
 
 
 class Claim(NamedTuple):
@@ -133,10 +137,17 @@ def _forget_old(connection: Connection) -> None:
 def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None]) -> None:
     """Note what was made by claims; those by which nothing was made are given up.
 
-    A replica that was declared dead meanwhile has none: others may look for what it had made.
+    Those that are `LEFT` are found as those of a replica that has died. A replica that was declared
+    dead meanwhile has none: others may look for what it had made.
     """
     for one, made in done.items():
-        if made is None:
+        if made == LEFT:
+            connection.execute(
+                "UPDATE kernelkeep.idempotency SET replica = NULL "
+                "WHERE name = %s AND attempt = %s AND replica = %s AND made IS NULL",
+                (one.name, one.attempt, replica_id),
+            )
+        elif made is None:
             connection.execute(
                 "DELETE FROM kernelkeep.idempotency "
                 "WHERE name = %s AND attempt = %s AND replica = %s",
@@ -232,7 +243,7 @@ class SharedClaims:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
             if find(left.made) is not None:
                 return await self._confirm(left)
-            del self._open[wanted.name]  # the kernel was another's meanwhile
+            await self._drop(left, None)  # the kernel was another's meanwhile
         if self._is_away() and not is_vital:
             return await self._unclaimed(wanted, make, confirm, undo)
         # From here on the claim may be there although its answer is lost: what is made without it
@@ -246,7 +257,7 @@ class SharedClaims:
             await self._settle(wanted, None)
             raise
         if len(self._open) >= MAX_CLAIMS:
-            del self._open[next(iter(self._open))]
+            await self._drop(next(iter(self._open.values())), LEFT)
         self._open[wanted.name] = left = Open(wanted, made, confirm)
         return await self._confirm(left)
 
@@ -267,12 +278,24 @@ class SharedClaims:
         return made
 
     async def _confirm(self, left: Open) -> str:
-        """Settle a claim when what it has made is stored. Raises what ``confirm`` does."""
-        await left.confirm(left.made)
+        """Settle a claim when what it has made is stored. Raises what ``confirm`` does.
+
+        What is not here any more can be confirmed by no one here: the claim is left, and whoever
+        has the kernel finds what was made, if that was stored.
+        """
+        try:
+            await left.confirm(left.made)
+        except (ExecutionNotFound, KernelNotFound, ReplicaUnreachable):
+            await self._drop(left, LEFT)
+            raise
+        await self._drop(left, left.made)
+        return left.made
+
+    async def _drop(self, left: Open, made: str | None) -> None:
+        """Settle a claim that was open, unless that was done."""
         if self._open.get(left.claim.name) is left:
             del self._open[left.claim.name]
-            await self._settle(left.claim, left.made)
-        return left.made
+            await self._settle(left.claim, made)
 
     async def confirm(self) -> None:
         """Settle the claims whose making could not be confirmed before, and can now."""

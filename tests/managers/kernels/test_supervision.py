@@ -328,9 +328,9 @@ async def test_executions_end_with_a_kernel_that_is_stopped_in_the_middle_of_its
         assert [one.state for one in (running, *waiting)] == ["lost", "aborted", "aborted"]
 
 
-@pytest.mark.parametrize("access", ["read", "write"])
+@pytest.mark.parametrize("access", ["read", "execute"])
 async def test_only_a_kernel_that_a_start_has_made_is_ended_because_it_is_not_stored(
-    state_dir: Path, access: Literal["read", "write"], monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, access: Literal["read", "execute"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def is_away(_: str) -> None:
         raise RegistryUnavailable

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from app.managers.errors import IdempotencyConflict
+from app.managers.errors import (
+    ExecutionNotFound,
+    IdempotencyConflict,
+    KernelkeepError,
+    KernelNotFound,
+)
 from app.managers.replicas import claims as module
 from app.managers.replicas.claims import Claim, SharedClaims
 from app.managers.replicas.database import Database
-from app.managers.replicas.errors import RegistryUnavailable, RequestUnderway
+from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable, RequestUnderway
 from app.managers.replicas.membership import leave
 from tests.managers.replicas.test_reservations import Replica as _Replica
 
@@ -45,7 +50,7 @@ class Replica(_Replica):
         self.left: dict[str, str] = {}
         self.go_on = asyncio.Event()
         self.begun = asyncio.Event()
-        self.is_unsure = False
+        self.unsure: KernelkeepError | None = None
         self.undone: list[str] = []
 
     async def make(self, attempt: str) -> str:
@@ -57,8 +62,8 @@ class Replica(_Replica):
 
     async def confirm(self, made: str) -> None:
         assert made.startswith("made by")
-        if self.is_unsure:
-            raise RegistryUnavailable
+        if self.unsure is not None:
+            raise self.unsure
 
     async def undo(self, made: str) -> None:
         self.undone.append(made)
@@ -177,7 +182,7 @@ async def test_what_may_not_be_stored_is_confirmed_when_it_is_asked_for_again(
 ) -> None:
     first, second, _ = replicas
     first.go_on.set()
-    first.is_unsure = True
+    first.unsure = RegistryUnavailable()
     for _ in range(2):
         with pytest.raises(RegistryUnavailable):
             await first.once()
@@ -185,7 +190,7 @@ async def test_what_may_not_be_stored_is_confirmed_when_it_is_asked_for_again(
     with pytest.raises(IdempotencyConflict):
         await first.once(request=b"another")
     waiting = asyncio.create_task(second.once())
-    first.is_unsure = False
+    first.unsure = None
     assert await first.once() == "made by first"
     assert await waiting == "made by first"
     assert (first.made, second.made) == (1, 0)
@@ -196,11 +201,11 @@ async def test_what_may_not_be_stored_is_confirmed_when_nobody_asks(
 ) -> None:
     first, second, _ = replicas
     first.go_on.set()
-    first.is_unsure = True
+    first.unsure = RegistryUnavailable()
     with pytest.raises(RegistryUnavailable):
         await first.once()
     await first.claims.confirm()  # not yet
-    first.is_unsure = False
+    first.unsure = None
     await first.claims.confirm()
     assert await second.once() == "made by first"
 
@@ -213,7 +218,7 @@ async def test_what_was_not_confirmed_is_found_by_the_next_replica_or_made(
     first, second, _ = replicas
     first.go_on.set()
     second.go_on.set()
-    first.is_unsure = True
+    first.unsure = RegistryUnavailable()
     with pytest.raises(RegistryUnavailable):
         await first.once()
     first.die()
@@ -222,9 +227,60 @@ async def test_what_was_not_confirmed_is_found_by_the_next_replica_or_made(
     assert await second.once() == f"made by {'first' if is_stored else 'second'}"
     # It has the kernel again, and what it had made is there or is not.
     first.left = {"made by first": "made by first"} if is_stored else {}
-    first.is_unsure = False
+    first.unsure = None
     await first.claims.confirm()
     assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+
+
+async def test_what_was_not_confirmed_and_is_not_there_is_made_again(
+    replicas: list[Replica],
+) -> None:
+    first, second, _ = replicas
+    for one in (first, second):
+        one.go_on.set()
+    first.unsure = RegistryUnavailable()
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    first.unsure = None  # and it finds nothing: the kernel was another's meanwhile
+    assert await first.once() == await second.once() == "made by first"
+    assert (first.made, second.made) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "error", [ReplicaUnreachable(), ExecutionNotFound("e"), KernelNotFound("k")]
+)
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_what_is_not_here_any_more_is_not_tried_for_ever(
+    replicas: list[Replica], error: KernelkeepError, is_stored: bool
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    second.go_on.set()
+    first.unsure = RegistryUnavailable()
+    with pytest.raises(RegistryUnavailable):
+        await first.once()
+    first.unsure = error
+    await first.claims.confirm()
+    assert first.claims._open == {}
+    if is_stored:
+        second.left = {first.attempts[0]: "made by first"}
+    assert await second.once() == f"made by {'first' if is_stored else 'second'}"
+
+
+async def test_of_too_many_that_are_not_confirmed_the_oldest_is_left_for_who_asks(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, _ = replicas
+    first.go_on.set()
+    first.unsure = RegistryUnavailable()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "MAX_CLAIMS", 1)
+        for key in ("oldest", "newest"):
+            with pytest.raises(RegistryUnavailable):
+                await first.once(key)
+    second.left = {first.attempts[0]: "made by first"}
+    assert await second.once("oldest") == "made by first"
+    assert second.made == 0
 
 
 async def test_the_wait_for_another_replica_ends(
@@ -276,11 +332,11 @@ async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[R
     first.is_known_away = True
     with pytest.raises(RegistryUnavailable):
         await first.once()
-    first.is_away = first.is_unsure = True
+    first.is_away, first.unsure = True, RegistryUnavailable()
     with pytest.raises(RegistryUnavailable):
         await first.once(is_vital=False)
     assert first.undone == ["made by first"]
-    first.is_unsure = False
+    first.unsure = None
     assert await first.once(is_vital=False) == "made by first"
     assert first.known.expected == []
     # It is remembered when the registry is back.
