@@ -226,11 +226,16 @@ class Registry:
 
     async def save(self, record: KernelRecord) -> None:
         """Store a kernel's record at once; after a failure, at the next renewal of the lease."""
-        self._missed.pop(record.id, None)
+        if record.id in self._missed:  # it is until the write has succeeded
+            self._missed[record.id] = record
         self._activity.pop(record.id, None)  # the record tells later
         self._newest[record.id] = record
         saved = await self._write(self._store.save, record)
-        if not saved and self._newest.get(record.id) is record:  # and no other call came meanwhile
+        if self._newest.get(record.id) is not record:  # another call came meanwhile
+            return
+        if saved:
+            self._missed.pop(record.id, None)
+        else:
             self._missed[record.id] = record
 
     async def delete(self, kernel_id: str) -> None:
@@ -347,6 +352,8 @@ class Registry:
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
         moved, self._places = self._places, {}
+        ids = {key[0] for key in (*changed, *forgotten)} | activity.keys() | moved.keys()
+        terms = {kernel_id: self._term_of(kernel_id) for kernel_id in ids}
         touched = [(key, *what) for key, what in activity.items()]
         records = _records(changed)
         places = [each() for each in moved.values()]
@@ -354,15 +361,23 @@ class Registry:
             return
         # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
         # order in which it is asked to.
-        if not await self._write(self._write_all, touched, records, forgotten, places):
-            for key, record in changed.items():
-                if key not in self._forgotten:
-                    self._changed.setdefault(key, record)
-            self._forgotten |= forgotten - self._changed.keys()
-            for kernel_id, what in activity.items():
-                self._activity.setdefault(kernel_id, what)
-            for kernel_id, each in moved.items():
-                self._places.setdefault(kernel_id, each)
+        if await self._write(self._write_all, touched, records, forgotten, places):
+            return
+        # Nothing is put back of a kernel that is another replica's meanwhile, even if it has come
+        # back in a later term.
+        own = {kernel_id for kernel_id, term in terms.items() if self._term_of(kernel_id) == term}
+        for key, record in changed.items():
+            if key[0] in own and key not in self._forgotten:
+                self._changed.setdefault(key, record)
+        self._forgotten |= {key for key in forgotten - self._changed.keys() if key[0] in own}
+        for kernel_id in own & activity.keys():
+            self._activity.setdefault(kernel_id, activity[kernel_id])
+        for kernel_id in own & moved.keys():
+            self._places.setdefault(kernel_id, moved[kernel_id])
+
+    def _term_of(self, kernel_id: str) -> int:
+        """The term in which this server has a kernel, if it is one of several replicas."""
+        return 0 if self.replica_terms is None else self.replica_terms.term_of(kernel_id)
 
     def _write_all(
         self,

@@ -25,6 +25,9 @@ from app.managers.handover.store import (
     encode_json,
     open_registry,
 )
+from app.managers.log.places import Places
+from app.managers.processes.keeper.greeting import ReplicaTerms
+from app.managers.replicas.terms import Terms
 from app.managers.state import Restarts
 
 
@@ -252,4 +255,64 @@ async def test_what_could_not_be_written_is_written_later_and_nothing_older_than
     assert found["a"].execution_state == "busy"
     assert found["b"].reason == "new"
     assert await registry.executions("a") == []
+    await registry.close()
+
+
+async def test_a_record_that_is_written_again_is_missed_until_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._store, "save", fail)
+        await registry.save(record("a", reason="old"))
+    for reason in ("new", "newest"):
+        saving = asyncio.ensure_future(registry.save(record("a", reason=reason)))
+        await asyncio.sleep(0)  # it is on its way to the thread
+        missed = registry._missed["a"]
+        assert missed is not None
+        assert missed.reason == reason
+        if reason == "new":
+            registry._thread.submit(lambda: None).result()  # it has written
+            continue
+        await saving
+    assert registry._missed == {}
+    assert [known.reason for known in await registry.load()] == ["newest"]
+    await registry.close()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    registry = Registry(tmp_path)
+    terms = Terms()
+    registry.replica_terms = ReplicaTerms("this", terms.of)
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    for kernel_id in ("kept", "lost"):
+        terms.take(kernel_id, 1)
+        registry.note(kernel_id, "p", lambda: ExecutionRecord("k", "p", 1, b"x"))
+        registry.forget(kernel_id, "q")
+        registry.touch(kernel_id, 3.0, "busy")
+        registry.note_places(kernel_id, lambda: Places.of("k", "e", []))
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "_write_all", fail)
+        await asyncio.sleep(0)  # all is on its way to the thread
+        assert registry._writer is not None
+        assert not registry._changed
+        terms.drop("lost")
+        if comes_back:
+            terms.take("lost", 3)
+        await registry._writer
+    assert registry._changed.keys() == {("kept", "p")}
+    assert registry._forgotten == {("kept", "q")}
+    assert registry._activity.keys() == registry._places.keys() == {"kept"}
+    for waiting in (registry._changed, registry._forgotten, registry._activity, registry._places):
+        waiting.clear()
     await registry.close()
