@@ -232,7 +232,7 @@ class Executions:
         try:
             await self._tracker.kept(execution)
         except KernelkeepError:
-            if not execution.sent:  # otherwise the kernel has it meanwhile
+            if _waits(execution):  # otherwise the kernel has it meanwhile, or it has ended
                 raise
 
     async def withdraw(self, execution_id: str) -> None:

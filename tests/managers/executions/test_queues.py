@@ -5,11 +5,16 @@ These are the tests of `app.managers.executions.code`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import pytest
 
 from app.callers import Caller, begin_call
 from app.managers.errors import TimeoutTooLong
 from app.managers.executions.execution import Execution, ExecutionState
+from app.managers.executions.listeners import ExecutionStore
+from app.managers.replicas.errors import RegistryUnavailable
 from tests.managers.scripted import ScriptedKernel
 
 QUEUED, RUNNING, OK, ERROR, ABORTED, CANCELLED, LOST = ExecutionState
@@ -104,3 +109,33 @@ async def test_one_is_deserted_when_the_last_of_those_who_wait_for_it_has_gone(
     execution.cancel_asked = False
     kernel.executions.close_streams()  # the server stops, and has them all go
     assert not kernel.executions.is_deserted(execution)
+
+
+class Unsure:
+    """A store in which something becomes of an execution before it turns out to be away."""
+
+    def __init__(self, meanwhile: Callable[[Execution], None]) -> None:
+        self.meanwhile = meanwhile
+
+    def changed(self, execution: Execution) -> None:
+        """It is told so, and stores nothing."""
+
+    async def kept(self, execution: Execution) -> None:
+        self.meanwhile(execution)
+        raise RegistryUnavailable
+
+
+async def test_only_what_still_waits_is_refused_because_it_is_not_stored(
+    kernel: ScriptedKernel,
+) -> None:
+    first, second, third = (kernel.run() for _ in range(3))
+
+    def it_ends(_: Execution) -> None:
+        kernel.finishes(first, "error")  # and so has what waits behind it aborted
+
+    kernel.traffic.tracker.store = cast(ExecutionStore, Unsure(lambda _: None))
+    with pytest.raises(RegistryUnavailable):
+        await kernel.executions.noted(third.id)
+    kernel.traffic.tracker.store = cast(ExecutionStore, Unsure(it_ends))
+    await kernel.executions.noted(second.id)
+    assert second.state is ABORTED
