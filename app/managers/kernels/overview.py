@@ -53,6 +53,10 @@ MAX_CODE: Final = 200
 CODES_READ: Final = 50
 """How many kernels' code is read from their logs at each look."""
 
+MAX_ENDS: Final = 1000
+"""Of how many kernels of other replicas a stream remembers that it has told their ends. A replica
+that is followed anew tells those that it knows again."""
+
 _HEAD_MESSAGES: Final = 32
 _HEAD_BYTES: Final = 2**20
 """How far an execution's code is looked for in the log: the kernel publishes the code first."""
@@ -244,6 +248,8 @@ class Overview:
     def ended(self, event: GoneEvent) -> None:
         """A kernel has ended at another replica, as that may have told before."""
         if event.at is not None and self._ends.get(event.kernel_id) != event.at:
+            if len(self._ends) >= MAX_ENDS:
+                del self._ends[next(iter(self._ends))]
             self._ends[event.kernel_id] = event.at
             self._ended.append(event)
 
