@@ -80,9 +80,10 @@ class KernelShares:
 
     async def take_start(self, ownership: Ownership) -> None:
         """Count a start or a restart, at whichever replica. Raises `StartsLimit`."""
-        limit = self._shares.take_start(ownership)
+        limit = self._shares.limits(ownership).starts_per_minute
         if limit and (seconds := await self.reservations.take_start(ownership.owner, limit)):
             raise self._shares.refuse_start(limit, seconds)
+        self._shares.take_start(ownership)  # what counts while the others cannot be asked
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""

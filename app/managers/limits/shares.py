@@ -130,12 +130,11 @@ class Shares:
 
     # Kernels and files
 
-    def take_start(self, ownership: Ownership) -> int | None:
-        """Count a start of a kernel; returns the limit. Raises `StartsLimit`."""
+    def take_start(self, ownership: Ownership) -> None:
+        """Count a start of a kernel. Raises `StartsLimit` or `BeyondLimit`."""
         limit = self.limits(ownership).starts_per_minute
         if limit is not None:
             self._take(StartsLimit, self._use(ownership.owner).starts, 1, limit, MINUTE)
-        return limit
 
     def refuse_start(self, limit: int, seconds: float) -> KernelkeepError:
         """What a start gets that others have left no room for, which there is in some seconds."""

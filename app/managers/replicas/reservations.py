@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from ..handover.elsewhere import ReservationRequest, Used
 from ..handover.store import StoreAway
 from ..limits.meters import Meter
+from ..limits.shares import MINUTE
 from .database import Connection
 from .errors import KernelElsewhereError, RegistryUnavailable
 
@@ -25,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 _RESERVING: Final = 0x6B65726E656C6B66
 """The key of the advisory lock under which one replica at a time reserves."""
-
-MINUTE: Final = 60.0
 
 
 class Elsewhere(Exception):
@@ -90,16 +89,17 @@ def take_start(connection: Connection, owner: str, limit: int) -> float:
         "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
         (MINUTE,),
     )
-    execute(
+    # Each replica waits here until the one before has done its work. There is a row then, and no
+    # other replica changes or forgets it before this one is done.
+    row = execute(
         "INSERT INTO kernelkeep.starts (owner, used, at) VALUES (%s, 0, clock_timestamp()) "
-        "ON CONFLICT (owner) DO NOTHING",
+        "ON CONFLICT (owner) DO UPDATE SET owner = excluded.owner RETURNING used, at",
         (owner,),
-    )
-    # Each replica waits here until the one before has done its work.
-    row = execute("SELECT used, at FROM kernelkeep.starts WHERE owner = %s FOR UPDATE", (owner,))
-    used, at = row.fetchone() or (0.0, None)
+    ).fetchone()
+    assert row is not None
+    used, at = row
     (now,) = execute("SELECT clock_timestamp()").fetchone() or (at,)
-    elapsed = 0.0 if at is None else max(0.0, (now - at).total_seconds())
+    elapsed = max(0.0, (now - at).total_seconds())
     meter = Meter(used)
     wait = meter.take(1, limit, MINUTE, elapsed)
     if not wait:
