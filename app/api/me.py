@@ -101,6 +101,6 @@ async def update_me(request: Request, user: UserDep, body: UpdateMe) -> Response
     changes = body.model_dump(exclude_unset=True)
     user.update(changes)
     if (others := others_of(request)) is not None:
-        await others.ask(request, _encode(changes))
+        await others.ask(request, bytes, _encode(changes))
     answer = UpdatedMe("success", user.identity)
     return Response(_encode(answer), media_type="application/json")

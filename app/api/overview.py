@@ -58,8 +58,7 @@ async def list_overview(request: Request, manager: ManagerDep) -> Response:
     kind = wants(request)
     if kind is None:
         if (others := others_of(request)) is not None:
-            for replica, answer in (await others.ask(request)).items():
-                told[replica] = {_id_of(row): row for row in _rows(answer)}
+            told |= await others.ask(request, _by_id)
         await manager.refresh()
         rows = [row for _, row in overview.rows()]
         return Response(msgspec.json.encode(rows), media_type="application/json")
@@ -112,6 +111,10 @@ class _Gone(msgspec.Struct, tag_field="type", tag="gone"):
 _rows: Final = msgspec.json.Decoder(list[KernelEvent]).decode
 _event: Final = msgspec.json.Decoder(KernelEvent | _Gone | WholeEvent).decode
 _identified: Final = msgspec.json.Decoder(_Identified).decode
+
+
+def _by_id(answer: bytes) -> dict[str, KernelEvent]:
+    return {_id_of(row): row for row in _rows(answer)}
 
 
 def _id_of(row: KernelEvent) -> str:

@@ -43,8 +43,8 @@ async def list_owners(request: Request, owners: OwnersDep) -> Response:
     That is the caller alone; an administrator's list has everybody. Asking is not activity.
     """
     others = others_of(request)
-    answers = {} if others is None else await others.ask(request)
-    models = [*owners.listed(), *(one for answer in answers.values() for one in _models(answer))]
+    answers = {} if others is None else await others.ask(request, _models)
+    models = [*owners.listed(), *(one for answer in answers.values() for one in answer)]
     return Response(_encode(together(models)), media_type="application/json")
 
 
@@ -64,6 +64,6 @@ async def get_owner(
     activity.
     """
     found, others = owners.get(name), others_of(request)
-    answers = {} if others is None else await others.ask(request)
-    (owner,) = together([found, *map(_model, answers.values())])
+    answers = {} if others is None else await others.ask(request, _model)
+    (owner,) = together([found, *answers.values()])
     return Response(_encode(owner), media_type="application/json")

@@ -13,8 +13,9 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+import msgspec
 from starlette.requests import HTTPConnection
 from starlette.types import Message, Receive, Scope
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Others", "has_parts", "is_part", "others_of"]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ANSWER_SECONDS: Final = 1.0
 """How long the other replicas may take to answer, or to begin a stream."""
@@ -104,11 +107,18 @@ class Others:
         self._silent: dict[str, float] = {}  # until when they are not asked
         self._loop = asyncio.get_running_loop()
 
-    async def ask(self, connection: HTTPConnection, body: bytes = b"") -> dict[str, bytes]:
-        """What the others answer with 200 to the same request, by their ids."""
+    async def ask(
+        self, connection: HTTPConnection, read: Callable[[bytes], T], body: bytes = b""
+    ) -> dict[str, T]:
+        """What the others answer with 200 to the same request, by their ids, as ``read`` reads it.
+
+        What that cannot read (`msgspec.MsgspecError`) is no answer. One that has been silent lately
+        is asked for a change only, which it may make all the same.
+        """
         now = self._loop.time()
         self._silent = {one: until for one, until in self._silent.items() if until > now}
-        ways = [way for way in self._group.others() if way.replica not in self._silent]
+        spared = self._silent if connection.scope["method"] == "GET" else ()
+        ways = [way for way in self._group.others() if way.replica not in spared]
         scope = _asked(connection.scope, b"application/json", body)
         tasks = {
             way.replica: self._loop.create_task(self._answer(way, scope, body)) for way in ways
@@ -125,7 +135,14 @@ class Others:
                 task.cancel()
             await asyncio.wait(tasks.values())
         answers = {one: task.result() for one, task in tasks.items() if not task.cancelled()}
-        return {one: answer for one, answer in answers.items() if answer is not None}
+        found = {}
+        for way in ways:
+            if (answer := answers.get(way.replica)) is not None:
+                try:
+                    found[way.replica] = read(answer)
+                except msgspec.MsgspecError as error:
+                    logger.warning("replica %s answers what is no answer: %s", way.name, error)
+        return found
 
     async def _answer(self, way: Way, scope: Scope, body: bytes) -> bytes | None:
         answer, status, is_whole = bytearray(), 0, False

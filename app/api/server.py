@@ -63,8 +63,7 @@ _status = msgspec.json.Decoder(_Status).decode
 async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
     """How much the server has to do, or all replicas together. Asking is not activity."""
     others = others_of(request)
-    answers = [] if others is None else (await others.ask(request)).values()
-    elsewhere = [_status(answer) for answer in answers]
+    elsewhere = [] if others is None else (await others.ask(request, _status)).values()
     own = _Status(
         manager.connections,
         format_timestamp(manager.last_activity),

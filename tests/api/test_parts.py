@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.requests import HTTPConnection
 from starlette.types import Receive, Scope, Send
@@ -104,7 +105,7 @@ class Peers:
         return server
 
     async def answers(self, **more: Any) -> dict[str, bytes]:
-        return await self.others.ask(HTTPConnection(asked(**more)))
+        return await self.others.ask(HTTPConnection(asked(**more)), bytes)
 
 
 @pytest.fixture
@@ -171,6 +172,32 @@ async def test_one_that_says_nothing_is_waited_for_once(
     await peers.add("one", answering(b"1"))
     async with asyncio.timeout(30):
         assert await peers.answers() == {"one": b"1."}
+
+
+async def test_one_that_has_said_nothing_is_told_of_changes_all_the_same(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(parts, "SILENT_SECONDS", 3600.0)
+    apps = [answering(b"1"), silent]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await apps.pop()(scope, receive, send)
+
+    await peers.add("one", app)
+    assert await peers.answers() == {}
+    monkeypatch.setattr(parts, "ANSWER_SECONDS", 30.0)
+    assert await peers.answers() == {}
+    assert await peers.answers(method="PATCH", path="/api/me") == {"one": b"1."}
+
+
+async def test_a_strange_answer_of_one_is_no_answer(peers: Peers) -> None:
+    def read(answer: bytes) -> int:
+        return msgspec.json.decode(answer.removesuffix(b"."), type=int)
+
+    await peers.add("strange", answering(b'{"connections": 1}'))
+    await peers.add("one", answering(b"1"))
+    assert await peers.others.ask(HTTPConnection(asked()), read) == {"one": 1}
 
 
 async def test_a_client_that_goes_makes_nobody_silent(
