@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import httpx
 import psycopg
 import pytest
 
@@ -102,9 +103,20 @@ async def test_a_kernel_that_cannot_be_stored_is_not_there(replicas: Replicas) -
                 await rest.start_kernel("fake")
             assert refused.value.error["code"] == "registry_unavailable"
             assert await rest.kernels() == []
+
+            async def begin() -> httpx.Response:
+                key = {"Idempotency-Key": "once"}
+                return await rest.http.post("/api/kernels", json={"name": "fake"}, headers=key)
+
+            assert (await begin()).json()["code"] == "registry_unavailable"
+            document = {"path": "a", "type": "notebook", "kernel": {"name": "fake"}}
+            session = await rest.http.post("/api/sessions", json=document)
+            assert session.json()["code"] == "registry_unavailable", session.text
+            assert await rest.kernels() == []
             registry.execute("DROP TRIGGER refuse ON kernelkeep.kernel")
             await eventually(lambda: rows("reservation") == 0, TAKEOVER_SECONDS)
-            kernel = await rest.start_kernel("fake")
+            kernel = (await begin()).json()
+            assert (await begin()).json()["id"] == kernel["id"]
             assert [one["id"] for one in await rest.kernels()] == [kernel["id"]]
             assert rows("kernel") == 1
             await rest.delete(kernel["id"])

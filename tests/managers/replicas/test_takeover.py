@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -21,6 +23,8 @@ from app.managers.errors import KeeperUnavailable
 from app.managers.replicas.handover import SharedHandover
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
+from tests.support.identities import token
+from tests.support.owners import MANY, USER
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient
@@ -171,6 +175,39 @@ async def test_what_a_replica_had_made_when_it_died_is_not_made_again(replicas: 
             assert (await executions.ended(again.json()["id"]))["state"] == "ok"
             assert len(await executions.listed()) == 1
         assert done.read_text() == "once"
+
+
+async def test_what_an_owner_has_started_with_an_id_of_its_choice_is_found_by_its_key(
+    replicas: Replicas,
+) -> None:
+    servers = [await asyncio.to_thread(replicas.start, one, *MANY) for one in ("first", "second")]
+    body = {"name": "fake", "kernel_id": str(uuid4()).upper()}
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(RestClient(server.url, token("anna", USER)))
+            for server in servers
+        ]
+
+        def ask(rest: RestClient) -> Coroutine[Any, Any, httpx.Response]:
+            return rest.http.post("/api/kernels", json=body, headers={"Idempotency-Key": "once"})
+
+        def known() -> list[str]:
+            return [
+                kernel_id for (kernel_id,) in replicas.query("SELECT id FROM kernelkeep.kernel")
+            ]
+
+        registry = stack.enter_context(psycopg.connect(replicas.url, autocommit=True))
+        registry.execute(HOLDING)
+        registry.execute("SELECT pg_advisory_lock(42)")
+        asking = asyncio.create_task(ask(first))
+        (kernel_id,) = await eventually(known, TAKEOVER_SECONDS)
+        await asyncio.to_thread(replicas.end, "first")
+        await asyncio.wait({asking})
+        registry.execute("SELECT pg_advisory_unlock(42)")
+        answer = await ask(second)
+        assert (answer.status_code, answer.json()["id"]) == (201, kernel_id), answer.text
+        assert kernel_id != body["kernel_id"].lower()
+        assert known() == [kernel_id]
 
 
 async def test_clients_of_a_replica_that_is_stopped_are_cut_by_the_one_that_they_have_asked(
