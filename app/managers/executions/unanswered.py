@@ -249,8 +249,8 @@ class Subshells(_Looks):
         self._forget_begun()
         for execution, subshell_id in asked_for.items():
             if known is not None and subshell_id not in known and execution in self._waiting:
-                del self._waiting[execution]
                 self._end(execution, subshell_id)
+                self._waiting.pop(execution, None)
         return self._longer(pause) if self._waiting else None
 
     def _forget_begun(self) -> None:
