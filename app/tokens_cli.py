@@ -53,6 +53,9 @@ def tokens_command(arguments: list[str]) -> NoReturn:
 def _place(options: argparse.Namespace) -> TokenPlace:
     """Where the server has its list of tokens, by its options."""
     url = settings_of(options.config).registry_url.get_secret_value()
+    if url and options.state_dir is not None:
+        say("--state-dir: the list of tokens is in the registry (registry_url), not in a directory")
+        sys.exit(2)
     if not url:
         return TokenFile(state_dir_of(options.state_dir, options.config))
     try:

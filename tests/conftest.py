@@ -78,8 +78,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Shows the end of every running server's output with a test that fails."""
-    report = yield
+    """Shows the end of every running server's output with a test that fails.
+
+    pytest parses the test's source for its report. Garbage that is collected just then may have
+    Python parse something else in between, for a warning, and Python before 3.11.5 then fails in
+    pytest (cpython#106905), which ends the whole run.
+    """
+    gc.disable()
+    try:
+        report = yield
+    finally:
+        gc.enable()
     if report.failed:
         fixtures = getattr(item, "fixturenames", ())
         for server in item.config.stash[RUNNING_SERVERS]:

@@ -155,8 +155,9 @@ HIDDEN = {
     *("/", "/api/spec.yaml", "/openapi.json", "/docs", "/docs/swagger-ui.css"),
     *("/docs/swagger-ui-bundle.js", "/livez", "/readyz", "/oauth_callback"),
     *("/kernelspecs/{name}/{path:path}", "/files/{path:path}"),
+    *("/api/events/subscribe", "/api/kernels/{kernel_id}/channels"),  # for a WebSocket alone
 }
-"""Paths that the document does not have: they tell the same to everybody."""
+"""Paths that the document does not have as operations: they tell the same to everybody."""
 
 WEBSOCKETS = {"kernels_channels", "events_subscribe"}
 

@@ -16,6 +16,7 @@ PLENTY = 2**40
 
 
 def writer_in(path: Path, each: int = 2**24) -> LogWriter:
+    path.mkdir(exist_ok=True)
     writer = LogWriter(path / "k", "k", LogRoom(each, 2**40, 3600.0))
     writer.prepare()
     return writer

@@ -263,6 +263,8 @@ def _become(asked: dict[str, Any], stdout: int, stderr: int) -> NoReturn:
         os.dup2(stderr, 2)
         for descriptor in {stdout, stderr}:
             os.close(descriptor)
+        # Whatever runs the tests may ignore the end of its terminal, as nohup does.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.chdir(asked["directory"])
         os.environ.clear()
         os.environ.update(asked["environment"])

@@ -149,6 +149,7 @@ async def resume(
     keeper: Keeper, directory: Path, kernel_id: str, info: Mapping[str, Any]
 ) -> Traffic:
     """The traffic of a kernel that another server has left; its mirror is in a directory."""
+    await asyncio.to_thread(directory.mkdir, exist_ok=True)
     resumed = _traffic(keeper, directory / kernel_id, kernel_id)
     await resumed.resume(await resumed.meet(dict(info), Position(1, 0)))
     resumed.ready()
@@ -157,7 +158,9 @@ async def resume(
 
 async def connect(keeper: Keeper, home: Home, kernel_id: str, info: Mapping[str, Any]) -> Traffic:
     """The traffic of a kernel that a keeper has launched, once the kernel answers."""
-    spoken = _traffic(keeper, home.path / "mirrors" / kernel_id, kernel_id)
+    mirrors = home.path / "mirrors"
+    await asyncio.to_thread(mirrors.mkdir, exist_ok=True)
+    spoken = _traffic(keeper, mirrors / kernel_id, kernel_id)
     await spoken.connect(dict(info))
 
     async def is_reachable() -> bool:

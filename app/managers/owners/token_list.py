@@ -1,5 +1,7 @@
 """The identity provider of the list of tokens, which a server has in memory.
 
+The list is in a file, or in the registry that replicas share; here "the file" is either.
+
 A request costs one hash and one look into a dictionary. What other processes change in the file is
 seen within a second: a thread looks at it twice a second while a token is in force, and when an
 unknown token is shown. So a token works as soon as the command has printed it, and a server that
@@ -18,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Set
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from . import credentials
 from .errors import TokensUnavailable
@@ -182,16 +184,22 @@ class TokenList:
     async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
+        # What the look behind the change has seen no other look sees again: it is taken also when
+        # nobody waits for the change any more.
+        changing.add_done_callback(self._take_change, context=self._context)
         done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
         if not done:
             raise TokensUnavailable("The list of tokens cannot be written now")
         try:
-            result, seen = changing.result()
+            result, _ = changing.result()
         except UnusableTokens as error:
             logger.error("a token could not be made or revoked: %s", error)
             raise TokensUnavailable("The list of tokens cannot be written now") from None
-        self._context.run(self._take, seen, told=False)
         return result
+
+    def _take_change(self, changing: asyncio.Future[tuple[Any, _Seen]]) -> None:
+        if not changing.cancelled() and changing.exception() is None:
+            self._take(changing.result()[1], told=False)
 
     # Looking at the file
 
@@ -288,7 +296,7 @@ class TokenList:
             if not self._troubled:
                 self._troubled = True
                 logger.error(
-                    "the list of tokens: %s; what is known of it counts for %d s more",
+                    "%s; what is known of the list of tokens counts for %d s more",
                     seen.trouble,
                     TRUSTED_SECONDS,
                 )

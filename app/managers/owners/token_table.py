@@ -7,7 +7,7 @@ blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -119,6 +119,10 @@ class TokenTable(ABC):
     @abstractmethod
     def _write(self, work: Callable[[Execute], T]) -> T:
         """As `_read`, while nobody else changes the list. ``work`` may run twice."""
+
+    @abstractmethod
+    def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement with the values of each row. Others may change the list meanwhile."""
 
     @abstractmethod
     def changes_elsewhere(self) -> Hashable:
@@ -283,17 +287,10 @@ class TokenTable(ABC):
 
     def used(self, uses: Iterable[tuple[str, float]]) -> None:
         """Store when tokens were last used, by id. A clock that was set back changes nothing."""
-        noted = [*uses]
-
-        def work(execute: Execute) -> None:
-            for token_id, when in noted:
-                execute(
-                    f"UPDATE {self.table} SET last_used = ? "
-                    "WHERE id = ? AND coalesce(last_used, 0) < ?",
-                    *(when, token_id, when),
-                )
-
-        self._write(work)
+        self._repeat(
+            f"UPDATE {self.table} SET last_used = ? WHERE id = ? AND coalesce(last_used, 0) < ?",
+            [(when, token_id, when) for token_id, when in sorted(uses)],
+        )
 
 
 def _record(row: tuple[Any, ...]) -> TokenRecord:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -126,6 +126,10 @@ class TokenStore(TokenTable):
     def _write(self, work: Callable[[Execute], T]) -> T:
         with self._explained(), self._transaction():
             return work(self._execute)
+
+    def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        with self._explained(), self._transaction():
+            self._connection.executemany(statement, rows)
 
     def changes_elsewhere(self) -> int:
         """As `TokenTable.changes_elsewhere`."""

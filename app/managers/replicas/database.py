@@ -104,16 +104,19 @@ class Database:
             keepalives_count=3,
             tcp_user_timeout=1000 * STATEMENT_SECONDS,
         )
-        milliseconds = 1000 * STATEMENT_SECONDS
-        connection.execute(f"SET statement_timeout = {milliseconds}")
-        connection.execute(f"SET lock_timeout = {milliseconds}")
-        idle = round(1000 * IDLE_SECONDS)
-        connection.execute(f"SET idle_in_transaction_session_timeout = {idle}")
-        with self._lock:
+        with self._lock:  # so that `abort` finds it
             if self._is_closed:
                 connection.close()
                 raise psycopg.OperationalError("the registry is being closed")
             self._connection = connection
+        milliseconds, idle = 1000 * STATEMENT_SECONDS, round(1000 * IDLE_SECONDS)
+        try:
+            connection.execute(f"SET statement_timeout = {milliseconds}")
+            connection.execute(f"SET lock_timeout = {milliseconds}")
+            connection.execute(f"SET idle_in_transaction_session_timeout = {idle}")
+        except BaseException:
+            self.close_connection()
+            raise
         return connection
 
     def open(self) -> Connection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, TypeVar
 
 from ..handover.store import StoreAway, UnusableRegistry
@@ -55,15 +55,21 @@ class SharedTokens(TokenTable):
             raise
 
     def _run(self, work: Callable[[Connection], T]) -> T:
-        # No bound of the client's library ends the wait for a database that is stopped.
-        late = threading.Timer(ANSWER_SECONDS, self._database.abort)
-        late.start()
+        # No bound of the client's library ends the wait for a database that is stopped. What is
+        # aborted is tried once more (`Database.run`), and so there may be two aborts.
+        done = threading.Event()
+
+        def abort() -> None:
+            while not done.wait(ANSWER_SECONDS):
+                self._database.abort()
+
+        threading.Thread(target=abort, name="tokens' bound", daemon=True).start()
         try:
             return self._database.run(work)
         except StoreAway as error:
             raise UnusableTokens(f"{self.name} cannot be used: {error}") from None
         finally:
-            late.cancel()
+            done.set()
 
     def _read(self, work: Callable[[Execute], T]) -> T:
         return self._run(lambda connection: work(_execute(connection)))
@@ -75,6 +81,13 @@ class SharedTokens(TokenTable):
             return work(_execute(connection))
 
         return self._run(alone)
+
+    def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        # All are sent before the first answer, and each row is locked for itself: thousands of
+        # tokens that were used hold up nobody. In one order, so that two replicas never wait for
+        # each other.
+        marked = statement.replace("?", "%s").encode()
+        self._run(lambda connection: connection.cursor().executemany(marked, rows))
 
     def changes_elsewhere(self) -> Hashable:
         """As `TokenTable.changes_elsewhere`; here one's own changes count, too."""

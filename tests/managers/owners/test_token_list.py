@@ -360,3 +360,27 @@ async def test_a_token_that_is_not_understood_allows_nothing(
     with contextlib.closing(sqlite3.connect(elsewhere.path)) as file, file:
         file.execute(f"UPDATE token SET {column} = ?", (value,))
     assert list((await found(tokens, token)).scopes) == []
+
+
+async def test_a_change_that_takes_longer_than_its_caller_waits_is_known_here(
+    tokens: TokenList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, token = await tokens.create(wanted("laptop"))
+    principal = await found(tokens, token)
+    begun, go = threading.Event(), threading.Event()
+    revoke = TokenStore.revoke
+
+    def slow(self: TokenStore, *arguments: Any) -> list[TokenRecord]:
+        begun.set()
+        assert go.wait(20)
+        return revoke(self, *arguments)
+
+    monkeypatch.setattr(TokenStore, "revoke", slow)
+    changing = asyncio.create_task(tokens.revoke([record.id]))
+    await asyncio.to_thread(begun.wait, 20)
+    changing.cancel()
+    await asyncio.wait({changing})
+    assert not principal.ended
+    go.set()
+    await eventually(lambda: principal.ended)
+    assert tokens.records() == []

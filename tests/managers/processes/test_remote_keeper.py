@@ -167,6 +167,7 @@ def begin(keeper: RemoteKeeper, home: Home) -> Begin:
         )
         settings = Settings(_cli_parse_args=False)
         directory = home.path / "mirrors" / kernel_id
+        directory.parent.mkdir(exist_ok=True)
         spoken = Traffic(kernel_id, KernelState(), directory, keeper, settings, Counters())
         await spoken.connect(info)
 

@@ -40,8 +40,8 @@ async def rests(replicas: Replicas) -> AsyncIterator[list[RestClient]]:
             for server in replicas.servers.values()
         ]
         yield found
-        for kernel in await found[0].kernels():
-            await found[0].delete(kernel["id"])
+        for kernel_id in await kernels_of_all(replicas):
+            await found[0].delete(kernel_id)
 
 
 async def start(rest: RestClient, key: str | None = None, **body: str) -> httpx.Response:

@@ -13,6 +13,7 @@ from app.managers.processes.keeper.keepers import Keepers
 from app.managers.replicas.handover import SharedHandover
 from app.managers.replicas.membership import Taken
 from app.managers.replicas.registry import SharedRegistry
+from app.settings import Settings
 from tests.managers.handover.test_registry import record
 from tests.support.processes import eventually
 
@@ -30,7 +31,7 @@ async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Pa
         cast(SharedRegistry, registry),
         cast(Keepers, SimpleNamespace()),
         tmp_path,
-        cast(Isolation, SimpleNamespace()),
+        Isolation(Settings(_cli_parse_args=False)),
     )
     done: list[str] = []
     goes_on = asyncio.Event()

@@ -216,6 +216,14 @@ def test_a_token_is_made_once_although_the_answer_was_lost(
         assert [ended.id for ended in store.revoke([record.id], NOW + 1)] == [record.id]
 
 
+def test_thousands_of_uses_are_stored_at_once(url: str) -> None:
+    place = SharedTokensPlace(url)
+    with contextlib.closing(place.open(create=True)) as store:
+        record, _ = store.add(wanted(), NOW)
+        store.used([(f"kk_{number:08}", NOW) for number in range(5000)] + [(record.id, NOW + 1)])
+        assert store.records()[0].last_used == NOW + 1
+
+
 def test_a_row_of_the_registry_that_makes_no_sense_is_noticed(database: Database) -> None:
     with contextlib.closing(SharedTokensPlace(database.url).open()) as store:
         store.add(wanted(), NOW)
@@ -235,6 +243,9 @@ def test_a_registry_that_is_away_or_does_not_answer_is_told(
             server.pause()
             with pytest.raises(UnusableTokens, match="the list of tokens in the registry"):
                 store.records()
+            # A connection that is being made is given up, too.
+            with pytest.raises(UnusableTokens, match="the list of tokens in the registry"):
+                place.open()
             server.resume()
             assert store.records() == [record]
             server.stop()
@@ -250,5 +261,6 @@ def test_a_registry_that_is_away_or_does_not_answer_is_told(
 def test_a_registry_of_a_newer_version_is_left_alone(database: Database, url: str) -> None:
     database.run(lambda one: one.execute("DROP TABLE kernelkeep.token"))
     database.run(lambda one: one.execute("INSERT INTO kernelkeep.migration VALUES (9999)"))
+    database.run(lambda one: one.execute("UPDATE kernelkeep.usable SET least = 9999"))
     with pytest.raises(UnusableTokens, match="newer kernelkeep"):
         SharedTokensPlace(url).open(create=True)

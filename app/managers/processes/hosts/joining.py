@@ -178,8 +178,12 @@ class Joining:
         self._wake(keeper_id)
 
     def has_come(self, keeper_id: str) -> bool:
-        """Whether this keeper waits to be taken in."""
-        return keeper_id in self._held and not self._held[keeper_id][0].is_gone
+        """Whether this keeper waits to be taken in.
+
+        One that has failed does not: its connection may not have ended here yet.
+        """
+        held = None if keeper_id in self._failures else self._held.get(keeper_id)
+        return held is not None and not held[0].is_gone
 
     async def arrived(self, keeper_id: str, name: str, seconds: float) -> Guest:
         """The next connection of a keeper, which has been answered: it is for a link.

@@ -130,6 +130,7 @@ class Server:
         self.engines._strangers[self.key] = Strangers()
         settings = Settings(_cli_parse_args=False)
         directory = home.path / "mirrors" / "k"
+        directory.parent.mkdir(exist_ok=True)
         self.traffic = Traffic("k", KernelState(), directory, self.keepers, settings, Counters())
 
     async def see(self, jobs: Sequence[Job]) -> None:

@@ -316,6 +316,19 @@ async def test_one_that_has_hung_up_while_it_waited_is_not_taken_in(
     await service.joining.arrived("k", "lab", WAIT)
 
 
+async def test_one_whose_job_has_ended_does_not_wait_to_be_taken_in_any_more(
+    service: JoinedService, dialler: Dialler
+) -> None:
+    """Its connection may be seen to end a moment later: a job is submitted all the same."""
+    invitation = await service.joining.invite("k")
+    _, writer = await dialler.dial()
+    writer.write(pack(hello_of(invitation.document)))
+    await eventually(lambda: service.joining.has_come("k"), WAIT)
+    service.joining.fail("k", HostUnusable("job 17 has ended"))
+    assert not service.joining.has_come("k")
+    writer.transport.abort()
+
+
 async def test_what_an_engine_knows_ends_the_wait(service: JoinedService) -> None:
     await service.joining.invite("k")
     waits = [asyncio.ensure_future(service.joining.arrived("k", "lab", WAIT)) for _ in range(2)]
