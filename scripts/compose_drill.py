@@ -31,6 +31,7 @@ TOKEN = secrets.token_hex(16)
 REPLICAS = ("one", "two", "three")
 UP_SECONDS = 240
 REQUEST_SECONDS = 60
+SHOWN_LINES = 40
 LINES = 200
 CELL = f"import time\nfor number in range({LINES}):\n    print(number)\n    time.sleep(0.1)\n"
 
@@ -98,7 +99,13 @@ class Docker:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(lambda: subprocess.run(["docker", "version"], capture_output=True).returncode == 0)
+        wait_for(self._answers, "an answer of dockerd")
+
+    def _answers(self) -> bool:
+        assert self._daemon is not None
+        ended = self._daemon.poll()
+        expect(ended is None, f"dockerd has ended, with exit code {ended}")
+        return subprocess.run(["docker", "version"], capture_output=True).returncode == 0
 
     def up(self) -> None:
         """Start everything, which returns when Compose has seen that all of it is healthy."""
@@ -145,8 +152,11 @@ class Docker:
             raise AssertionError(f"{method} {url}: {error.code} {told}") from None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and (log := self._directory / "log").exists():
+            lines = log.read_text(errors="replace").splitlines()
+            print("compose: the end of dockerd's log:", *lines[-SHOWN_LINES:], sep="\n")
         if kind is not None and self._project.exists():
-            for words in (["ps"], ["logs", "--no-color", "--tail=40"]):
+            for words in (["ps"], ["logs", "--no-color", f"--tail={SHOWN_LINES}"]):
                 subprocess.run(["docker-compose", "-f", self._project / "compose.yaml", *words])
         try:
             if self._project.exists():
@@ -207,7 +217,7 @@ def owner(docker: Docker) -> str:
         for name in REPLICAS:
             try:
                 status = docker.request("GET", f"http://{docker.address(name)}:8888/api/status")
-            except OSError:  # it was killed
+            except (OSError, AssertionError):  # it was killed, or comes up and says 503
                 continue
             if any(each["asked"] and each["kernels"] for each in status["replicas"]):
                 found.append(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from app.keeper.looking import start_time
 from tests.support.processes import mentions
 
 # Variables of our own environment that a server may need to run at all, or to be measured.
@@ -37,7 +38,7 @@ class Home:
         self.jupyter_path = self._directory("jupyter")
         self.home_dir = self._directory("home")
         self._temporary = self._directory("tmp")
-        self._others = {*psutil.pids()}
+        self._others = _running()
 
     def _directory(self, name: str) -> Path:
         directory = self.path / name
@@ -73,10 +74,8 @@ class Home:
         directory of this home; its parent says nothing once that is gone. Those that were there
         before the home are not looked at: they are nearly all, and each look is work.
         """
-        there = {*psutil.pids()}
-        self._others &= there  # the number of one that has ended may be that of another now
         found = []
-        for pid in there - self._others:
+        for pid, _ in _running() - self._others:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if mentions(process, str(self.path)):
@@ -115,6 +114,11 @@ class Home:
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _running() -> set[tuple[int, str | None]]:
+    """Every process: its number, which is another's when it has ended, and when it was started."""
+    return {(pid, start_time(pid)) for pid in psutil.pids()}
 
 
 def platform_environment() -> dict[str, str]:

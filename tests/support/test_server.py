@@ -148,6 +148,15 @@ def test_processes_of_a_home_include_a_dead_kernel_s_children(home: Home) -> Non
     assert eventually_sync(lambda: len(home.processes()) == 2)
 
 
+def test_processes_of_a_home_include_one_with_the_number_of_an_older_one(home: Home) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=home.root_dir) as process:
+        try:
+            home._others.add((process.pid, "another start"))
+            assert [one.pid for one in home.processes()] == [process.pid]
+        finally:
+            process.kill()
+
+
 def test_usage_sees_descriptors_threads_and_children() -> None:
     before = usage(os.getpid())
     with socket.socket(), subprocess.Popen(["sleep", "60"]) as child:

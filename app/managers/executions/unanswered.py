@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final
@@ -12,6 +13,8 @@ from .execution import Execution, ExecutionState
 
 __all__ = ["Behind", "Dropped", "Overdue", "Subshells", "Unanswered"]
 
+logger = logging.getLogger(__name__)
+
 REPLY_SECONDS: Final = 5.0
 """How many seconds after its idle status a request waits for its reply, which comes over another
 socket, and so may come later."""
@@ -20,14 +23,16 @@ OVERDUE_SECONDS: Final = 0.1
 """How many seconds after its idle status an execution waits for its reply before the kernel is sent
 another request, to find out whether it still replies."""
 
-BEGIN_SECONDS: Final = (5.0, 60.0)
+BEGIN_SECONDS: Final = 5.0
 """How many seconds an execution may wait in a subshell before the kernel is asked whether it has
-that subshell; and the longest pause between two such questions."""
+that subshell."""
 
-
-DROPPED_SECONDS: Final = (5.0, 60.0)
+DROPPED_SECONDS: Final = 5.0
 """How many seconds an execution may wait at a main shell that runs nothing before the kernel is
-asked whether it still replies; and the longest pause between two looks."""
+asked whether it still replies."""
+
+LONGEST_SECONDS: Final = 60.0
+"""The longest pause between two looks, when the kernel does not answer or a look fails."""
 
 
 class Unanswered:
@@ -64,40 +69,81 @@ class Unanswered:
         self._plan = loop.call_at(waiting[0][0], self._look) if waiting else None
 
 
-class _Watch:
-    """Executions of one kernel that are looked at together, by one task, as long as there are any.
+class _Looks:
+    """Looks now and then at what waits in one kernel, by one task, as long as anything waits.
 
-    `add` each; ``pause`` is how many seconds one waits before it is looked at.
+    ``pauses`` are how many seconds lie before a look, at the least and at the most. A look that
+    fails ends nothing: it is logged, and the next one follows the longest pause.
     """
 
-    pause = 0.0
+    pauses = (0.0, LONGEST_SECONDS)
 
     def __init__(self) -> None:
-        self._waiting: list[Execution] = []
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, execution: Execution) -> None:
-        """Watch an execution."""
-        self._waiting.append(execution)
+    def watch(self) -> None:
+        """Begin to look, unless this does so already."""
         if self._task is None:
             name = type(self).__name__.lower()
-            self._task = asyncio.get_running_loop().create_task(self._look(), name=name)
+            self._task = asyncio.get_running_loop().create_task(self._go_on(), name=name)
 
     def clear(self) -> None:
-        """Forget all executions: the process is gone, or is another server's from now on."""
-        self._waiting.clear()
+        """Look no more: the process is gone, or is another server's from now on."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
 
-    async def _look(self) -> None:
-        while self._waiting:
-            await asyncio.sleep(self.pause)
-            # Executions added while the kernel is asked are for the next round: its answer proves
-            # nothing about them.
-            waiting, self._waiting = self._waiting, []
+    async def _go_on(self) -> None:
+        first, longest = self.pauses
+        pause: float | None = first
+        try:
+            while pause is not None:
+                await asyncio.sleep(pause)
+                try:
+                    pause = await self._look(pause)
+                except Exception:
+                    name = type(self).__name__.lower()
+                    logger.exception("a look at executions without an answer (%s) failed", name)
+                    pause = longest
+        finally:
+            if self._task is asyncio.current_task():  # after `clear` there may be a newer one
+                self._task = None
+
+    async def _look(self, pause: float) -> float | None:
+        """Look, ``pause`` after the last time. Returns the next pause; None if nothing waits."""
+        raise NotImplementedError
+
+    def _longer(self, pause: float) -> float:
+        return min(2 * pause, self.pauses[1])
+
+
+class _Watch(_Looks):
+    """Executions of one kernel that are looked at together, as soon as each has waited a little."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[Execution] = []
+
+    def add(self, execution: Execution) -> None:
+        """Watch an execution."""
+        self._waiting.append(execution)
+        self.watch()
+
+    def clear(self) -> None:
+        """As `_Looks.clear`; all executions are forgotten."""
+        self._waiting.clear()
+        super().clear()
+
+    async def _look(self, pause: float) -> float | None:  # noqa: ARG002
+        # Executions added while the kernel is asked are for the next round: its answer proves
+        # nothing about them.
+        waiting, self._waiting = self._waiting, []
+        try:
             await self._look_at(waiting)
-        self._task = None
+        except Exception:
+            self._waiting = waiting + self._waiting
+            raise
+        return self.pauses[0] if self._waiting else None
 
     async def _look_at(self, waiting: list[Execution]) -> None:
         """Ask the kernel, and end those of the executions that its answer ends."""
@@ -117,7 +163,7 @@ class Overdue(_Watch):
     ``end`` is called with each execution whose reply will not come.
     """
 
-    pause = OVERDUE_SECONDS
+    pauses = (OVERDUE_SECONDS, LONGEST_SECONDS)
 
     def __init__(
         self, ask: Callable[[float], Awaitable[bool]], end: Callable[[Execution], None]
@@ -163,7 +209,7 @@ def _lacks_reply(execution: Execution) -> bool:
     return execution.reply_status is None and not execution.ended
 
 
-class Subshells:
+class Subshells(_Looks):
     """Executions of one kernel that wait in a subshell [JEP 91], which the kernel may not have.
 
     ipykernel up to 7.1 drops a request for a subshell that it does not have, and sends nothing. A
@@ -172,45 +218,40 @@ class Subshells:
     called with an execution, and the id of the subshell that the kernel does not have.
     """
 
+    pauses = (BEGIN_SECONDS, LONGEST_SECONDS)
+
     def __init__(
         self,
         ask: Callable[[], Awaitable[Collection[str] | None]],
         end: Callable[[Execution, str], None],
     ) -> None:
+        super().__init__()
         self._ask = ask
         self._end = end
         self._waiting: dict[Execution, str] = {}
-        self._task: asyncio.Task[None] | None = None
 
     def add(self, execution: Execution, subshell_id: str) -> None:
         """Watch an execution that was sent to a subshell."""
         self._waiting[execution] = subshell_id
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._look(), name="subshells")
+        self.watch()
 
     def clear(self) -> None:
-        """Forget all executions: the process is gone, or is another server's from now on."""
+        """As `_Looks.clear`; all executions are forgotten."""
         self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        super().clear()
 
-    async def _look(self) -> None:
-        pause, longest = BEGIN_SECONDS
-        while self._waiting:
-            await asyncio.sleep(pause)
-            self._forget_begun()
-            # An execution added while the kernel is asked may wait in a subshell that was made
-            # after the kernel's answer, so only those before the question are looked at.
-            asked_for = dict(self._waiting)
-            known = await self._ask() if asked_for else None
-            self._forget_begun()
-            for execution, subshell_id in asked_for.items():
-                if known is not None and subshell_id not in known and execution in self._waiting:
-                    del self._waiting[execution]
-                    self._end(execution, subshell_id)
-            pause = min(2 * pause, longest)
-        self._task = None
+    async def _look(self, pause: float) -> float | None:
+        self._forget_begun()
+        # An execution added while the kernel is asked may wait in a subshell that was made after
+        # the kernel's answer, so only those before the question are looked at.
+        asked_for = dict(self._waiting)
+        known = await self._ask() if asked_for else None
+        self._forget_begun()
+        for execution, subshell_id in asked_for.items():
+            if known is not None and subshell_id not in known and execution in self._waiting:
+                self._end(execution, subshell_id)
+                self._waiting.pop(execution, None)
+        return self._longer(pause) if self._waiting else None
 
     def _forget_begun(self) -> None:
         for execution in [*self._waiting]:
@@ -218,7 +259,7 @@ class Subshells:
                 del self._waiting[execution]
 
 
-class Dropped:
+class Dropped(_Looks):
     """Executions of one kernel's main shell with which the kernel never begins.
 
     ipykernel drops a request that it takes for one it has had before, as its signature is the same,
@@ -231,41 +272,34 @@ class Dropped:
     suspect at two looks, and with which the kernel has not begun when it has answered.
     """
 
+    pauses = (DROPPED_SECONDS, LONGEST_SECONDS)
+
     def __init__(
         self,
         suspects: Callable[[], Collection[Execution] | None],
         ask: Callable[[float], Awaitable[bool]],
         end: Callable[[Execution], None],
     ) -> None:
+        super().__init__()
         self._suspects = suspects
         self._ask = ask
         self._end = end
-        self._task: asyncio.Task[None] | None = None
-
-    def watch(self) -> None:
-        """Look now and then, as long as executions are under way."""
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._look(), name="dropped")
+        self._known: set[Execution] = set()  # the suspects of the look before
 
     def clear(self) -> None:
-        """Look no more: the process is gone, or is another server's from now on."""
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
+        """As `_Looks.clear`."""
+        self._known.clear()
+        super().clear()
 
-    async def _look(self) -> None:
-        first, longest = DROPPED_SECONDS
-        pause, known = first, set[Execution]()
-        while True:
-            await asyncio.sleep(pause)
-            found = self._suspects()
-            if found is None:
-                break
-            waiting = known & {*found}
-            if waiting and await self._ask(REPLY_SECONDS):
-                for execution in waiting:
-                    if execution.state is ExecutionState.QUEUED and _lacks_reply(execution):
-                        self._end(execution)
-            is_news = bool(found) and not waiting
-            pause, known = first if is_news else min(2 * pause, longest), {*found}
-        self._task = None
+    async def _look(self, pause: float) -> float | None:
+        found = self._suspects()
+        waiting = self._known & {*(found or ())}
+        self._known = {*(found or ())}
+        if waiting and await self._ask(REPLY_SECONDS):
+            for execution in waiting:
+                if execution.state is ExecutionState.QUEUED and _lacks_reply(execution):
+                    self._end(execution)
+        if found is None:
+            return None
+        # While code runs there are no suspects, and what it hides is to be found soon behind it.
+        return self._longer(pause) if waiting else self.pauses[0]

@@ -148,8 +148,11 @@ class Attachments:
 
     @property
     def at_rest(self) -> bool:
-        """Whether `note_places` has nothing to store: every client had all there was, and has."""
-        return self._rest_at == self._log.next_seq or not self.attached
+        """Whether `note_places` has nothing to store: every client had all there was, and has.
+
+        Without `buffer_offline_messages` there is never anything to store.
+        """
+        return self._rest_at == self._log.next_seq or not (self._buffers and self.attached)
 
     def note_places(self) -> None:
         """Have it stored how far each client has come, if one has come further."""

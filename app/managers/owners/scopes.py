@@ -9,6 +9,7 @@ includes ``read``: who may write to a kernel, or execute code in it, may look at
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Set
+from itertools import product
 from typing import Final, NamedTuple
 
 from .names import InvalidName, owner_name
@@ -36,6 +37,9 @@ PRESETS: Final = {
 """Names for lists of scopes: all that a user does with its own, and everything with everybody's."""
 
 _MAX_SHOWN: Final = 64
+
+_QUESTIONS: Final = frozenset(product(ACTIONS, RESOURCES))
+"""The questions whose answers are kept. A caller asks for others, too, as many as it makes up."""
 
 
 class InvalidScope(ValueError):
@@ -124,7 +128,8 @@ class Scopes:
             found = any(
                 scope.resource == resource and scope.includes(action) for scope in self._scopes
             )
-            self._any[question] = found
+            if question in _QUESTIONS:
+                self._any[question] = found
         return found
 
     def restrictions(self, resource: str) -> tuple[frozenset[str], frozenset[str]]:
@@ -160,7 +165,8 @@ class Scopes:
                 and scope.group is None
                 for scope in self._scopes
             )
-            self._own[question] = found
+            if question in _QUESTIONS:
+                self._own[question] = found
         return found
 
     def reach(self, action: str, resource: str, owner: str, groups: Set[str]) -> bool:

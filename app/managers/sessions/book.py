@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Container, Iterable
+from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Final, TypeVar
+from queue import SimpleQueue
+from typing import Final
 from weakref import WeakValueDictionary
 
 from ...log_formats import about
@@ -21,8 +23,6 @@ from .store import Session, SessionKeeping
 __all__ = ["Everywhere", "SessionBook", "farewell"]
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 WRITE_SECONDS: Final = 10.0
 """How long a change may take to be stored before it is given up."""
@@ -50,7 +50,7 @@ class SessionBook:
         self._by_owner: dict[str, dict[str, Session]] = {}
         for session in store.load():
             self._put(session)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sessions")
+        self._writer = _Writer()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: Counter[str] = Counter()
 
@@ -87,14 +87,14 @@ class SessionBook:
     async def keep(self, session: Session) -> None:
         """Add a session, or put it in the place of the one with its id, and store it."""
         self._put(session)
-        await self._write(self._store.save, session, [session.id])
+        await self._write(partial(self._store.save, session), [session.id])
 
     async def forget(self, *sessions: Session) -> None:
         """Forget sessions."""
         for session in sessions:
             self._remove(session.id)
         ids = [session.id for session in sessions]
-        await self._write(self._store.delete, ids, ids)
+        await self._write(partial(self._store.delete, ids), ids)
 
     def read_again(self) -> None:
         """Others have changed the database. A change of this server's that is under way holds."""
@@ -114,9 +114,14 @@ class SessionBook:
             await self.forget(*gone)
 
     async def close(self) -> None:
-        """Store the changes that are not stored yet, and close the database. The kernels go on."""
-        await asyncio.to_thread(self._thread.shutdown)
-        self._store.close()
+        """Store the changes that are not stored yet, and close the database. The kernels go on.
+
+        A disk that does not answer holds this up no longer than a change; it is logged then.
+        """
+        try:
+            await self._write(self._store.close)
+        finally:
+            self._writer.end()
 
     def _put(self, session: Session) -> None:
         self._sessions[session.id] = session
@@ -130,9 +135,9 @@ class SessionBook:
             if not own:
                 del self._by_owner[session.owner]
 
-    async def _write(self, write: Callable[[T], None], what: T, ids: list[str]) -> None:
+    async def _write(self, work: Callable[[], None], ids: Collection[str] = ()) -> None:
+        written = asyncio.wrap_future(self._writer.submit(work))
         self._writing.update(ids)
-        written = asyncio.get_running_loop().run_in_executor(self._thread, write, what)
         written.add_done_callback(partial(self._on_written, ids))
         done, _ = await asyncio.wait({written}, timeout=WRITE_SECONDS)
         if not done:
@@ -141,13 +146,48 @@ class SessionBook:
         if not done:
             logger.error("a change of the sessions is not stored yet: its disk does not answer")
 
-    def _on_written(self, ids: list[str], written: asyncio.Future[None]) -> None:
+    def _on_written(self, ids: Collection[str], written: asyncio.Future[None]) -> None:
         self._writing -= Counter(ids)
         error = written.exception()
         if error is not None:
             known = isinstance(error, sqlite3.Error | StoreAway)
             text = "a change of the sessions could not be stored: %s"
             logger.error(text, error, exc_info=None if known else error)
+
+
+class _Writer:
+    """One thread, which does one work after the other.
+
+    It is a daemon, unlike those of an executor: work that never ends does not keep the process.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
+        self._is_ended = False
+        threading.Thread(target=self._run, name="sessions", daemon=True).start()
+
+    def submit(self, work: Callable[[], None]) -> Future[None]:
+        """Have work done behind the one before. Raises `RuntimeError` after `end`."""
+        if self._is_ended:
+            raise RuntimeError("the sessions are closed")
+        done: Future[None] = Future()
+        self._queue.put((work, done))
+        return done
+
+    def end(self) -> None:
+        """Take no more; the thread ends behind its work."""
+        self._is_ended = True
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (found := self._queue.get()) is not None:
+            work, done = found
+            try:
+                work()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
 
 class Everywhere:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.managers.executions import unanswered
-from app.managers.executions.execution import NO_REPLY
+from app.managers.executions.execution import NO_REPLY, Execution
 from app.managers.log.message_log import Reader
 from app.protocol.compose import make_message
 from app.protocol.messages import ClientMessage, Header
@@ -24,8 +24,8 @@ from tests.support.processes import eventually
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are seconds; nothing here needs them."""
     monkeypatch.setattr(unanswered, "REPLY_SECONDS", 0.05)
-    monkeypatch.setattr(unanswered.Overdue, "pause", 0.05)
-    monkeypatch.setattr(unanswered, "BEGIN_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(unanswered.Overdue, "pauses", (0.05, 0.1))
+    monkeypatch.setattr(unanswered.Subshells, "pauses", (0.05, 0.1))
 
 
 def submit(
@@ -258,7 +258,7 @@ async def test_a_kernel_that_tells_of_no_subshells_may_run_it(content: dict[str,
 
 @pytest.fixture
 def looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unanswered, "DROPPED_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr(unanswered.Dropped, "pauses", (0.05, 0.1))
 
 
 @pytest.mark.usefixtures("looked_for_soon")
@@ -313,6 +313,107 @@ async def test_what_waits_behind_code_or_for_the_kernel_is_not_suspected() -> No
     kernel.begin_restart()
     waiting = kernel.execution(kernel.send())
     assert waiting not in (suspects() or ())
+
+
+async def test_one_behind_long_code_is_looked_for_as_soon_as_any_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Twenty pauses would be hours if each were twice the one before.
+    monkeypatch.setattr(unanswered.Dropped, "pauses", (0.01, 10_000.0))
+    kernel = ScriptedKernel()
+    looks = 0
+
+    def suspects() -> list[Execution]:
+        nonlocal looks
+        looks += 1
+        return [] if looks < 20 else [dropped]
+
+    ended: list[Execution] = []
+    dropped = kernel.execution(kernel.send())
+    watch = unanswered.Dropped(suspects, _answers, ended.append)
+    watch.watch()
+    await eventually(lambda: ended)
+    watch.clear()
+    assert ended[0] is dropped
+
+
+async def test_a_kernel_that_does_not_answer_is_asked_more_and_more_rarely() -> None:
+    pauses: list[float] = []
+
+    async def no_answer(_: float) -> bool:
+        return False
+
+    dropped = ScriptedKernel().run()
+    watch = unanswered.Dropped(lambda: [dropped], no_answer, lambda _: None)
+    pause: float | None = watch.pauses[0]
+    while pause is not None and pause not in pauses:
+        pauses.append(pause)
+        pause = await watch._look(pause)
+    assert (pauses, pause) == ([5.0], 5.0)  # it is a suspect at the second look
+    pauses = []
+    while pause is not None and pause not in pauses:
+        pauses.append(pause)
+        pause = await watch._look(pause)
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 60.0]
+
+
+# Looks that fail
+
+
+async def _answers(_: float) -> bool:
+    return True
+
+
+async def test_a_look_that_fails_is_told_and_the_next_one_follows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[Execution] = []
+    fails = True
+
+    def fail_once(execution: Execution) -> None:
+        nonlocal fails
+        if fails:
+            fails = False
+            raise RuntimeError("a fault")
+        ended.append(execution)
+
+    kernel = ScriptedKernel()
+    execution = kernel.run()
+    monkeypatch.setattr(unanswered.Dropped, "pauses", (0.01, 0.02))
+
+    async def none(_: float = 0.0) -> list[str]:
+        return []
+
+    overdue = unanswered.Overdue(_answers, fail_once)
+    overdue.add(execution)
+    await eventually(lambda: ended and not _looking("overdue"))
+    dropped = unanswered.Dropped(lambda: [execution], _answers, fail_once)
+    subshells = unanswered.Subshells(none, lambda one, _: fail_once(one))
+    fails = True
+    dropped.watch()
+    await eventually(lambda: len(ended) > 1)
+    dropped.clear()
+    fails = True
+    subshells.add(kernel.run(), "x")
+    await eventually(lambda: not _looking("subshells"))
+    assert all(f"({name}) failed" in caplog.text for name in ("overdue", "dropped", "subshells"))
+    assert caplog.text.count("RuntimeError: a fault") == 3
+
+
+async def test_the_end_of_a_task_forgets_no_newer_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unanswered.Overdue, "pauses", (10_000.0, 10_000.0))
+    execution = ScriptedKernel().run()
+    overdue = unanswered.Overdue(_answers, lambda _: None)
+    overdue.add(execution)
+    older = overdue._task
+    assert older is not None
+    await asyncio.sleep(0)  # it has begun
+    overdue.clear()
+    overdue.add(execution)
+    newer = overdue._task
+    await asyncio.wait({older})
+    assert overdue._task is newer is not None
+    overdue.clear()
 
 
 async def test_nothing_is_left_of_a_process_that_is_gone() -> None:

@@ -128,6 +128,16 @@ async def test_clients_that_have_all_are_at_rest_until_there_is_more(registry: R
     assert clients.at_rest
 
 
+async def test_without_places_clients_are_at_rest_whatever_they_lack(registry: Registry) -> None:
+    clients = Clients(buffer_offline_messages=False)
+    clients.begin(registry)
+    clients.attach("a", Position(50, 500))
+    assert clients.at_rest
+    clients.note_places()
+    assert clients.at_rest
+    assert not registry._places
+
+
 async def test_a_new_session_is_known_to_the_next_server_before_it_is_accepted(
     registry: Registry, tmp_path: Path
 ) -> None:

@@ -75,6 +75,17 @@ def test_a_scope_of_a_group_reaches_its_members_only() -> None:
     assert not scopes.reach("read", "sessions", "anna", frozenset({"physics"}))
 
 
+def test_questions_that_a_caller_makes_up_take_no_memory() -> None:
+    scopes = Scopes.parse(["kernels:admin"])
+    for number in range(100):
+        for question in ((f"a{number}", "kernels"), ("read", f"r{number}")):
+            known = question[1] == "kernels"
+            assert scopes.allow(*question) is scopes.allow_own(*question) is known
+    assert scopes.allow("read", "kernels")
+    assert scopes.allow_own("read", "kernels")
+    assert [*scopes._any] == [*scopes._own] == [("read", "kernels")]
+
+
 def test_everything_is_everything_of_everybody() -> None:
     for action, resource in QUESTIONS:
         assert EVERYTHING.allow(action, resource)

@@ -52,9 +52,11 @@ async def test_a_kernel_that_goes_while_the_sessions_are_listed_spoils_no_list()
         for number in (1, 2, 3):
             store.save(session(number))
         kernels.ids.discard("k1")
-        manager = SessionManager(cast(CallersKernels, kernels), SessionBook(kernels, store))
+        book = SessionBook(kernels, store)
+        manager = SessionManager(cast(CallersKernels, kernels), book)
 
         listed = msgspec.json.decode(await manager.models())
+        await book.close()
 
     assert [one["kernel"] for one in listed] == ["k3"]
 
@@ -96,3 +98,47 @@ async def test_a_fault_of_the_store_is_logged_and_the_change_holds(
             await book.keep(session(1))
         assert book.get("s1") == session(1)
         assert "could not be stored: a fault" in caplog.text
+        await book.close()
+
+
+async def test_a_disk_that_hangs_holds_up_the_end_for_no_longer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sessions, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(sessions, "ABORT_SECONDS", 0.05)
+    answers, closed = threading.Event(), threading.Event()
+
+    class Store(SessionStore):
+        def save(self, session: Session) -> None:
+            answers.wait()
+            super().save(session)
+
+        def close(self) -> None:
+            super().close()
+            closed.set()
+
+    before = {*threading.enumerate()}
+    book = SessionBook(Kernels("k1"), Store(MEMORY))
+    (writer,) = {*threading.enumerate()} - before
+    try:
+        await book.keep(session(1))
+        caplog.clear()
+        async with asyncio.timeout(30):
+            await book.close()
+        assert len(caplog.records) == 1
+        assert "its disk does not answer" in caplog.text
+        assert not closed.is_set()
+        assert writer.daemon, "it would keep the process for as long"
+    finally:
+        answers.set()
+    await asyncio.to_thread(writer.join, 30)
+    assert closed.is_set()
+
+
+async def test_what_is_changed_after_the_end_is_not_taken_for_a_change_under_way() -> None:
+    store = SessionStore(MEMORY)
+    book = SessionBook(Kernels("k1"), store)
+    await book.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await book.keep(session(1))
+    assert not book._writing

@@ -35,8 +35,9 @@ function Events({ id }: { id: string }) {
       {problem !== "" && <p class="notice error">{problem}</p>}
       {events?.length === 0 && <p class="muted">Nothing that this server knows.</p>}
       <ul class="events" aria-live="polite">
-        {events?.map((event) => (
-          <li key={`${event.at} ${event.event}`}>
+        {/* Two may be alike. The newest comes first, so each keeps its number from the end. */}
+        {events?.map((event, index) => (
+          <li key={`${event.at} ${event.event} ${events.length - index}`}>
             <time dateTime={event.at} title={fullMoment(new Date(event.at))}>
               {moment(new Date(event.at))}
             </time>

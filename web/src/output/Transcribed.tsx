@@ -44,6 +44,11 @@ export function Transcribed(props: Props) {
   const measure = useCallback((element: HTMLElement | null) => list.measureElement(element), [list]);
 
   useEffect(() => onShown(first, last), [first, last, revision, onShown]);
+  // Another list begins at its top. Where the one before was is kept by the browser, if rows of this one are there
+  // before it has drawn it empty.
+  useLayoutEffect(() => {
+    if (scroller.current !== null) scroller.current.scrollTop = 0;
+  }, [transcript]);
   const held = useRef(false);
   useLayoutEffect(() => {
     const element = scroller.current;

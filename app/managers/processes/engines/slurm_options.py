@@ -72,10 +72,12 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         if self.root_dir is not None or self.directory != "~":
             return self.root_dir or ""
         home = Path.home()
-        is_in_home = Path(self.engine).is_relative_to(home)
-        if not is_in_home or not root_dir.is_relative_to(home.resolve()):
-            return ""
-        return str(home / root_dir.relative_to(home.resolve()))
+        names = home, home.resolve()  # the home may be a link, and either may be what is said
+        is_shared = any(Path(self.engine).is_relative_to(name) for name in names)
+        for name in names:
+            if is_shared and root_dir.is_relative_to(name):
+                return str(home / root_dir.relative_to(name))
+        return ""
 
     @property
     def patience(self) -> float:

@@ -30,7 +30,7 @@ class SharedFiles(NamedTuple):
         A file counts only if it lies below that directory, once links are resolved. It is looked
         for here. Raises `OSError`, `RuntimeError` and `ValueError` for a path that cannot be.
         """
-        wanted = os.path.normpath(Path(directory, expanded(path, self.home)))
+        wanted = _normal(Path(directory, expanded(path, self.home)))
         try:
             found = self._here(wanted)
             base = self._here(directory)
@@ -40,7 +40,15 @@ class SharedFiles(NamedTuple):
         return wanted if is_below else None
 
     def _here(self, path: str) -> Path:
-        return self.here / Path(path).relative_to(self.there)
+        return self.here / Path(_normal(path)).relative_to(_normal(self.there))
+
+
+def _normal(path: str | Path) -> str:
+    """An absolute path without ``..`` and needless slashes, which a kernelspec or a caller may say.
+
+    Two slashes at the beginning are one, too: POSIX leaves their meaning open, and so does Python.
+    """
+    return "/" + os.path.normpath(path).lstrip("/")
 
 
 def expanded(path: str, home: str) -> str:

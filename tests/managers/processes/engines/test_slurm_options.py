@@ -63,6 +63,9 @@ def test_nodes_that_share_the_home_have_the_files_in_the_home(
     assert there(real) == str(home)
     assert there(real / "books") == f"{home}/books"
     assert there(tmp_path) == ""
+    # Either of the home's names may be what is said of each.
+    assert there(home / "books") == f"{home}/books"
+    assert there(real / "books", shared=f"{real}/slurm") == f"{home}/books"
     # What is said comes first.
     assert there(real, root_dir="") == ""
     assert there(tmp_path, root_dir="/srv/books") == "/srv/books"

@@ -38,6 +38,18 @@ def test_a_file_is_found_by_the_path_that_the_kernel_knows(shared: SharedFiles, 
 
 
 @pytest.mark.parametrize(
+    "there", ["/home/ada/x/../books", "//home/ada/books", "//home//ada/./books/", "/home/ada/books"]
+)
+def test_a_root_may_be_said_in_any_way(shared: SharedFiles, there: str) -> None:
+    root = shared._replace(there=Path(there))
+    directory = root.directory_there(str(shared.here / "work"))
+    found = "/home/ada/books/work/module.py"
+    for path in ("module.py", found, f"/{found}", f"{there}/work/module.py"):
+        assert root.find(path, directory) == found
+    assert root.find("../both.py", directory) is None
+
+
+@pytest.mark.parametrize(
     "path", ["nothing.py", "../both.py", "/etc/passwd", "~/.bashrc", "link.py", "../../secret.py"]
 )
 def test_what_is_not_below_the_kernels_directory_is_not_found(
