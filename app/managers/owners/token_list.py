@@ -184,22 +184,26 @@ class TokenList:
     async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
-        # What the look behind the change has seen no other look sees again: it is taken also when
-        # nobody waits for the change any more.
-        changing.add_done_callback(self._take_change, context=self._context)
-        done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
+        try:
+            done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
+        except asyncio.CancelledError:
+            changing.add_done_callback(self._take_late, context=self._context)
+            raise
         if not done:
+            changing.add_done_callback(self._take_late, context=self._context)
             raise TokensUnavailable("The list of tokens cannot be written now")
         try:
-            result, _ = changing.result()
+            result, seen = changing.result()
         except UnusableTokens as error:
             logger.error("a token could not be made or revoked: %s", error)
             raise TokensUnavailable("The list of tokens cannot be written now") from None
+        self._context.run(self._take, seen, told=False)
         return result
 
-    def _take_change(self, changing: asyncio.Future[tuple[Any, _Seen]]) -> None:
+    def _take_late(self, changing: asyncio.Future[tuple[Any, _Seen]]) -> None:
+        """Take what was seen behind a change that nobody waits for: no other look sees it again."""
         if not changing.cancelled() and changing.exception() is None:
-            self._take(changing.result()[1], told=False)
+            self._take(changing.result()[1])
 
     # Looking at the file
 

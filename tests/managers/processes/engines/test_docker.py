@@ -84,7 +84,8 @@ async def test_a_kernel_there_does_what_one_here_does(
     await takes_input(server, kernel_id)
     await is_interrupted(rest, kernel_id)
     usage = (await rest.request("GET", f"/api/kernels/{kernel_id}/usage")).json()
-    assert usage
+    assert usage["memory"] > 0
+    assert usage["cpu_seconds"] > 0
     overview = (await rest.request("GET", "/api/overview")).json()
     assert [row["host"] for row in overview] == ["docker"]
 

@@ -122,7 +122,8 @@ async def test_a_kernel_there_does_what_one_here_does(
 
     await takes_input(server, kernel_id)
     await is_interrupted(rest, kernel_id)
-    assert (await rest.request("GET", f"/api/kernels/{kernel_id}/usage")).json()
+    usage = (await rest.request("GET", f"/api/kernels/{kernel_id}/usage")).json()
+    assert usage["memory"] > 0
 
     await rest.restart(kernel_id)
     after = await pid_of(rest, kernel_id)
