@@ -177,7 +177,11 @@ class Hearing:
 
     def settle(self) -> bool:
         """As `Channels.settle`; what is read is logged."""
-        return self._channels is not None and self._channels.settle()
+        if self._channels is None:
+            return False
+        # The ends of the connections take some milliseconds, for which a stop does not wait if the
+        # kernel has answered all that it was asked.
+        return self._channels.settle() if len(self._requests) else self._channels.drain()
 
     @property
     def stdin_connected(self) -> bool:

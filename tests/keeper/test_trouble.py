@@ -128,6 +128,7 @@ async def test_what_cannot_be_done_is_told_to_who_asked_for_it_alone(
     keeper = await open_keeper()
     pid = keeper.pid
     await launch(keeper, home, "exec sleep 1000")
+    await eventually(lambda: len(sleepers(home)) == 1)  # the shell has become it
     (known,) = sleepers(home)
     reader, writer = await connection(home)
     whole = {
