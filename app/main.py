@@ -33,8 +33,8 @@ from .managers.handover.registry import check_registry
 from .managers.handover.store import UnusableRegistry
 from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList
-from .managers.owners.token_table import TokenPlace, UnusableTokens
-from .managers.owners.tokens import TokenFile, check_tokens
+from .managers.owners.token_table import UnusableTokens
+from .managers.owners.tokens import check_tokens
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import CannotIsolate, check_isolation
@@ -45,6 +45,7 @@ from .managers.telemetry.events import read_schemas
 from .plugins import CannotLoad
 from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
+from .token_places import token_place
 from .tokens import TOKEN_VARIABLE, make_token, wipe_variable
 
 __all__ = ["REFUSALS", "create_app", "explain_refusal"]
@@ -91,7 +92,8 @@ def create_app(
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     provider = identity_provider or load_provider(settings.identity_provider_class)
     _check_files(settings)
-    tokens = TokenList(_token_place(settings))
+    url = settings.registry_url.get_secret_value()
+    tokens = TokenList(token_place(url, settings.state_dir))
     token = settings.token.get_secret_value()
     # Code in kernels can read this process's /proc/PID/environ.
     for name in (TOKEN_VARIABLE, HUB_TOKEN_VARIABLE, *CLIENT_SECRET_VARIABLES):
@@ -143,15 +145,6 @@ def _prepare_state_dir(settings: Settings) -> None:
         message = f"--state-dir: {directory} cannot be used: {error.strerror}"
         raise CannotLoad(message) from None
     check_state_dir(settings)
-
-
-def _token_place(settings: Settings) -> TokenPlace:
-    """Where the list of tokens is."""
-    if not settings.replicated:
-        return TokenFile(settings.state_dir)
-    from .managers.replicas.tokens import SharedTokensPlace
-
-    return SharedTokensPlace(settings.registry_url.get_secret_value())
 
 
 def _check_shared_registry(settings: Settings) -> None:

@@ -21,7 +21,8 @@ from .managers.errors import KernelkeepError
 from .managers.owners.names import InvalidName, owner_name
 from .managers.owners.scopes import PRESETS, InvalidScope, Scopes
 from .managers.owners.token_table import NewToken, TokenPlace, TokenRecord, UnusableTokens
-from .managers.owners.tokens import TokenFile
+from .plugins import CannotLoad
+from .token_places import token_place
 
 __all__ = ["tokens_command"]
 
@@ -56,16 +57,11 @@ def _place(options: argparse.Namespace) -> TokenPlace:
     if url and options.state_dir is not None:
         say("--state-dir: the list of tokens is in the registry (registry_url), not in a directory")
         sys.exit(2)
-    if not url:
-        return TokenFile(state_dir_of(options.state_dir, options.config))
     try:
-        from .managers.replicas.tokens import SharedTokensPlace
-    except ModuleNotFoundError as error:
-        if error.name != "psycopg":
-            raise
-        say("--registry-url: it takes pip install 'kernelkeep[postgresql]'")
+        return token_place(url, state_dir_of(options.state_dir, options.config))
+    except CannotLoad as error:
+        say(str(error))
         sys.exit(2)
-    return SharedTokensPlace(url)
 
 
 class _NotDone(Exception):

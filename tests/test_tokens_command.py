@@ -1,6 +1,6 @@
 """``kernelkeep tokens``: what it makes, shows and ends, and what it says of wrong input.
 
-These are the tests of `app.commands` and `app.tokens_cli`, too.
+These are the tests of `app.commands`, `app.token_places` and `app.tokens_cli`, too.
 """
 
 from __future__ import annotations

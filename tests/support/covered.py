@@ -36,6 +36,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.owners.callers_tokens": ("api/test_token_list",),
     "app.managers.owners.errors": ("api/test_token_list", "api/test_shares"),
     "app.managers.telemetry.audit_files": ("managers/telemetry/test_audit",),
+    "app.token_places": ("test_tokens_command",),
     "app.tokens_cli": ("test_tokens_command",),
     "app.__main__": ("test_cli",),
     "app.access_options": ("test_options",),

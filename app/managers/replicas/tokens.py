@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from ..handover.store import StoreAway, UnusableRegistry
@@ -46,7 +47,8 @@ class SharedTokens(TokenTable):
             if not self._run(_is_there):
                 if not create:
                     raise FileNotFoundError
-                migrate(database)
+                with self._bounded():
+                    migrate(database)
         except UnusableRegistry as error:
             database.close()
             raise UnusableTokens(str(error)) from None
@@ -54,7 +56,9 @@ class SharedTokens(TokenTable):
             database.close()
             raise
 
-    def _run(self, work: Callable[[Connection], T]) -> T:
+    @contextlib.contextmanager
+    def _bounded(self) -> Iterator[None]:
+        """Within, the database is waited for for so long, and once more if it is tried again."""
         # No bound of the client's library ends the wait for a database that is stopped. What is
         # aborted is tried once more (`Database.run`), and so there may be two aborts.
         done = threading.Event()
@@ -65,11 +69,16 @@ class SharedTokens(TokenTable):
 
         threading.Thread(target=abort, name="tokens' bound", daemon=True).start()
         try:
-            return self._database.run(work)
-        except StoreAway as error:
-            raise UnusableTokens(f"{self.name} cannot be used: {error}") from None
+            yield
         finally:
             done.set()
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with self._bounded():
+                return self._database.run(work)
+        except StoreAway as error:
+            raise UnusableTokens(f"{self.name} cannot be used: {error}") from None
 
     def _read(self, work: Callable[[Execute], T]) -> T:
         return self._run(lambda connection: work(_execute(connection)))

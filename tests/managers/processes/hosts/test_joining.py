@@ -260,7 +260,7 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
         writer.transport.abort()
     await eventually(lambda: not listening._accepting.strangers, WAIT)
     invitation = await service.joining.invite("k")
-    asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
+    asyncio.ensure_future(dialler.say(hello_of(document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
 
 
@@ -288,7 +288,7 @@ async def test_nobody_waits_so_the_keeper_is_told_to_come_later(
     answer = await dialler.say(hello_of(invitation.document))
     assert (answer["refused"], answer["ends"]) == ("later", False)
     monkeypatch.undo()
-    asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
+    asyncio.ensure_future(dialler.say(hello_of(document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
 
 
@@ -301,18 +301,24 @@ async def test_how_many_may_wait_is_bounded(
     assert answer["refused"] == "later"
 
 
-async def test_one_that_has_hung_up_while_it_waited_is_not_taken_in(
-    service: JoinedService, dialler: Dialler
-) -> None:
+async def comes(service: JoinedService, dialler: Dialler) -> tuple[Any, asyncio.StreamWriter]:
+    """A keeper that waits to be taken in: its join document, and its connection."""
     invitation = await service.joining.invite("k")
     _, writer = await dialler.dial()
     writer.write(pack(hello_of(invitation.document)))
     await eventually(lambda: service.joining.has_come("k"), WAIT)
+    return invitation.document, writer
+
+
+async def test_one_that_has_hung_up_while_it_waited_is_not_taken_in(
+    service: JoinedService, dialler: Dialler
+) -> None:
+    document, writer = await comes(service, dialler)
     writer.transport.abort()
     await eventually(lambda: not service.joining.has_come("k"), WAIT)
     with pytest.raises(HostUnreachable, match="lab has not dialled in"):
         await service.joining.arrived("k", "lab", 0.2)
-    asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
+    asyncio.ensure_future(dialler.say(hello_of(document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
 
 
@@ -320,10 +326,7 @@ async def test_one_whose_job_has_ended_does_not_wait_to_be_taken_in_any_more(
     service: JoinedService, dialler: Dialler
 ) -> None:
     """Its connection may be seen to end a moment later: a job is submitted all the same."""
-    invitation = await service.joining.invite("k")
-    _, writer = await dialler.dial()
-    writer.write(pack(hello_of(invitation.document)))
-    await eventually(lambda: service.joining.has_come("k"), WAIT)
+    _, writer = await comes(service, dialler)
     service.joining.fail("k", HostUnusable("job 17 has ended"))
     assert not service.joining.has_come("k")
     writer.transport.abort()

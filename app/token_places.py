@@ -1,0 +1,24 @@
+"""Where the list of tokens is: in the state directory, or in the registry that replicas share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .managers.owners.token_table import TokenPlace
+from .managers.owners.tokens import TokenFile
+from .plugins import CannotLoad
+
+__all__ = ["token_place"]
+
+
+def token_place(registry_url: str, state_dir: Path) -> TokenPlace:
+    """The place of the list of a server with these options. Raises `CannotLoad`."""
+    if not registry_url:
+        return TokenFile(state_dir)
+    try:
+        from .managers.replicas.tokens import SharedTokensPlace
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
+    return SharedTokensPlace(registry_url)
