@@ -260,7 +260,7 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
         writer.transport.abort()
     await eventually(lambda: not listening._accepting.strangers, WAIT)
     invitation = await service.joining.invite("k")
-    asyncio.ensure_future(dialler.say(hello_of(document)))  # noqa: RUF006
+    asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
 
 
@@ -288,7 +288,7 @@ async def test_nobody_waits_so_the_keeper_is_told_to_come_later(
     answer = await dialler.say(hello_of(invitation.document))
     assert (answer["refused"], answer["ends"]) == ("later", False)
     monkeypatch.undo()
-    asyncio.ensure_future(dialler.say(hello_of(document)))  # noqa: RUF006
+    asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
 
 
