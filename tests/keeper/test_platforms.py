@@ -18,7 +18,7 @@ import pytest
 from tests.support.home import PLATFORMS
 from tests.support.server import REPOSITORY
 
-SECONDS: Final = 600
+SECONDS: Final = 400
 
 PROCESSES: Final = ("tests/keeper/test_processes.py", "tests/keeper/test_server_end.py")
 

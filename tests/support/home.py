@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 
-from app.keeper.looking import start_time
 from tests.support.processes import mentions
 
 # Variables of our own environment that a server may need to run at all, or to be measured.
@@ -116,9 +115,16 @@ class Home:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _running() -> set[tuple[int, str | None]]:
-    """Every process: its number, which is another's when it has ended, and when it was started."""
-    return {(pid, start_time(pid)) for pid in psutil.pids()}
+def _running() -> set[tuple[int, float]]:
+    """Every process: its number, which is another's when it has ended, and when it was started.
+
+    psutil tells it on every platform without a command for each process, as `ps` would be.
+    """
+    found: set[tuple[int, float]] = set()
+    for pid in psutil.pids():
+        with suppress(psutil.NoSuchProcess):
+            found.add((pid, psutil.Process(pid).create_time()))
+    return found
 
 
 def platform_environment() -> dict[str, str]:
