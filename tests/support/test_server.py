@@ -151,7 +151,7 @@ def test_processes_of_a_home_include_a_dead_kernel_s_children(home: Home) -> Non
 def test_processes_of_a_home_include_one_with_the_number_of_an_older_one(home: Home) -> None:
     with subprocess.Popen(["sleep", "60"], cwd=home.root_dir) as process:
         try:
-            home._others.add((process.pid, "another start"))
+            home._others.add((process.pid, 0.0))
             assert [one.pid for one in home.processes()] == [process.pid]
         finally:
             process.kill()
