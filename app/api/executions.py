@@ -61,7 +61,7 @@ from .dependencies import (
     PermissionDep,
     fingerprint,
 )
-from .idempotency import Making
+from .idempotency import KEY_SECONDS, Making
 from .openapi import BODY, FILE, errors, json_errors, links, stream_of
 from .requests import CancelExecution, InputModel, RunCode
 from .schemas import schema_of, union_of
@@ -276,7 +276,8 @@ async def run_code(
     asked = fingerprint(body)
     scope = f"executions of {kernel.id}"
     known = kernel.executions
-    how = Making(make, known.known_id, known.noted, known.withdraw)
+    find = partial(known.known_id, within=KEY_SECONDS)
+    how = Making(make, find, known.noted, known.withdraw)
     execution_id = await idempotency.once(scope, idempotency_key, asked, how)
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:

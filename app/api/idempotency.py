@@ -52,10 +52,10 @@ async def _at_once(_: str) -> None:
 
 
 class Making(NamedTuple):
-    """How something is made once: ``make`` is called with a new UUID, which is to be its id.
+    """How something is made once: ``make`` is called with a UUID, which is to be its id.
 
     Where nobody will look for it by that, ``make`` gets an empty text. ``find`` tells the id of
-    what a replica has made that has died, by the UUID with which its ``make`` was called.
+    what was made by an earlier ``make``, as of a replica that has died, with this UUID.
     ``confirm`` returns when what has this id is known to be stored, and raises if it may not be;
     then ``undo`` is called, unless there is a key by which it is asked for again.
     """

@@ -65,6 +65,11 @@ for number in range({count}):
     print(number, flush=True)
     time.sleep({pause})
 """
+_CLAIMS: Final = """
+SELECT attempt, made, replica FROM kernelkeep.idempotency
+WHERE attempt = ANY(%s) OR made = ANY(%s)
+"""
+
 MARK: Final = "with open({file!r}, 'a') as file: file.write('{mark}\\n')"
 
 PYTHON: Final = {"name": "python3"}
@@ -133,7 +138,7 @@ class Drill:
         for number in range(self._sizes.kernels):  # as many on each replica
             url = replicas.servers[NAMES[number % len(NAMES)]].url
             async with RestClient(url, replicas.token) as rest:
-                self._ids.append((await rest.start_kernel("python3"))["id"])
+                self._ids.append(await self._start(rest))
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -161,7 +166,7 @@ class Drill:
         for counting in countings:
             for path in counting.executions:
                 await self._check_end(path)
-            counting.check()
+            await self._check(counting)
         await self._ground.complete()
         await self._check_started(started.result())
         return {
@@ -224,18 +229,34 @@ class Drill:
         """Start a kernel, again and again until there is an answer; it is to be started once."""
         await self._begun(readers)
         await asyncio.sleep(self._ground.chance.uniform(0, START_SECONDS))
+        return await self._start(self._rest)
+
+    async def _start(self, rest: RestClient) -> str:
         headers = {"Idempotency-Key": os.urandom(8).hex()}
-        ask = partial(self._rest.http.post, "/api/kernels", json=PYTHON, headers=headers)
+        ask = partial(rest.http.post, "/api/kernels", json=PYTHON, headers=headers)
         answer = await again(ask)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
+
+    async def _check(self, counting: Counting) -> None:
+        """As `Counting.check`; what fails is told with what is known of the kernel's executions."""
+        try:
+            counting.check()
+        except AssertionError as error:
+            path = f"/api/kernels/{counting.kernel_id}/executions"
+            listed = (await again(partial(self._rest.http.get, path))).json()
+            ids = [one["id"] for one in listed]
+            with psycopg.connect(self._ground.replicas.url, autocommit=True) as registry:
+                claims = registry.execute(_CLAIMS, (ids, ids)).fetchall()
+            error.add_note(f"its executions: {listed}\nclaims by which they were made: {claims}")
+            raise
 
     async def _check_started(self, kernel_id: str) -> None:
         """The kernel that was started runs code, and there is no other one."""
         counting = Counting(kernel_id, self._file(kernel_id), 0)
         await self._ask(counting, counting.new_mark())
         await self._check_end(counting.executions[0])
-        counting.check()
+        await self._check(counting)
         rows = self._ground.replicas.query("SELECT id FROM kernelkeep.kernel")
         assert {one for (one,) in rows} == {*self._ids, kernel_id}
         await again(partial(self._rest.http.delete, f"/api/kernels/{kernel_id}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -103,9 +104,11 @@ class Executions:
             raise ExecutionNotFound(execution_id)
         return execution
 
-    def known_id(self, execution_id: str) -> str | None:
-        """This id, if there is such an execution."""
-        return None if self._tracker.get(execution_id) is None else execution_id
+    def known_id(self, execution_id: str, within: float) -> str | None:
+        """This id, if such an execution was asked for within so many seconds."""
+        execution = self._tracker.get(execution_id)
+        is_found = execution is not None and execution.queued_at > time.time() - within
+        return execution_id if is_found else None
 
     def page(self, limit: int, before: str | None = None) -> list[Execution]:
         """The newest ``limit`` known executions, in the order of asking.
@@ -236,11 +239,15 @@ class Executions:
                 raise
 
     async def withdraw(self, execution_id: str) -> None:
-        """An execution that waits never runs: its client was told that it could not be stored."""
+        """Take back an execution that waits: its client is told that it could not be stored.
+
+        It never runs, and nothing is known of it afterwards, so that its client can ask for it
+        anew, even under the same id.
+        """
         execution = self.get(execution_id)
         if _waits(execution):
             self._held.take(lambda held: held is execution)
-            self._tracker.give_up(execution, "It could not be stored", never_ran=True)
+            self._tracker.take_back(execution, "It could not be stored")
 
     def answer(self, execution: Execution, value: str, prompt: str | None = None) -> None:
         """Answer the open prompt of an execution; ``prompt`` is the id of the prompt that is meant.

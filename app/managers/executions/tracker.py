@@ -247,6 +247,17 @@ class ExecutionTracker:
             execution.give_up(self._log.end, reason, never_ran=never_ran)
             self._forget(execution)
 
+    def take_back(self, execution: Execution, reason: str) -> None:
+        """End an execution that was never sent, and know nothing of it any more.
+
+        The registry may have it already, as one that waits. It is deleted there; if this server
+        cannot do that any more, the next one runs it.
+        """
+        self.give_up(execution, reason, never_ran=True)
+        if self._by_id.get(execution.id) is execution:
+            self._ended.remove(execution)
+            self._drop(execution)
+
     def finish_unanswered(self, execution: Execution) -> None:
         """End an execution that lacks its reply or its idle status, which will not come."""
         if not execution.ended:
@@ -459,13 +470,17 @@ class ExecutionTracker:
             oldest = self._ended.popleft()
             self.displays.remove(oldest)
             if self._by_id.get(oldest.id) is oldest:
-                del self._by_id[oldest.id]
-                if self.store is not None:
-                    self.store.forgotten(oldest)
+                self._drop(oldest)
         self._log.wake()  # readers that follow the execution look at its end
         if self.listener is not None:
             self.listener.on_end(execution)
             self.listener.on_free()
+
+    def _drop(self, execution: Execution) -> None:
+        """Know the execution of this id no longer."""
+        del self._by_id[execution.id]
+        if self.store is not None:
+            self.store.forgotten(execution)
 
 
 def _place_of(message: Message) -> Position:

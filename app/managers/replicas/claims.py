@@ -2,8 +2,8 @@
 
 A claim is a row that a replica writes before it begins. Another that wants to do the same finds the
 row: it waits until the first is done, and has what that has made. The claims of a replica that dies
-before it is done are free: whoever finds one looks first whether that replica had made the thing,
-which has the name of its attempt.
+before it is done are free: whoever finds one looks first whether that replica had made the thing
+(`Claim.new_id`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from ..errors import ExecutionNotFound, IdempotencyConflict, KernelkeepError, KernelNotFound
 from ..handover.store import StoreAway
@@ -49,10 +49,7 @@ LEFT: Final = ""
 
 
 class Claim(NamedTuple):
-    """Something to be done once for an owner.
-
-    The ``attempt`` is a new UUID, and the id of what is made by it.
-    """
+    """Something to be done once for an owner. The ``attempt`` is a new UUID."""
 
     name: bytes
     owner: str
@@ -65,6 +62,16 @@ class Claim(NamedTuple):
         words = (word.encode("utf-8", "surrogatepass") for word in (owner, purpose, key))
         name = sha256(b"".join(sha256(word).digest() for word in words)).digest()
         return cls(name, owner, request, str(uuid4()))
+
+    def new_id(self, *, is_vital: bool) -> str:
+        """The id of what is made: that of the attempt, or one that follows from key and request.
+
+        Whoever has a kernel knows what was made of it. So it finds that by the key alone, also
+        where no row of the registry tells of the attempt, or the registry is away.
+        """
+        if is_vital:
+            return self.attempt
+        return str(UUID(bytes=sha256(self.name + self.request).digest()[:16], version=4))
 
 
 class Found(NamedTuple):
@@ -175,7 +182,7 @@ def settle_left(connection: Connection, name: bytes, attempt: str, made: str) ->
 
 
 Find = Callable[[str], str | None]
-"""The id of what an attempt has made; None if it has made nothing."""
+"""The id of what was made under an id that is given; None if nothing was."""
 
 
 Confirm = Callable[[str], Awaitable[None]]
@@ -229,13 +236,14 @@ class SharedClaims:
     ) -> str:
         """The id of what ``make`` makes, or has made for whoever has claimed this before.
 
-        ``make`` is called with the name of the attempt, a UUID, and ``find`` with that of an
-        attempt whose replica has died. What is made, and cannot be confirmed, may be known to the
-        next replica or not: the claim stays as it is, and when it is asked for again, whoever has
-        it confirms it, or finds it. If another replica is at it, this waits for that one. Raises
-        `IdempotencyConflict` if the request was another one there, and `RequestUnderway` if that
-        takes too long. While the registry is away this raises `RegistryUnavailable`; if it is known
-        to be away, and the claim is not ``is_vital``, this calls ``make`` instead.
+        ``make`` is called with the id that it is to have, a UUID, and ``find`` with the id of what
+        may have been made before, as by a replica that has died. What is made, and cannot be
+        confirmed, may be known to the next replica or not: the claim stays as it is, and when it is
+        asked for again, whoever has it confirms it, or finds it. If another replica is at it, this
+        waits for that one. Raises `IdempotencyConflict` if the request was another one there, and
+        `RequestUnderway` if that takes too long. While the registry is away this raises
+        `RegistryUnavailable`; if it is known to be away, and the claim is not ``is_vital``, this
+        calls ``make`` instead.
         """
         wanted = Claim.of(owner, purpose, key, request)
         if (left := self._open.get(wanted.name)) is not None:
@@ -245,14 +253,19 @@ class SharedClaims:
                 return await self._confirm(left)
             await self._drop(left, None)  # the kernel was another's meanwhile
         if self._is_away() and not is_vital:
-            return await self._unclaimed(wanted, make, confirm, undo)
+            return await self._unclaimed(wanted, make, find, confirm, undo)
         # From here on the claim may be there although its answer is lost: what is made without it
         # would not be found by it.
         made = await self._claim(wanted, find, is_vital=is_vital)
         if made is not None:
             return made
         try:
-            made = await make(wanted.attempt)
+            # A replica that had the kernel may have made it without a claim, have told nobody, and
+            # have been declared dead.
+            new_id = wanted.new_id(is_vital=is_vital)
+            made = None if is_vital else find(new_id)
+            if made is None:
+                made = await make(new_id)
         except BaseException:
             await self._settle(wanted, None)
             raise
@@ -262,17 +275,29 @@ class SharedClaims:
         return await self._confirm(left)
 
     async def _unclaimed(
-        self, wanted: Claim, make: Callable[[str], Awaitable[str]], confirm: Confirm, undo: Confirm
+        self,
+        wanted: Claim,
+        make: Callable[[str], Awaitable[str]],
+        find: Find,
+        confirm: Confirm,
+        undo: Confirm,
     ) -> str:
         """Make something while the registry is away; what would have to be stored is undone.
 
-        Another replica could find it, and nothing there would tell whose key has made it.
+        It may be stored all the same, by a write whose answer is late, and the replica that takes
+        the kernel has it then. The other way round, an earlier one may have made it with a claim
+        that cannot be read now.
         """
-        made = await make(wanted.attempt)
+        new_id = wanted.new_id(is_vital=False)
+        made = find(new_id)
+        is_new = made is None
+        if made is None:
+            made = await make(new_id)
         try:
             await confirm(made)
         except BaseException:
-            await undo(made)
+            if is_new:  # otherwise whoever asked first may know that it is there
+                await undo(made)
             raise
         await self._settle(wanted, made)
         return made
@@ -339,17 +364,18 @@ class SharedClaims:
                     marked.cancel()
                 if found is None or found.made is not None:
                     return None if found is None else found.made
-                await self._look_for(wanted, found, find)
+                await self._look_for(wanted, found, find, is_vital=is_vital)
                 nothing_by = found.left
         except BaseException as error:
             if not isinstance(error, IdempotencyConflict | RequestUnderway):
                 self._done[wanted] = None  # an answer may be lost, and the claim there
             raise
 
-    async def _look_for(self, wanted: Claim, found: Found, find: Find) -> None:
+    async def _look_for(self, wanted: Claim, found: Found, find: Find, *, is_vital: bool) -> None:
         """Note what a replica had made that has died, if it had."""
         assert found.left is not None
-        made = find(found.left)
+        left = wanted._replace(request=found.request, attempt=found.left)
+        made = find(left.new_id(is_vital=is_vital))
         if made is not None:
             work = partial(settle_left, name=wanted.name, attempt=found.left, made=made)
             await self._run(work)

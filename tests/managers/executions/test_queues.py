@@ -12,6 +12,7 @@ import pytest
 
 from app.callers import Caller, begin_call
 from app.managers.errors import TimeoutTooLong
+from app.managers.executions.code import Code
 from app.managers.executions.execution import Execution, ExecutionState
 from app.managers.executions.listeners import ExecutionStore
 from app.managers.replicas.errors import RegistryUnavailable
@@ -139,3 +140,39 @@ async def test_only_what_still_waits_is_refused_because_it_is_not_stored(
     kernel.traffic.tracker.store = cast(ExecutionStore, Unsure(it_ends))
     await kernel.executions.noted(second.id)
     assert second.state is ABORTED
+
+
+class Store:
+    """A store that knows what it has."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Execution] = {}
+
+    def changed(self, execution: Execution) -> None:
+        """Store an execution."""
+        self.known[execution.id] = execution
+
+    def forgotten(self, execution: Execution) -> None:
+        """Delete an execution."""
+        del self.known[execution.id]
+
+
+async def test_nothing_is_known_of_what_was_taken_back_and_it_can_be_asked_for_again(
+    kernel: ScriptedKernel,
+) -> None:
+    store = Store()
+    kernel.traffic.tracker.store = cast(ExecutionStore, store)
+    first, taken_back = kernel.run(), kernel.run()
+    await kernel.executions.withdraw(taken_back.id)
+    assert taken_back.ended
+    assert kernel.executions.known_id(first.id, within=60) == first.id
+    assert kernel.executions.known_id(first.id, within=0) is None
+    assert kernel.executions.known_id(taken_back.id, within=60) is None
+    assert kernel.executions.page(9) == [first]
+    assert store.known == {first.id: first}
+    again = kernel.executions.run(Code("1"), taken_back.id)
+    assert kernel.executions.get(taken_back.id) is store.known[again.id] is again
+    kernel.finishes(first)
+    assert again.sent
+    await kernel.executions.withdraw(again.id)  # too late: the kernel has it
+    assert not again.ended

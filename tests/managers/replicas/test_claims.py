@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -343,6 +344,62 @@ async def test_a_registry_that_is_known_to_be_away_is_not_asked(replicas: list[R
     first.is_away = False
     await first.claims.clear()
     assert await second.once() == "made by first"
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["confirmed", "stored-too-late"])
+async def test_what_was_made_without_the_registry_is_found_when_its_replica_has_died(
+    replicas: list[Replica], *, is_told: bool
+) -> None:
+    first, second, third = replicas
+    first.go_on.set()
+    first.is_known_away = first.is_away = True
+    first.unsure = None if is_told else RegistryUnavailable()
+    with contextlib.nullcontext() if is_told else pytest.raises(RegistryUnavailable):
+        await first.once(is_vital=False)
+    first.die()  # it was alone without the registry, and others have its kernels now
+    second.go_on.set()
+    second.left = {first.attempts[0]: "made by first"}
+    assert await second.once(is_vital=False) == "made by first"
+    assert second.made == 0
+    # That is noted, for whoever does not know the attempt; another request is another attempt.
+    assert await third.once(is_vital=False) == "made by first"
+    assert await second.once("another key", is_vital=False) == "made by second"
+
+
+async def test_what_a_claim_has_made_is_found_while_the_registry_that_has_the_claim_is_away(
+    replicas: list[Replica],
+) -> None:
+    first, second, third = replicas
+    first.go_on.set()
+    first.unsure = RegistryUnavailable()
+    with pytest.raises(RegistryUnavailable):
+        await first.once(is_vital=False)
+    first.die()
+    second.is_known_away = True
+    third.left = second.left = {first.attempts[0]: "made by first"}
+    assert await second.once(is_vital=False) == "made by first"
+    assert second.made == 0
+    assert await third.once(is_vital=False) == "made by first"
+    assert third.made == 0
+    with pytest.raises(IdempotencyConflict):
+        await third.once(request=b"another", is_vital=False)
+
+
+async def test_what_was_stored_too_late_is_not_undone_when_it_is_asked_for_again(
+    replicas: list[Replica],
+) -> None:
+    first = replicas[0]
+    first.go_on.set()
+    first.is_known_away, first.unsure = True, RegistryUnavailable()
+    with pytest.raises(RegistryUnavailable):
+        await first.once(is_vital=False)
+    first.left = {first.attempts[0]: "made by first"}  # the kernel came back with it
+    with pytest.raises(RegistryUnavailable):
+        await first.once(is_vital=False)
+    assert (first.made, first.undone) == (1, ["made by first"])
+    first.unsure = None
+    assert await first.once(is_vital=False) == "made by first"
+    assert first.made == 1
 
 
 async def test_what_was_made_is_not_made_again_because_it_is_not_heard_of(
