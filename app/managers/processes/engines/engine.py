@@ -147,6 +147,9 @@ UNKNOWN_SECONDS: Final = 1800.0
 """How long a job of a kernel that this server does not know is left alone: it may be adopting
 kernels for as long."""
 
+ENDED_SECONDS: Final = 60.0
+"""The same of a job that has ended: a kernel that is adopted a little later asks how."""
+
 
 class Strangers:
     """Which jobs are of no kernel that is known, and since when that was seen.
@@ -162,18 +165,23 @@ class Strangers:
         """The jobs that are to be ended now, of all that there are.
 
         ``known`` has the newest generation of each keeper's jobs. Jobs of earlier ones are
-        strangers, too. A stranger that has ended goes at once, and so does one that is nobody's:
-        a server that was killed has kept it for whoever would ask.
+        strangers, too. A stranger that is nobody's goes at once: a server that was killed has kept
+        it for whoever would ask.
         """
         strangers = {
             job.where: job
             for job in jobs
             if job.keeper_id not in known or job.generation < known[job.keeper_id]
         }
+        # Made anew each time: a job that is known meanwhile, or gone, is forgotten here, too. The
+        # times are this server's: an engine's clock may be another.
         since = self._since
         self._since = {where: since.get(where, now) for where in strangers}
         return [
             job
             for where, job in strangers.items()
-            if not job.is_alive or job.is_nobodys or now - self._since[where] >= self._seconds
+            if job.is_nobodys or now - self._since[where] >= self._patience(job)
         ]
+
+    def _patience(self, job: Job) -> float:
+        return self._seconds if job.is_alive else min(self._seconds, ENDED_SECONDS)
