@@ -132,6 +132,7 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
     if options.network is not None:
         host["NetworkMode"] = options.network
     if options.memory is not None:
+        # Memory and swap together (Docker's API: HostConfig.MemorySwap): so there is no swap.
         memory = _bytes("memory", options.memory)
         host |= {"Memory": memory, "MemorySwap": memory}
     if options.cpus is not None:
@@ -148,6 +149,8 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
         "Env": [f"{name}={value}" for name, value in _environment(options).items()],
         "User": options.user,
         "Labels": dict(labels),
+        # Its stdin is one connection's, and ends with it. What it writes is in the engine's log,
+        # from which its last words are read (`DockerEngine.explain`).
         "OpenStdin": True,
         "StdinOnce": True,
         "AttachStdin": True,

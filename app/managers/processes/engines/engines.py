@@ -471,6 +471,8 @@ class Engines:
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
             about(logger, kernel_id=work.kernel_id).error(text, work.kernel_id, error.message)
+        except Exception:  # an engine may raise anything
+            about(logger, kernel_id=work.kernel_id).exception("a job could not be ended")
         self._parting.discard(work)
 
     async def close(self) -> None:

@@ -132,6 +132,8 @@ def seen(pod: Pod, events: Sequence[Mapping[str, Any]] = ()) -> Sight:
     runs = _now(container, "running") is not None
     if _now(container, "terminated") is not None:
         return Sight(JobState.ENDED)
+    # A controller sets the phase, too, for a pod whose node is away. That the container runs is the
+    # last word of its kubelet then: no end was seen (`_lost` tells what the phase says).
     if phase in ("Failed", "Succeeded") and not runs:
         return Sight(JobState.ENDED)
     if disruption := _disruption(pod):

@@ -140,6 +140,7 @@ def arguments(options: SlurmOptions, limits: ProcessLimits) -> list[str]:
     }
     if options.memory is not None:
         memory = min(_bytes(options.memory), limits.memory or 2**62)
+        # In units of 1024 bytes, rounded up: without a unit Slurm takes megabytes.
         words["mem"] = f"{-(-memory // 1024)}K"
     if options.cpus is not None:
         most = options.cpus if limits.cpu is None else max(1, int(limits.cpu))
