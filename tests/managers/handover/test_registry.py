@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import msgspec
@@ -255,6 +256,37 @@ async def test_what_could_not_be_written_is_written_later_and_nothing_older_than
     assert found["a"].execution_state == "busy"
     assert found["b"].reason == "new"
     assert await registry.executions("a") == []
+    await registry.close()
+
+
+async def test_a_record_is_stored_although_nobody_waits_for_that_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    go_on = threading.Event()
+
+    async def give_up(saved: KernelRecord) -> None:
+        """Save a record, and be cancelled while that waits for a slow disk."""
+        registry._thread.submit(go_on.wait)
+        saving = asyncio.create_task(registry.save(saved))
+        await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.wait({saving})
+        go_on.set()
+
+    await give_up(record("a"))
+    assert [known.id for known in await registry.load()] == ["a"]
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._store, "save", fail)
+        await give_up(record("b"))
+        await registry.load()
+    await registry._make_up()
+    assert [known.id for known in await registry.load()] == ["a", "b"]
+    assert registry._missed == {}
     await registry.close()
 
 
