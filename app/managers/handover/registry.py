@@ -329,6 +329,10 @@ class Registry:
 
     # Writing in batches
 
+    @property
+    def _has_changes(self) -> bool:
+        return bool(self._activity or self._changed or self._forgotten or self._places)
+
     def _write_soon(self) -> None:
         # There is one writer at most. A change that comes while it writes or sleeps is seen by its
         # loop, and it awaits nothing between the loop's last look and `self._writer = None`.
@@ -339,7 +343,7 @@ class Registry:
 
     async def _write_behind(self) -> None:
         try:
-            while self._activity or self._changed or self._forgotten or self._places:
+            while self._has_changes:
                 await self.flush()  # the first change at once, those that come meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
                 # What could not be written was put back: without this the loop would try for ever.
@@ -445,11 +449,17 @@ class Registry:
             if kernel_id not in self._missed:
                 continue
             record = self._missed[kernel_id]
-            if record is None:
-                await self.delete(kernel_id)
-            else:
-                await self.save(record)
-        if self._changed or self._places:
+            try:
+                if record is None:
+                    await self.delete(kernel_id)
+                else:
+                    await self.save(record)
+            except Exception:  # what a provisioner has said cannot be stored: it would be for ever
+                self._missed.pop(kernel_id, None)
+                about(logger, kernel_id=kernel_id).exception(
+                    "kernel %s: the next server will not know it", kernel_id
+                )
+        if self._has_changes:
             self._write_soon()
 
 

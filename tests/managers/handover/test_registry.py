@@ -316,6 +316,43 @@ async def test_a_record_that_is_written_again_is_missed_until_it_is_written(
     await registry.close()
 
 
+async def test_what_is_forgotten_while_the_disk_is_full_is_deleted_without_another_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    await registry.flush()
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._store, "save_executions", fail)
+        registry.forget("a", "p")
+        await registry.flush()
+    while registry._writer is not None:  # it has found nothing, or failed
+        await registry._writer
+    await registry._make_up()
+    assert registry._writer is not None
+    await registry._writer
+    assert await registry.executions("a") == []
+    await registry.close()
+
+
+async def test_a_record_that_cannot_be_stored_is_not_tried_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(tmp_path)
+    odd, other = record("odd"), record("other")
+    odd.provisioner = {"said": object()}
+    registry._missed = {"odd": odd, "other": other}
+    await registry._make_up()
+    assert registry._missed == {}
+    assert "kernel odd: the next server will not know it" in caplog.text
+    assert [known.id for known in await registry.load()] == ["other"]
+    await registry.close()
+
+
 @pytest.mark.parametrize("comes_back", [True, False])
 async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
