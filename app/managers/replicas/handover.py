@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -143,15 +144,18 @@ class SharedHandover(RegisteredHandover):
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
-        await super().forget(kernel)
-        await self._shared.reservations.release(kernel.id)
-        self._shared.directory.forget(kernel.id)
         # The keeper has still to remove the log, and the registry perhaps to delete the kernel,
-        # both of which go with the term. With the term as it is now: a kernel of the same id that
-        # is started meanwhile has a later one, which stays.
-        terms = self._shared.terms
-        loop = asyncio.get_running_loop()
-        loop.call_later(GONE_SECONDS, terms.drop, kernel.id, terms.of(kernel.id))
+        # both of which go with the term. It is read before the await: a kernel of the same id that
+        # is started meanwhile has a later term, which stays.
+        drop = partial(self._shared.terms.drop, kernel.id, self._shared.terms.of(kernel.id))
+        try:
+            await super().forget(kernel)
+        finally:
+            # Whoever forgets may be cancelled, or told that the registry is away: the kernel is
+            # gone all the same, and its place among those that there may be must not stay taken.
+            asyncio.get_running_loop().call_later(GONE_SECONDS, drop)
+            self._shared.directory.forget(kernel.id)
+            await self._shared.reservations.release(kernel.id)
 
     def _remove_leftovers(self) -> None:
         """Remove the logs and directories of kernels that nobody knows any more."""
