@@ -370,7 +370,9 @@ class Registry:
 
     async def _flush_all(self) -> None:
         await self.flush()
-        await self._call(lambda: None)  # the one thread works in order: other flushes are done too
+        # The one thread works in order: flushes that were ahead have ended, and have put back what
+        # they could not write, when this is told that its own turn has come.
+        await self._call(lambda: None)
 
     async def flush(self) -> None:
         """Write every change that waits."""

@@ -344,7 +344,8 @@ class SharedClaims:
             while True:
                 # Before the claim tells the mark. When the mark is heard, `find` and what is made
                 # know all that others had stored before: what a dead replica has made by its
-                # attempt is found, or is not there, and can never be stored (its row is gone).
+                # attempt is found, or is not there, and can never be stored (its row is gone). The
+                # mark of an earlier turn of this loop does as well: that replica was dead by then.
                 marked = self._known.expect(wanted.attempt)
                 try:
                     found = await self._first(wanted, nothing_by, deadline)

@@ -185,6 +185,9 @@ class SharedKeepers:
 
         A kernel that is in no row any more is nobody's, and what is left of it anybody's.
         """
+        # The lease may end before the engine has done what the caller asks of it next. Then a job
+        # is ended that another replica has just taken over, and the kernel gets its next process
+        # there. No other job is: each is ended by its own name, which has the generation.
         term = self._terms.of(kernel_id)
         if term and self._member.standing is Standing.GOOD:
             return
