@@ -87,15 +87,10 @@ def release(connection: Connection, replica_id: str, kernel_ids: Sequence[str]) 
 
 def take_start(connection: Connection, owner: str, limit: int) -> float:
     """Count a start of an owner; else the seconds until there is room for one."""
-    execute = connection.execute
-    # What has run dry is forgotten. A row that another replica has just now is left to that one.
-    execute(
-        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
-        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
-        (MINUTE,),
-    )
     # Each replica waits here until the one before has done its work. There is a row then, and no
-    # other replica changes or forgets it before this one is done.
+    # other replica changes or forgets it before this one is done. If the answer is lost, and this
+    # runs again, the start counts twice: the next has to wait a little longer than need be.
+    execute = connection.execute
     row = execute(
         "INSERT INTO kernelkeep.starts (owner, used, at) VALUES (%s, 0, clock_timestamp()) "
         "ON CONFLICT (owner) DO UPDATE SET owner = excluded.owner RETURNING used, at",
@@ -112,6 +107,13 @@ def take_start(connection: Connection, owner: str, limit: int) -> float:
             "UPDATE kernelkeep.starts SET used = %s, at = %s WHERE owner = %s",
             (meter.used(limit, MINUTE, elapsed), now, owner),
         )
+    # What has run dry is forgotten, behind the only wait: two that had each deleted the other's row
+    # would wait for each other. A row that another replica has just now is left to that one.
+    execute(
+        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
+        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
+        (MINUTE,),
+    )
     return wait
 
 
