@@ -46,6 +46,9 @@ A replica that is stopped in one, or cut off, holds its row, and is not declared
 _MIGRATING: Final = 0x6B65726E656C6B65
 """The key of the advisory lock under which one process at a time migrates."""
 
+# Not only of a connection that is lost: a statement that has taken too long, or was ended as two
+# were waiting for each other, is an OperationalError, too. All of these may go well the second
+# time.
 _AWAY: Final = (
     psycopg.OperationalError,
     psycopg.InterfaceError,

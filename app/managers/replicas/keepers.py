@@ -1,9 +1,9 @@
 """The keepers that dial in to several replicas: which of them may, and which replica has each.
 
 What one server has in files of its state directory is in the registry here, so that a keeper may
-dial any replica. The row of a keeper is locked while somebody shows its secret, which so works once
-among all of them. A replica that was stopped, and believes that a kernel is still its own, neither
-invites a keeper of that kernel nor forgets one: both go with the kernel's term.
+dial any replica. The row of a keeper is locked while its secret is checked, so that a secret works
+once among all of them. A replica that was stopped, and believes that a kernel is still its own,
+neither invites a keeper of that kernel nor forgets one: both go with the kernel's term.
 """
 
 from __future__ import annotations

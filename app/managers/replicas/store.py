@@ -111,6 +111,9 @@ class SharedStore:
         ids, terms, times, words, models = map(list, zip(*rows, strict=True))
 
         def work(connection: Connection) -> None:
+            # The rows are locked in no order. Only this replica writes them, and whoever declares
+            # it dead frees them: should the two wait for each other, PostgreSQL ends one of them,
+            # which runs again (`Database.run`).
             connection.execute(
                 "UPDATE kernelkeep.kernel AS kernel SET last_activity = seen.at, "
                 "execution_state = seen.word, model = seen.model "

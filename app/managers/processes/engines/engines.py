@@ -276,11 +276,12 @@ class Engines:
         return False
 
     def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
-        """Whether the process of a kernel may live that has no job any more, as its engine says.
+        """Whether the process of a kernel may live although its engine shows no living job.
 
-        A keeper that is connected knows better. If none is, and the engine has not said how the
-        job ended, only somebody who asks for its end decides. A launch is wanted when the process
-        before it has ended: a keeper that lives on elsewhere has nothing then.
+        While its keeper is connected, the process lives, whatever the engine says. If it is not, an
+        engine that shows no job at all may not know how the job ended (`Engine.absent_is_ended`):
+        the kernel is out of reach until a person restarts or deletes it. A launch is wanted when
+        the process before has ended: a keeper that lives on elsewhere has nothing then.
         """
         if work.is_wanted or not work.has_joined:
             return False

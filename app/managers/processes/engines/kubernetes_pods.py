@@ -67,7 +67,7 @@ class InvalidTemplate(ValueError):
 
 
 class Named(NamedTuple):
-    """Whose pod it is: of which service, keeper and kernel, and the how manieth.
+    """Whose pod it is: of which service, keeper and kernel, and in which generation.
 
     The ``owner`` of one that is nobody's yet is empty.
     """

@@ -110,7 +110,7 @@ class Seen(NamedTuple):
 
 
 def labels_of(name: str, prefix: str) -> tuple[str, int] | None:
-    """The keeper of a job, and the how manieth job of it this is, by the job's name."""
+    """The keeper and the generation of a job, by the job's name; None for a job of others."""
     if not name.startswith(prefix):
         return None
     keeper_id, _, generation = name.removeprefix(prefix).rpartition("-")
