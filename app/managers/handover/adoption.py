@@ -37,7 +37,8 @@ KEEPER_SECONDS: Final = 45.0
 """How long the keeper's provisioner may take for it: the keeper may have to be started first."""
 
 LOAD_PAUSES: Final = (0.5, 2.0)
-"""Seconds before a provisioner that has failed is asked again: its service may be starting."""
+"""Seconds before a provisioner that has failed is asked again: its service may be starting, as this
+server is, when the machine has just come up. Both are within `LOAD_SECONDS`."""
 
 _PROVISIONER: Final = "kernel_provisioner"
 
@@ -124,6 +125,8 @@ async def adopt_process(
                 record.id, manager.kernel_spec, parent=manager
             )
             manager.provisioner = provisioner
+        # kernelkeep's own ask the keeper over the loop's connection, and never block. What others
+        # do is not known (`_load`).
         if isinstance(provisioner, KeeperProvisioner):
             await bounded(provisioner.load_provisioner_info(record.provisioner), KEEPER_SECONDS)
         else:
@@ -133,6 +136,8 @@ async def adopt_process(
         raise Gone(f"The kernel's process ended while no server was there: {error}") from None
     except ProcessLookupError:
         raise Gone("The kernel's process ended while no server was there") from None
+    # Only what says of the process itself that it has ended is taken for its end. Anything else, a
+    # bug of the provisioner's among it, leaves the process as it is: it may hold somebody's work.
     except Exception as error:
         raise KernelUnreachable(
             f"The kernel could not be found again: {described(error)}"
@@ -171,6 +176,8 @@ async def _load(
     has a thread of this kernel that runs.
     """
     before = loading.get(record.id)
+    # One call at a time: the provisioner may not be made for two, and a call that hangs would be
+    # joined by another at each attempt.
     if before is not None and before.is_alive():
         raise TimeoutError("its provisioner has not answered yet")
     loop = asyncio.get_running_loop()

@@ -76,6 +76,8 @@ class RegisteredExecutions:
 
     def changed(self, execution: Execution) -> None:
         """Store an execution soon, in the state that it has at the time of writing."""
+        # Numbers give the order in which the next server puts executions back. An id that comes
+        # again behind `forgotten` is a new execution, and gets a new number.
         if execution.id not in self._numbers:
             self._count += 1
             self._numbers[execution.id] = self._count
@@ -101,6 +103,7 @@ class RegisteredExecutions:
 
     def _record(self, execution: Execution) -> ExecutionRecord:
         stored = _encode(_Stored(*_values(execution)))
+        # One that was forgotten while an earlier write of it failed has no number any more.
         number = self._numbers.get(execution.id, self._count)
         return ExecutionRecord(self._kernel_id, execution.id, number, stored)
 

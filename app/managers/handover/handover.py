@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -46,7 +46,8 @@ AT_A_TIME: Final = 32
 """How many kernels are adopted at the same time."""
 
 LOSS_SECONDS: Final = 0.2
-"""Seconds between two questions to a kernel that may have lost requests."""
+"""Seconds between two questions to a kernel that may have lost requests: in that time it is heard
+that the kernel has begun one of the old keeper's."""
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
@@ -162,6 +163,8 @@ class RegisteredHandover(Handover):
 
     async def adopt(self, one: Adopt) -> None:
         """As `Handover.adopt`."""
+        # In this order: what is ended and removed belongs to no record, and no kernel of this
+        # server is there yet. So nothing that is adopted, or started, is mistaken for a leftover.
         records = await self._registry.load()
         known = {record.id for record in records}
         await self._end_unknown(known)
@@ -172,12 +175,20 @@ class RegisteredHandover(Handover):
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
-        tasks = {loop.create_task(self._adopt(one, record)) for record in records}
+        tasks = {self._do(self._adopt(one, record)) for record in records}
         _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
-        self._tasks |= late
         logger.info("%d kernels adopted in %.2f s", len(records) - len(late), loop.time() - began)
 
+    def _do(self, what: Coroutine[Any, Any, None], name: str = "adoption") -> asyncio.Task[None]:
+        """Begin a task that `close` cancels."""
+        task = asyncio.get_running_loop().create_task(what, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
     async def _adopt(self, one: Adopt, record: KernelRecord) -> None:
+        # A kernel that cannot be adopted keeps its record: the next server tries again, and until
+        # then nothing of it is removed.
         async with self._room:
             try:
                 await one(record)
@@ -227,6 +238,9 @@ class RegisteredHandover(Handover):
         heard: Heard | None = None,
     ) -> Heard:
         """As `Handover.recover`."""
+        # The log goes on while this runs, and a client may be there. No store is set until the end,
+        # and requests wait in the outbox until the kernel counts as ready: so nothing is sent, and
+        # nothing stored, before the executions and the place in the log are those of before.
         traffic, state = kernel.traffic, kernel.state
         if heard is None:
             heard = await traffic.meet(info or None, await self.furthest(kernel.id))
@@ -315,19 +329,21 @@ class RegisteredHandover(Handover):
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
         """As `Handover.watch`."""
-        loop = asyncio.get_running_loop()
-        self._tasks.add(loop.create_task(self._checkpoint(kernels), name="checkpoints"))
+        self._do(self._checkpoint(kernels), "checkpoints")
 
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
             # Most kernels do nothing, and their clients have it all. This loop is most of what a
-            # server with thousands of them does, so it looks at no more than these two facts.
+            # server with thousands of them does, so it looks at no more than these two facts. It
+            # awaits nothing, so that no kernel comes or goes in the middle.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
                 if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
-                if kernel.is_left:  # the record stays as the server before has written it
+                # The record stays as the server before has written it, and `noted` as it is: what
+                # has changed is written when the kernel is reached.
+                if kernel.is_left:
                     continue
                 clients.note_places()
                 if state.changes != state.noted:
@@ -368,6 +384,7 @@ class RegisteredHandover(Handover):
         # client that leaves, would be stored again, under a kernel that is not there.
         kernel.traffic.tracker.store = None
         kernel.traffic.clients.store = None
+        # A write that a flush has taken already is ahead of the deletion in the thread.
         await self._registry.delete(kernel.id)
         journal_of(self._state_dir, kernel.id).unlink(missing_ok=True)
 

@@ -35,6 +35,8 @@ class RegisteredPlaces:
 
     async def stored(self) -> None:
         """Return when the places are stored, or cannot be stored just now. Bounded."""
+        # A client does not wait for a disk that is known to be full: it is let in, and may receive
+        # again after a crash what it has received before.
         if not self._registry.fails:
             await self._registry.stored(KNOWN_SECONDS)
 

@@ -90,6 +90,8 @@ class Lock:
             raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
         if fcntl is None:
             return
+        # A replica's shared lock and a single server's exclusive one keep each other out. The id in
+        # the file is for people: it is of a server that may have ended, or not have signed yet.
         try:
             how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.flock(self._descriptor, how | fcntl.LOCK_NB)
@@ -139,6 +141,7 @@ class Registry:
     def _begin(self, store: RegistryStore, put_aside: str = "") -> None:
         self._store, self.put_aside = store, put_aside
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        # What waits for the next batch. Only the loop has these; the thread gets what a flush took.
         self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
@@ -167,6 +170,8 @@ class Registry:
 
     async def close(self) -> None:
         """Write everything that waits, then let another server have the state directory."""
+        # The renewal first: it makes up for failures, too. The lock last: the next server reads
+        # what is in the file when it has the lock.
         self._renewal.cancel()
         await asyncio.wait({self._renewal})
         await self._make_up()
@@ -176,7 +181,12 @@ class Registry:
         self._lock.close()
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        # A caller that is cancelled ends nothing: what waits for the thread would not be done any
+        # more otherwise, although others count on its place in the order. There is no bound here:
+        # SQLite has one for locks, and while a disk hangs all writes wait. Whoever must not has its
+        # own.
+        loop = asyncio.get_running_loop()
+        return await asyncio.shield(loop.run_in_executor(self._thread, work, *arguments))
 
     async def _write(self, work: Callable[..., None], *arguments: Any) -> bool:
         """Run a write; False if it failed. The first failure in a row is logged."""
@@ -226,12 +236,22 @@ class Registry:
 
     async def save(self, record: KernelRecord) -> None:
         """Store a kernel's record at once; after a failure, at the next renewal of the lease."""
-        if record.id in self._missed:  # it is until the write has succeeded
+        # Before the await: `_make_up` may come to this kernel while the thread writes, and must
+        # write this record and no older one. A record that was missed is so until the write has
+        # succeeded.
+        if record.id in self._missed:
             self._missed[record.id] = record
-        self._activity.pop(record.id, None)  # the record tells later
+        self._activity.pop(record.id, None)  # the record has a later one
         self._newest[record.id] = record
-        saved = await self._write(self._store.save, record)
-        if self._newest.get(record.id) is not record:  # another call came meanwhile
+        try:
+            saved = await self._write(self._store.save, record)
+        except asyncio.CancelledError:  # nobody learns whether it is written: it is once more
+            if self._newest.get(record.id) is record:
+                self._missed[record.id] = record
+            raise
+        # Another save or a deletion came meanwhile: that one is behind this in the thread, and says
+        # what is missed.
+        if self._newest.get(record.id) is not record:
             return
         if saved:
             self._missed.pop(record.id, None)
@@ -248,6 +268,7 @@ class Registry:
             del self._changed[key]
         self._missed.pop(kernel_id, None)
         self._newest.pop(kernel_id, None)
+        # If a kernel of the same id is saved meanwhile, the row is that one's.
         deleted = await self._write(self._store.delete, kernel_id)
         if not deleted and kernel_id not in self._newest:
             self._missed[kernel_id] = None
@@ -294,6 +315,8 @@ class Registry:
         self, kernel_id: str, execution_id: str, record: Callable[[], ExecutionRecord]
     ) -> None:
         """Store an execution soon, as ``record`` then returns it."""
+        # The record is made when it is written: an execution that changes ten times between two
+        # batches is encoded once. In one batch a key is changed or forgotten, never both.
         self._forgotten.discard((kernel_id, execution_id))
         self._changed[kernel_id, execution_id] = record
         self._write_soon()
@@ -306,6 +329,10 @@ class Registry:
 
     # Writing in batches
 
+    @property
+    def _has_changes(self) -> bool:
+        return bool(self._activity or self._changed or self._forgotten or self._places)
+
     def _write_soon(self) -> None:
         # There is one writer at most. A change that comes while it writes or sleeps is seen by its
         # loop, and it awaits nothing between the loop's last look and `self._writer = None`.
@@ -316,9 +343,10 @@ class Registry:
 
     async def _write_behind(self) -> None:
         try:
-            while self._activity or self._changed or self._forgotten or self._places:
+            while self._has_changes:
                 await self.flush()  # the first change at once, those that come meanwhile together
                 await asyncio.sleep(BEHIND_SECONDS)
+                # What could not be written was put back: without this the loop would try for ever.
                 if self._failing:  # the next change or renewal begins another writer
                     return
         finally:
@@ -342,7 +370,9 @@ class Registry:
 
     async def _flush_all(self) -> None:
         await self.flush()
-        await self._call(lambda: None)  # the one thread works in order: other flushes are done too
+        # The one thread works in order: flushes that were ahead have ended, and have put back what
+        # they could not write, when this is told that its own turn has come.
+        await self._call(lambda: None)
 
     async def flush(self) -> None:
         """Write every change that waits."""
@@ -366,6 +396,8 @@ class Registry:
         # Nothing is put back of a kernel that is another replica's meanwhile, even if it has come
         # back in a later term.
         own = {kernel_id for kernel_id, term in terms.items() if self._term_of(kernel_id) == term}
+        # A failure may be of the whole batch or of a part (`_write_all`): what was written is
+        # written again, which does no harm.
         for key, record in changed.items():
             if key[0] in own and key not in self._forgotten:
                 self._changed.setdefault(key, record)
@@ -386,6 +418,8 @@ class Registry:
         forgotten: set[tuple[str, str]],
         places: list[Places],
     ) -> None:
+        # Executions first, as they matter most: the others are not reached if that fails. They are
+        # transactions of their own, and the next server may see the one without the other.
         if records or forgotten:
             self._store.save_executions(records, forgotten)
         if places:
@@ -396,7 +430,8 @@ class Registry:
     async def _renew(self) -> None:
         while True:
             await asyncio.sleep(self.renew_seconds)
-            # A failure needs no log line here: `_write` has one, and the lock is what counts.
+            # A failure needs no log line here: `_write` has one, and the lock is what counts. What
+            # has failed is tried once more, and `_failing` is set anew if it fails again.
             with contextlib.suppress(*_ERRORS):
                 await self._renew_once()
                 self._failing = False
@@ -411,16 +446,22 @@ class Registry:
 
     async def _make_up(self) -> None:
         """Write what could not be written before."""
-        for kernel_id in [*self._missed]:
+        for kernel_id in [*self._missed]:  # a copy: both calls change it
             # A newer record may have been written while this loop waited for an older kernel's.
             if kernel_id not in self._missed:
                 continue
             record = self._missed[kernel_id]
-            if record is None:
-                await self.delete(kernel_id)
-            else:
-                await self.save(record)
-        if self._changed or self._places:
+            try:
+                if record is None:
+                    await self.delete(kernel_id)
+                else:
+                    await self.save(record)
+            except Exception:  # what a provisioner has said cannot be stored: it would be for ever
+                self._missed.pop(kernel_id, None)
+                about(logger, kernel_id=kernel_id).exception(
+                    "kernel %s: the next server will not know it", kernel_id
+                )
+        if self._has_changes:
             self._write_soon()
 
 

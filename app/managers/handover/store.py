@@ -232,10 +232,13 @@ class SQLiteRegistry:
         (fault,) = execute("PRAGMA quick_check(1)").fetchone()
         if fault != "ok":
             raise sqlite3.DatabaseError(" ".join(fault.split()))
+        # Whoever reads (`kernelkeep kernels`) holds up no write, and no write holds up the reader.
         execute("PRAGMA journal_mode = WAL")
         # A committed transaction survives the end of this process without a sync. The end of the
         # machine may lose it, but ends the kernels too.
         execute("PRAGMA synchronous = OFF")
+        # In one transaction with the version: a server that is killed in the middle leaves the file
+        # as it was.
         with self._transaction():
             for migration in _MIGRATIONS[version:]:
                 for statement in migration:
@@ -247,6 +250,8 @@ class SQLiteRegistry:
 
     @contextlib.contextmanager
     def _transaction(self) -> Any:
+        # IMMEDIATE takes the lock now, and waits for it if need be. A transaction that begins by
+        # reading, and writes later, would fail at once if another process has written meanwhile.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -442,6 +447,7 @@ def _put_aside(path: Path, why: str) -> Path:
 
     They are renamed and not removed, so that they can be examined, or used again.
     """
+    # The process's id, too: two servers that are started in one second put aside two files.
     kept = path.with_name(f"{path.name}.{why}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
     try:
         for suffix in ("", "-wal", "-shm"):

@@ -21,6 +21,8 @@ def shared_authority(database: Database) -> bytes:
 
     Raises `StoreAway`, and `ImportError` without the package cryptography.
     """
+    # A key takes a while to make, and is made outside of the transaction: two replicas may make one
+    # each, of which the first that is stored counts for both.
     found = database.run(_read)
     if found is None:
         made = new_authority()

@@ -29,7 +29,7 @@ __all__ = ["KEY_SECONDS", "MAX_CLAIMS", "Claim", "SharedClaims", "claim", "settl
 logger = logging.getLogger(__name__)
 
 KEY_SECONDS: Final = 24 * 3600
-"""How long it is remembered what was made."""
+"""How long it is remembered what was made: a client that has lost an answer asks within a day."""
 
 MAX_CLAIMS: Final = 10_000
 """How many claims are remembered; the oldest of the owner with the most is forgotten first."""
@@ -99,6 +99,8 @@ def claim(
     if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
         raise NotJoined
     _forget_old(connection)
+    # Two replicas that insert the same name wait for each other at the index: the second finds the
+    # row of the first when that is committed, and updates it only where nobody is at work.
     claimed = execute(
         # The same attempt comes again when its answer was lost with the connection.
         "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, replica) "
@@ -117,7 +119,8 @@ def claim(
         "FROM kernelkeep.idempotency WHERE name = %s",
         (wanted.name,),
     ).fetchone()
-    # It may have been given up between the two statements: then it is looked for again.
+    # Between the two statements, each of which sees what was committed before it, the row may have
+    # been given up: an answer that says neither made nor left has the caller claim once more.
     found = Found(wanted.request) if row is None else Found(*row)
     if found.made is not None or found.left is not None:
         tell(connection, "mark", [wanted.attempt])
@@ -131,6 +134,8 @@ def _forget_old(connection: Connection) -> None:
         "- make_interval(secs => %s) AND (made IS NOT NULL OR replica IS NULL)",
         (KEY_SECONDS,),
     )
+    # Not exact: replicas that count at the same time may remove the same one. What is at work is
+    # never removed, however much of that there is.
     (count,) = execute("SELECT count(*) FROM kernelkeep.idempotency").fetchone() or (0,)
     if count >= MAX_CLAIMS:
         execute(
@@ -148,6 +153,9 @@ def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None
     dead meanwhile has none: others may look for what it had made.
     """
     for one, made in done.items():
+        # Each statement names attempt and replica: a claim that was freed meanwhile, as this
+        # replica was declared dead, is left to whoever looks for the attempt, or has claimed
+        # instead.
         if made == LEFT:
             connection.execute(
                 "UPDATE kernelkeep.idempotency SET replica = NULL "
@@ -162,7 +170,7 @@ def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None
             )
         else:
             connection.execute(
-                # While the registry was away there was no claim.
+                # An insertion, as there was no claim while the registry was away (`_unclaimed`).
                 "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, made) "
                 "SELECT %s, %s, %s, %s, %s "
                 "WHERE EXISTS (SELECT 1 FROM kernelkeep.replica WHERE id = %s) "
@@ -217,7 +225,7 @@ class SharedClaims:
         self._is_away = is_away
         self._ask = ask
         self._known = known
-        self._done: dict[Claim, str | None] = {}
+        self._done: dict[Claim, str | None] = {}  # what is still to be settled
         self._open: dict[bytes, Open] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -245,6 +253,8 @@ class SharedClaims:
         `RegistryUnavailable`; if it is known to be away, and the claim is not ``is_vital``, this
         calls ``make`` instead.
         """
+        # Two requests of one key at this replica never get here at the same time: the second waits
+        # for the first before (`api.idempotency`). Through other replicas they meet at the row.
         wanted = Claim.of(owner, purpose, key, request)
         if (left := self._open.get(wanted.name)) is not None:
             if left.claim.request != request:
@@ -269,9 +279,11 @@ class SharedClaims:
         except BaseException:
             await self._settle(wanted, None)
             raise
-        if len(self._open) >= MAX_CLAIMS:
-            await self._drop(next(iter(self._open.values())), LEFT)
+        # No await between the making and this entry: a caller that is cancelled from here on leaves
+        # a claim that `confirm` settles, and not one that seems to be at work for ever.
         self._open[wanted.name] = left = Open(wanted, made, confirm)
+        if len(self._open) > MAX_CLAIMS:
+            await self._drop(next(iter(self._open.values())), LEFT)
         return await self._confirm(left)
 
     async def _unclaimed(
@@ -318,6 +330,8 @@ class SharedClaims:
 
     async def _drop(self, left: Open, made: str | None) -> None:
         """Settle a claim that was open, unless that was done."""
+        # A client that asks again and the renewal of the lease (`confirm`) may confirm the same
+        # claim at the same time: whichever comes first settles, and both are told the same.
         if self._open.get(left.claim.name) is left:
             del self._open[left.claim.name]
             await self._settle(left.claim, made)
@@ -353,6 +367,10 @@ class SharedClaims:
         nothing_by: str | None = None
         try:
             while True:
+                # Before the claim tells the mark. When the mark is heard, `find` and what is made
+                # know all that others had stored before: what a dead replica has made by its
+                # attempt is found, or is not there, and can never be stored (its row is gone). The
+                # mark of an earlier turn of this loop does as well: that replica was dead by then.
                 marked = self._known.expect(wanted.attempt)
                 try:
                     found = await self._first(wanted, nothing_by, deadline)
@@ -367,8 +385,10 @@ class SharedClaims:
                 await self._look_for(wanted, found, find, is_vital=is_vital)
                 nothing_by = found.left
         except BaseException as error:
+            # An answer may be lost, or come behind the caller's end, and the claim be there:
+            # `clear` gives it up behind whatever is still under way in the thread.
             if not isinstance(error, IdempotencyConflict | RequestUnderway):
-                self._done[wanted] = None  # an answer may be lost, and the claim there
+                self._done[wanted] = None
             raise
 
     async def _look_for(self, wanted: Claim, found: Found, find: Find, *, is_vital: bool) -> None:
@@ -393,7 +413,8 @@ class SharedClaims:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
             if found.made is not None or found.left not in (None, instead):
                 return found
-            # Whoever has the claim is at work, and settles it, or is declared dead.
+            # Whoever has the claim is at work, and settles it, or is declared dead. It is asked for
+            # again and not told: what is made takes seconds, and a mark for each would wake all.
             if loop.time() >= deadline:
                 raise RequestUnderway
             await asyncio.sleep(PAUSES[min(looks, len(PAUSES) - 1)])
@@ -415,6 +436,8 @@ class SharedClaims:
 
     async def clear(self) -> None:
         """Settle the claims that are done; what fails is tried again by the next call."""
+        # Taken before the await: what is done meanwhile is the next call's. Calls that overlap do
+        # no harm, as the thread works in order, and each has claims of its own.
         done, self._done = self._done, {}
         if not done:
             return
@@ -422,4 +445,4 @@ class SharedClaims:
             await self._ask(partial(settle, replica_id=self._replica, done=done))
         except StoreAway as error:
             logger.debug("claims are not settled: %s", error)
-            self._done = done | self._done
+            self._done = done | self._done  # of a claim that is in both the newer counts

@@ -32,8 +32,10 @@ CHANNEL: Final = "kernelkeep"
 """The channel on which replicas tell each other what has changed (LISTEN, NOTIFY)."""
 
 CONNECT_SECONDS: Final = 3
+"""How long a connection may take to be made, for each address that the host's name has."""
+
 STATEMENT_SECONDS: Final = 5
-"""How long a statement, or the wait for a lock in it, may take."""
+"""How long a statement, or the wait for a lock in it, may take, as the database bounds it."""
 
 IDLE_SECONDS: Final = 1.0
 """How long the database waits for the next statement of a transaction.
@@ -44,6 +46,9 @@ A replica that is stopped in one, or cut off, holds its row, and is not declared
 _MIGRATING: Final = 0x6B65726E656C6B65
 """The key of the advisory lock under which one process at a time migrates."""
 
+# Not only of a connection that is lost: a statement that has taken too long, or was ended as two
+# were waiting for each other, is an OperationalError, too. All of these may go well the second
+# time.
 _AWAY: Final = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -67,6 +72,9 @@ class Database:
         ``work`` must do no harm the second time, whether the first has come into effect or not.
         Raises `StoreAway`.
         """
+        # A connection that was made before may have been lost long ago, unnoticed: the first
+        # failure says nothing of the database. One that was just made is no such, and the caller,
+        # who has a bound, is told at once.
         is_fresh = self._connection is None
         try:
             return self._run(work)
@@ -74,7 +82,7 @@ class Database:
             self.close_connection()
             if is_fresh or self._is_closed:
                 raise StoreAway(self.plain(error)) from None
-        except psycopg.Error as error:
+        except psycopg.Error as error:  # the database has refused: it would again
             raise StoreAway(self.plain(error)) from None
         try:
             return self._run(work)
@@ -86,6 +94,8 @@ class Database:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connect()
+        # What `work` raises rolls back. If the connection is lost at the commit, nobody here knows
+        # whether that has come into effect: so work does no harm the second time.
         with connection.transaction():
             return work(connection)
 
@@ -104,7 +114,9 @@ class Database:
             keepalives_count=3,
             tcp_user_timeout=1000 * STATEMENT_SECONDS,
         )
-        with self._lock:  # so that `abort` finds it
+        # Under the lock, with `close` and `abort`, which other threads call: either they find this
+        # connection, or this finds that the database was closed meanwhile.
+        with self._lock:
             if self._is_closed:
                 connection.close()
                 raise psycopg.OperationalError("the registry is being closed")
@@ -132,10 +144,14 @@ class Database:
         A database whose process is stopped answers nothing, and its machine keeps the connection
         alive: no bound of the client's library ends that wait.
         """
+        # A connection that is just being made is not there yet: it has its own bound. What runs is
+        # aborted whoever's it is: all work of this database is of one thread, in order, so that
+        # what is ahead of the caller's holds up the caller's.
         with self._lock:
             connection = self._connection
             if connection is not None and not connection.closed:
-                # Through a descriptor of its own: the thread that waits closes the other one.
+                # Through a descriptor of its own: the thread that waits closes the other one, whose
+                # number may be another file's in the same moment.
                 with (
                     contextlib.suppress(OSError, psycopg.Error),
                     socket.socket(fileno=os.dup(connection.fileno())) as end,
@@ -215,6 +231,8 @@ def _migrate(connection: Connection) -> tuple[int, int]:
     (encoding,) = execute("SHOW server_encoding").fetchone() or ("",)
     if encoding not in ("UTF8", "SQL_ASCII"):
         raise _WrongEncoding(encoding)
+    # To the end of the transaction, in which all migrations are, or none is. Replicas of the
+    # version before go on meanwhile, and wait where a migration has locked a table.
     execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
     # Without a look first, this would take a right that a registry which is there does not need.
     # The look reads a table: what names stand for (to_regclass) may be remembered from before the

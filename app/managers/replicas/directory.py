@@ -125,8 +125,7 @@ class Directory:
 
     async def changed(self) -> None:
         """Return when something has changed."""
-        event = self._changed
-        await event.wait()
+        await self._changed.wait()  # each change has an event of its own (`_apply`)
 
     def expect(self, mark: str) -> asyncio.Future[None]:
         """Done when all is known that the registry had when this ``mark`` was told there.
@@ -135,11 +134,19 @@ class Directory:
         its connection; cancel it if you do not wait for it any more.
         """
         expected = self._marks[mark] = self._loop.create_future()
-        expected.add_done_callback(lambda _: self._marks.pop(mark, None))
+
+        def forget(_: object) -> None:
+            # Called a turn of the loop later, when the same mark may be expected anew.
+            if self._marks.get(mark) is expected:
+                del self._marks[mark]
+
+        expected.add_done_callback(forget)
         return expected
 
     def forget(self, kernel_id: str) -> None:
         """The kernel is gone, as this replica knows before the database tells."""
+        # The thread may have read the row before the kernel was deleted, and its find be applied
+        # behind this: then the kernel is shown until the deletion is heard, a moment later.
         if self.kernels.pop(kernel_id, None) is not None:
             self.changes += 1
 
@@ -160,6 +167,8 @@ class Directory:
 
     async def _once(self, work: Callable[[Connection], T]) -> T:
         """Do this by a connection of its own. Raises `StoreAway`."""
+        # The other connection waits for notifications nearly always. A caller that gives up leaves
+        # the thread of this one behind, which ends by the bounds of `Database`.
         database = Database(self._database.url)
         try:
             async with asyncio.timeout(2 * WAIT_SECONDS):
@@ -172,6 +181,8 @@ class Directory:
     # The thread
 
     def _listen(self) -> None:
+        # Whatever ends the connection, the next one begins with everything: what was told between
+        # the two is lost, as PostgreSQL keeps notifications for nobody who does not listen.
         while not self._ends.is_set():
             try:
                 self._listen_once(self._database.open())
@@ -183,6 +194,7 @@ class Directory:
             self._ends.wait(RETRY_SECONDS)
 
     def _listen_once(self, connection: Connection) -> None:
+        # In this order: what is committed behind the first look is told, and read again.
         connection.execute(f"LISTEN {CHANNEL}".encode())
         self._tell(_everything(connection))
         pinged = time.monotonic()
@@ -196,6 +208,9 @@ class Directory:
             self._heard = time.monotonic()
 
     def _tell(self, found: _Found) -> None:
+        # The thread hands over what it has read, and changes nothing that the loop reads: calls are
+        # made in the order in which they are asked for, so that an older find is never applied
+        # last.
         self._heard = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._apply, found)
@@ -203,6 +218,7 @@ class Directory:
     # The event loop
 
     def _apply(self, found: _Found) -> None:
+        # All in one turn: whoever waits for a mark, or for a change, sees the whole of it.
         _replace(self.kernels, found.kernels, found.kernel_ids)
         if found.kernels or found.kernel_ids is None or found.kernel_ids:
             self.changes += 1
@@ -218,6 +234,8 @@ class Directory:
             self.addresses = addresses
             for call in self.on_replicas:
                 call()
+        # Behind the content: notifications come in the order of the commits, and the rows were read
+        # after the mark's had come. So what was committed before the mark is known here now.
         for mark in found.marks:
             if (expected := self._marks.get(mark)) is not None and not expected.done():
                 expected.set_result(None)
@@ -231,7 +249,7 @@ class Directory:
         while True:
             await asyncio.sleep(WAIT_SECONDS)
             if time.monotonic() - self._heard > STALE_SECONDS:
-                self._heard = time.monotonic()
+                self._heard = time.monotonic()  # the next connection has as long
                 await asyncio.to_thread(self._database.abort)
 
     async def close(self) -> None:
@@ -239,6 +257,8 @@ class Directory:
         self._ends.set()
         if self._watch is not None:
             self._watch.cancel()
+            # The thread looks at `_ends` each second, unless it waits for an answer: the abort ends
+            # that. One that begins to wait behind the abort is left, as a daemon, after a while.
             await asyncio.to_thread(self._database.abort)
             await asyncio.to_thread(self._thread.join, STALE_SECONDS)
         self._database.close()
@@ -246,12 +266,15 @@ class Directory:
 
 def _notes(connection: Connection) -> Iterator[psycopg.Notify]:
     """What was told, as soon as there is something; nothing after `WAIT_SECONDS`."""
+    # The first one is waited for, and those that have come with it are taken at once: a hundred
+    # kernels that were changed together are read again by one statement.
     yield from connection.notifies(timeout=WAIT_SECONDS, stop_after=1)
     yield from connection.notifies(timeout=0)
 
 
 def _everything(connection: Connection) -> _Found:
     with connection.transaction():
+        # One snapshot: a session is never shown without its kernel because the two were read apart.
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
         return _Found(kernels, None, sessions, None, _members(connection))
@@ -259,6 +282,8 @@ def _everything(connection: Connection) -> _Found:
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
     """Read again what the notifications name."""
+    # Of what is told only the ids count. A row that has changed twice meanwhile is read as it is
+    # now, and one that is not there any more is gone: so what is told late or twice does no harm.
     kernel_ids: set[str] = set()
     session_ids: set[str] = set()
     marks: set[str] = set()
@@ -296,6 +321,8 @@ def _kernels(connection: Connection, ids: set[str] | None) -> list[KernelElsewhe
 
 
 def _give_up(connection: Connection, kernel_id: str) -> bool:
+    # A replica of its host may come back in this moment. `membership.take` skips a row that is
+    # locked, and this statement looks at ``replica`` again when it has waited for a take.
     gone = connection.execute(
         "DELETE FROM kernelkeep.kernel WHERE id = %s AND replica IS NULL RETURNING id", (kernel_id,)
     ).fetchone()

@@ -95,6 +95,8 @@ class Group:
 
         While the lease is good no other can have the kernel. Behind that the keeper tells.
         """
+        # Behind the end of the lease the registry may be away, too. The keeper obeys the replica
+        # that has come last: if it still answers this one, no other has reached it.
         if self._registry.member.standing is Standing.GOOD:
             return True
         try:
@@ -107,6 +109,9 @@ class Group:
 
     async def find(self, kernel_id: str) -> KernelElsewhere | None:
         """A kernel of whichever replica, as the registry has it. Raises `StoreAway`."""
+        # What the directory has may be a moment old, and the request is sent on to a replica that
+        # has the kernel no more: that one answers so, and whoever has asked looks again (`change`).
+        # One that the directory has not may have been stored a moment ago.
         found = self._registry.directory.kernels.get(kernel_id)
         return found or await self._registry.directory.look(kernel_id)
 

@@ -10,9 +10,10 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ...log_formats import about
 from ..errors import KeeperUnavailable
@@ -60,6 +61,8 @@ class SharedHandover(RegisteredHandover):
         """Adopt this replica's share of the kernels that nobody has, and go on with that later."""
         self._one = one
         await asyncio.to_thread(self._remove_leftovers)
+        # `begin` calls `_on_taken` for all that it takes before it returns: the tasks that have
+        # come by then are the first adoptions. Further kernels are taken while this waits.
         before = {*self._tasks}
         await self._shared.member.begin()
         first = self._tasks - before
@@ -69,6 +72,8 @@ class SharedHandover(RegisteredHandover):
     def _on_taken(self, taken: Sequence[Taken]) -> None:
         assert self._one is not None
         logger.info("%d kernels are taken over", len(taken))
+        # Marked at once, before any task runs: a request that comes now waits for the adoption, and
+        # does not find that this replica has no such kernel.
         for each in taken:
             self._shared.adopting.add(each.record.id)
             self._do(self._adopt_taken(self._one, each.record))
@@ -84,6 +89,8 @@ class SharedHandover(RegisteredHandover):
             self._shared.adopting.discard(record.id)
 
     def _on_fenced(self, kernel_id: str) -> None:
+        # A kernel may be lost, taken and lost again before the first leave is done: they are done
+        # one after the other, and an adoption waits for the last.
         before = self._leaving.get(kernel_id)
         leaving = self._leaving[kernel_id] = self._do(self._let_go(kernel_id, before))
 
@@ -94,6 +101,7 @@ class SharedHandover(RegisteredHandover):
         leaving.add_done_callback(forget)
 
     def _on_lost(self) -> None:
+        # Each drops its term at once, all in this turn of the loop; the leaves follow as tasks.
         for kernel_id in self._shared.terms:
             self._shared.fence(kernel_id)
 
@@ -101,6 +109,7 @@ class SharedHandover(RegisteredHandover):
         self._do(self._end_strays(gone, known))
 
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
+        # Of processes that have ended, whoever they were: those that live have a lock.
         with contextlib.suppress(OSError):
             await asyncio.to_thread(clear_mirrors, self._state_dir)
         is_done = False
@@ -121,12 +130,6 @@ class SharedHandover(RegisteredHandover):
         except Exception:
             about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
-    def _do(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(what)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     async def hand_over(self) -> None:
         """Leave the group: the other replicas take the kernels, and this one answers for none."""
         await self._shared.leave()
@@ -141,16 +144,23 @@ class SharedHandover(RegisteredHandover):
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
-        await super().forget(kernel)
-        await self._shared.reservations.release(kernel.id)
-        self._shared.directory.forget(kernel.id)
-        # The keeper has still to remove the log, and the registry perhaps to delete the kernel.
-        terms = self._shared.terms
-        loop = asyncio.get_running_loop()
-        loop.call_later(GONE_SECONDS, terms.drop, kernel.id, terms.of(kernel.id))
+        # The keeper has still to remove the log, and the registry perhaps to delete the kernel,
+        # both of which go with the term. It is read before the await: a kernel of the same id that
+        # is started meanwhile has a later term, which stays.
+        drop = partial(self._shared.terms.drop, kernel.id, self._shared.terms.of(kernel.id))
+        try:
+            await super().forget(kernel)
+        finally:
+            # Whoever forgets may be cancelled, or told that the registry is away: the kernel is
+            # gone all the same, and its place among those that there may be must not stay taken.
+            asyncio.get_running_loop().call_later(GONE_SECONDS, drop)
+            self._shared.directory.forget(kernel.id)
+            await self._shared.reservations.release(kernel.id)
 
     def _remove_leftovers(self) -> None:
         """Remove the logs and directories of kernels that nobody knows any more."""
+        # This runs in a thread, and the loop changes the table: a copy is made in one step. Of what
+        # other replicas start meanwhile nothing is old enough.
         known: Collection[str] = [*self._shared.directory.kernels]
         oldest = time.time() - LEFTOVER_SECONDS
         self._isolation.remove_leftovers(known, oldest)

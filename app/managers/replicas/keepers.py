@@ -1,9 +1,9 @@
 """The keepers that dial in to several replicas: which of them may, and which replica has each.
 
 What one server has in files of its state directory is in the registry here, so that a keeper may
-dial any replica. The row of a keeper is locked while somebody shows its secret, which so works once
-among all of them. A replica that was stopped, and believes that a kernel is still its own, neither
-invites a keeper of that kernel nor forgets one: both go with the kernel's term.
+dial any replica. The row of a keeper is locked while its secret is checked, so that a secret works
+once among all of them. A replica that was stopped, and believes that a kernel is still its own,
+neither invites a keeper of that kernel nor forgets one: both go with the kernel's term.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class SharedKeepers:
     def having(self, keeper_id: str) -> Sequence[str]:
         """As `Replicas.having`."""
         kernel = self._directory.kernels.get(kernel_of(keeper_id))
-        # A kernel that is being started is in no row yet.
+        # A kernel that is being started is in no row yet. The directory may be a moment old: a
+        # keeper that is sent to a replica that has the kernel no more says that it was there
+        # (`Guest.away`), and waits here until this replica has heard who has it now.
         whose = self._inviters.get(keeper_id) if kernel is None else kernel.replica
         if whose is None or whose == self._id:
             return ()
@@ -104,12 +106,14 @@ class SharedKeepers:
         check_keeper_id(keeper_id)
         secret = new_secret()
         who = keeper_id, kernel_of(keeper_id), self._id
+        # Not forgotten any more from now on: whatever is asked behind this invitation would forget
+        # the new keeper as well.
+        self._late.discard(keeper_id)
         term = self._terms.of(kernel_of(keeper_id))
         generation = await self._run(lambda one: _invite(one, *who, term, digest(secret), seconds))
         if generation is None:
             raise OSError("the kernel is not this replica's any more")
         self._know(keeper_id, self._id)
-        self._late.discard(keeper_id)
         return Credential(keeper_id, generation), secret
 
     async def join(self, keeper_id: str, secret: str, nonce: str) -> Credential:
@@ -125,6 +129,8 @@ class SharedKeepers:
         try:
             inviter = await self._run(lambda one: _check(one, keeper_id, generation))
         except OSError:
+            # Its certificate is good, and no later generation can have been invited for a kernel
+            # that this replica has: that would take the registry, and the kernel's term.
             if self._let_in.get(keeper_id) == generation:
                 return
             raise
@@ -145,16 +151,15 @@ class SharedKeepers:
         self._late.add(keeper_id)
         await self._run(lambda _: None)
 
-    def _forget_late(self, connection: Connection) -> None:
-        for keeper_id in [*self._late]:
-            _forget(connection, keeper_id, self._id, self._terms.of(kernel_of(keeper_id)))
-
     async def _run(self, work: Callable[[Connection], T]) -> T:
         """Do something in the registry, and what could not be done before. Raises `OSError`."""
+        # Those of this moment, as the loop sees them: the thread runs later, and an invitation that
+        # is asked for meanwhile comes behind this.
         late = {*self._late}
 
         def both(connection: Connection) -> T:
-            self._forget_late(connection)
+            for keeper_id in late:
+                _forget(connection, keeper_id, self._id, self._terms.of(kernel_of(keeper_id)))
             return work(connection)
 
         try:
@@ -180,6 +185,9 @@ class SharedKeepers:
 
         A kernel that is in no row any more is nobody's, and what is left of it anybody's.
         """
+        # The lease may end before the engine has done what the caller asks of it next. Then a job
+        # is ended that another replica has just taken over, and the kernel gets its next process
+        # there. No other job is: each is ended by its own name, which has the generation.
         term = self._terms.of(kernel_id)
         if term and self._member.standing is Standing.GOOD:
             return
@@ -252,6 +260,7 @@ def _read(connection: Connection, keeper_id: str) -> tuple[Invited, bool, str] |
     """What is stored of a keeper, whether its secret has expired, and who has invited it."""
     row = connection.execute(
         "SELECT generation, secret, nonce, has_joined, expires <= clock_timestamp(), replica "
+        # Two that show the same secret wait for each other here: the second finds it shown.
         "FROM kernelkeep.invitation WHERE keeper_id = %s FOR UPDATE",
         (keeper_id,),
     ).fetchone()
@@ -298,6 +307,8 @@ def _check(connection: Connection, keeper_id: str, generation: int) -> str:
 
 
 def _forget(connection: Connection, keeper_id: str, replica: str, term: int) -> None:
+    # IS DISTINCT FROM, as a kernel that nobody has (NULL) is not this replica's either: whoever
+    # takes the kernel needs its keeper.
     connection.execute(
         "DELETE FROM kernelkeep.invitation AS old WHERE keeper_id = %s AND NOT EXISTS ("
         "SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id "
@@ -320,6 +331,8 @@ def _name(connection: Connection) -> str:
 
 def _generations(connection: Connection, keeper_ids: list[str]) -> dict[str, int]:
     """Those keepers whose kernels are known, or may be about to be stored by a replica."""
+    # A job is submitted behind the invitation of its keeper. So no job in an engine's list, which
+    # is older than this look, is a stranger while its kernel or its replica lives.
     rows = connection.execute(
         "SELECT keeper_id, generation FROM kernelkeep.invitation AS one "
         "WHERE keeper_id = ANY(%s) "

@@ -46,6 +46,8 @@ class Lease:
 
         An answer that comes late confirms less, and never takes back what a later one confirmed.
         """
+        # `_steady_since` is the beginning of the time in which the lease was always good, and is
+        # set back by any gap, however short: others may have taken kernels in that gap.
         was_good = self.is_good(now)
         self._is_member = True
         self._good_until = max(self._good_until, sent + self.seconds * (1 - MARGIN))

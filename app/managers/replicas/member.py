@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ASK_SECONDS: Final = 4.0
-"""How long the database may take for one question."""
+"""How long the database may take for one question. Then it is given up here, before the database
+itself would end the statement."""
 
 ABORT_SECONDS: Final = 5.0
 """How long a question may take to end that was given up."""
@@ -103,6 +104,8 @@ class Member:
 
     async def join(self, *, replaces: Sequence[str] = ()) -> None:
         """Join the others. Raises `UnusableRegistry` and `StoreAway`."""
+        # Read before the question is sent, here and in `_beat`: the lease ends sooner here than in
+        # the registry, which counts from when it has the question.
         sent = self._loop.time()
         seconds = self.lease.seconds
         await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
@@ -115,6 +118,8 @@ class Member:
 
     async def begin(self) -> None:
         """Take what is to be taken now, and from now on; renew the lease."""
+        # In the caller's task, not yet in one of its own: the first kernels are being adopted when
+        # this returns, and the server does not say before that it is ready.
         try:
             await self._announce()
             await self._take()
@@ -129,8 +134,11 @@ class Member:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+            # Before the work: what wakes this while it is at work has it look once more.
             self._wake.clear()
             try:
+                # The lease first: none of the others is of use to a replica that has lost it, and
+                # they check it again, as each may take as long as the lease.
                 await self._beat()
                 await self._look_for_the_dead()
                 await self._take()
@@ -160,10 +168,15 @@ class Member:
             self._back()
             self.lease.renewed(sent, self._loop.time())
             return
+        # The row is gone, and every write in an earlier term is refused already. The terms go here,
+        # before the replica joins anew: it takes kernels then, perhaps the same ones, in later
+        # terms.
         if self.standing is not Standing.NONE:
             logger.error("the other replicas have declared this one dead, and have its kernels")
             self.lease.lost()
             self.on_lost()
+        # A row of this host with the name is that of a process that has ended, as this one has the
+        # lock of the name. One of another host is not replaced, and the join refused.
         await self.join(replaces=[self.replica.name])
         self._back()
 
@@ -176,6 +189,8 @@ class Member:
         if self.lease.may_bury(self._loop.time()):
             for name in await self._ask(lambda one: declare_dead(one, self.replica.id)):
                 logger.warning("replica %s is not heard of: its kernels are taken over", name)
+        # Several replicas of the host may look after the same ones: to end what the registry does
+        # not know does no harm twice, and `forget_gone` deletes a row that may be gone.
         found = await self._ask(lambda one: gone(one, self.replica.host))
         new = [replica_id for replica_id in found if replica_id not in self._burying]
         if new:
@@ -200,12 +215,17 @@ class Member:
         for _ in range(ROUNDS):
             if self.standing is not Standing.GOOD:
                 return
+            # Between this look at the lease and the statement the replica may be declared dead: it
+            # takes nothing then, as its row is gone (`take`).
             work = partial(take, replica_id=self.replica.id, keepers=self._keepers, at_most=AT_ONCE)
             _, left = await self._ask(work)
             # Also those that an answer told of which was lost with its connection.
             known = [*self._terms]
             found = await self._ask(lambda one: mine(one, self.replica.id, known))  # noqa: B023
             new = [one for one in found if one.record.id not in self._terms]
+            # The term before anything is told: whoever asks the keeper, or writes, has it by then.
+            # A kernel that was started here, or deleted, during the question is in `_terms` (it
+            # stays there for a while, see `SharedHandover.forget`), and so is not taken for new.
             for one in new:
                 self._terms.take(one.record.id, one.term)
             if new:
@@ -219,6 +239,8 @@ class Member:
 
     async def close(self) -> None:
         """Leave the others, which take the kernels that are still this replica's; only once."""
+        # The renewal ends before the leave: behind it, it would find this replica declared dead,
+        # and join anew.
         if self._is_closed:
             return
         self._is_closed = True
@@ -236,6 +258,9 @@ class Member:
 
 async def bounded(thread: ThreadPoolExecutor, database: Database, work: Callable[[], T]) -> T:
     """Run work of a database in its thread, for `ASK_SECONDS` at most. Raises `StoreAway`."""
+    # A caller that is cancelled here leaves the work in the thread, which does it: what was asked
+    # may have come into effect although nobody waits, and so it may when `StoreAway` is raised.
+    # Whoever asks anew, or undoes, is behind that work in the same thread.
     asked = asyncio.get_running_loop().run_in_executor(thread, work)
     done, _ = await asyncio.wait({asked}, timeout=ASK_SECONDS)
     if not done:

@@ -65,6 +65,8 @@ def join(
     its kernels need not wait for its lease to end. Raises `UnusableRegistry` as `check` does.
     """
     execute = connection.execute
+    # Two replicas with one name, or with different tokens, join one after the other: the second is
+    # refused. Leases are renewed meanwhile only when this is done, which takes milliseconds.
     execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
     check(connection, replica, replaces=replaces)
     execute(
@@ -77,6 +79,7 @@ def join(
         "ON CONFLICT (id) DO UPDATE SET expires = excluded.expires",
         (*msgspec.structs.astuple(replica), seconds),
     )
+    # It was declared dead, and lives: what it has launched is not to be ended as a dead one's.
     execute("DELETE FROM kernelkeep.gone WHERE id = %s", (replica.id,))
     _remove_old(connection)
     tell(connection, "replicas")
@@ -85,8 +88,9 @@ def join(
 def _noting(which: str) -> bytes:
     """A statement that removes such replicas, and notes that they are gone; it tells their names.
 
-    With a replica's row its kernels become free (ON DELETE SET NULL).
+    With a replica's row its kernels become free (ON DELETE SET NULL), and its reservations go.
     """
+    # One statement, and so one moment: nobody finds free kernels of a replica that is not noted.
     return (
         f"WITH left_ AS (DELETE FROM kernelkeep.replica WHERE {which} RETURNING id, name, host), "
         "noted AS (INSERT INTO kernelkeep.gone (id, host) SELECT id, host FROM left_ "
@@ -96,6 +100,7 @@ def _noting(which: str) -> bytes:
 
 def _remove_old(connection: Connection) -> None:
     """Remove what nobody asks for any more."""
+    # A day: executions and places may be stored before their kernel is, if only by moments.
     connection.execute(
         "DELETE FROM kernelkeep.execution AS old "
         "WHERE noted < clock_timestamp() - interval '1 day' "
@@ -209,6 +214,8 @@ def take(
     Only kernels whose keepers this replica reaches are taken. The share is that of one among the
     replicas that live, so that those which look at the same time spread the kernels among them.
     """
+    # The counts are a moment old: a replica may take more or less than its share, which is no
+    # fault. SKIP LOCKED lets no kernel be taken by two.
     (living,) = connection.execute(
         "SELECT count(*) FROM kernelkeep.replica WHERE expires > clock_timestamp()"
     ).fetchone() or (1,)
@@ -228,6 +235,7 @@ def take(
         "WHERE kernel.id = free.id RETURNING kernel.id, kernel.term",
         ([*keepers], replica_id, share, replica_id),
     ).fetchall()
+    # Without ON CONFLICT: two owners in one term would be a fault, and end this transaction.
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO kernelkeep.tenure (kernel_id, term, replica) VALUES (%s, %s, %s)",
@@ -247,6 +255,7 @@ def mine(connection: Connection, replica_id: str, known: Collection[str]) -> lis
     )
     found = []
     for term, record, last_activity, execution_state in rows.fetchall():
+        # Written more often than the record (`SharedStore.touch`), and so newer.
         decoded = decode_record(record)
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
         found.append(Taken(term, decoded))

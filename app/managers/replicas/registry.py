@@ -133,6 +133,8 @@ class SharedRegistry(Registry):
             url, self.member, self.terms, self.directory
         )
         self._loop = asyncio.get_running_loop()
+        # With a thread of its own, as the member, the directory and the keepers have: a lease is
+        # renewed, and keepers are let in, however much there is to write.
         self._database = Database(url)
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
@@ -187,6 +189,8 @@ class SharedRegistry(Registry):
 
     def has_saved(self, kernel_id: str) -> bool:
         """Whether a kernel of this replica's is in the registry, or was not to be saved yet."""
+        # A write that was refused has dropped the term by now: `_fence_later` is called before the
+        # write returns to the loop, in whose order its effect comes first.
         return kernel_id in self.terms and kernel_id not in self._missed
 
     async def kept(self, kernel_id: str, execution_id: str) -> None:
@@ -197,6 +201,8 @@ class SharedRegistry(Registry):
         """
         if self.member.is_away:
             raise RegistryUnavailable
+        # All three can be after the wait: it has taken too long, the kernel was taken meanwhile, or
+        # the write has failed, and the flush has put the execution back (`Registry.flush`).
         is_done = await self.stored()
         if kernel_id not in self.terms:
             raise ReplicaUnreachable
@@ -222,6 +228,8 @@ class SharedRegistry(Registry):
     def fence(self, kernel_id: str) -> None:
         """Another replica has this kernel."""
         # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
+        # No await is in here: whatever is told by `on_fenced` finds nothing left of this tenure.
+        # What a flush has in the thread goes with the old term, and is refused there.
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
@@ -257,6 +265,8 @@ class SharedRegistry(Registry):
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
+        # The order is that of the next owner's needs: all that is to be read is stored before the
+        # kernels are free, and nothing is written by this replica afterwards, as it has no terms.
         with contextlib.suppress(StoreAway):
             await self._make_up()
             await self._flush_all()
@@ -266,6 +276,7 @@ class SharedRegistry(Registry):
 
     async def close(self) -> None:
         """Leave the kernels to the others, if that was not done before, and stop."""
+        # `leave` may have been called before (`Handover.hand_over`); then it finds nothing to do.
         await self.leave()
         try:
             await super().close()
@@ -321,6 +332,8 @@ def _port(settings: Settings) -> str:
 
 def _identity(directory: Path) -> str:
     """What tells this state directory from that of any other host."""
+    # Two replicas that start for the first time: O_EXCL lets one of them make the file. The other
+    # may read it before it is written, which is told as such below.
     path = directory / _IDENTITY
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -330,7 +343,7 @@ def _identity(directory: Path) -> str:
         with open(descriptor, "w") as file:
             file.write(secrets.token_hex(16))
     found = path.read_text().strip()
-    if not found:  # another replica is about to write it, or was killed before it could
+    if not found:
         raise UnusableRegistry(f"{path} is empty: try again, or remove it")
     return found
 

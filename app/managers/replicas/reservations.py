@@ -38,6 +38,8 @@ class NotJoined(Exception):
 
 def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) -> Used | None:
     """Reserve a place, if there is one; else what there is. Raises `Elsewhere`, `NotJoined`."""
+    # The lock ends with the transaction. Without it two replicas would each count the last place as
+    # free: no row is there that both would have to lock.
     execute = connection.execute
     execute("SELECT pg_advisory_xact_lock(%s)", (_RESERVING,))
     if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
@@ -49,6 +51,9 @@ def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) 
     ).fetchone()
     if others is not None:
         raise Elsewhere
+    # UNION, not UNION ALL: a kernel that was just stored has its reservation still, and counts
+    # once. A deletion puts a reservation in place of the row (`SharedStore.delete`), in one
+    # transaction.
     used = Used(
         *execute(
             "SELECT count(*), count(*) FILTER (WHERE owner = %s) FROM ("
@@ -82,15 +87,10 @@ def release(connection: Connection, replica_id: str, kernel_ids: Sequence[str]) 
 
 def take_start(connection: Connection, owner: str, limit: int) -> float:
     """Count a start of an owner; else the seconds until there is room for one."""
-    execute = connection.execute
-    # What has run dry is forgotten. A row that another replica has just now is left to that one.
-    execute(
-        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
-        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
-        (MINUTE,),
-    )
     # Each replica waits here until the one before has done its work. There is a row then, and no
-    # other replica changes or forgets it before this one is done.
+    # other replica changes or forgets it before this one is done. If the answer is lost, and this
+    # runs again, the start counts twice: the next has to wait a little longer than need be.
+    execute = connection.execute
     row = execute(
         "INSERT INTO kernelkeep.starts (owner, used, at) VALUES (%s, 0, clock_timestamp()) "
         "ON CONFLICT (owner) DO UPDATE SET owner = excluded.owner RETURNING used, at",
@@ -107,6 +107,13 @@ def take_start(connection: Connection, owner: str, limit: int) -> float:
             "UPDATE kernelkeep.starts SET used = %s, at = %s WHERE owner = %s",
             (meter.used(limit, MINUTE, elapsed), now, owner),
         )
+    # What has run dry is forgotten, behind the only wait: two that had each deleted the other's row
+    # would wait for each other. A row that another replica has just now is left to that one.
+    execute(
+        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
+        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
+        (MINUTE,),
+    )
     return wait
 
 
@@ -124,14 +131,15 @@ class SharedReservations:
         self._replica = replica_id
         self._ask = ask
         self._is_due = is_due
-        self._ended: set[str] = set()
-        self._ending: set[str] = set()
+        self._ended: set[str] = set()  # to be ended by the next `clear`
+        self._ending: set[str] = set()  # by the one that is under way
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def reserve(self, asked: ReservationRequest) -> Used | None:
         """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
-        # One that is reserved anew has not ended, whatever becomes of the end that is under way.
+        # One that is reserved anew has not ended, whatever becomes of the end that is under way: in
+        # the thread that end is ahead of this, and if it has failed, `clear` must not try again.
         self._ended.discard(asked.kernel_id)
         self._ending.discard(asked.kernel_id)
         try:
@@ -167,6 +175,7 @@ class SharedReservations:
 
     async def clear(self) -> None:
         """End the reservations that are over, except of kernels that are still to be stored."""
+        # One at a time, as `reserve` takes an id out of one `_ending`.
         async with self._turn:
             self._ending = {kernel_id for kernel_id in self._ended if not self._is_due(kernel_id)}
             self._ended -= self._ending

@@ -56,11 +56,14 @@ class SharedStore:
 
     def save(self, record: KernelRecord) -> None:
         """As `RegistryStore.save`."""
+        # Read once, before the work, which may run twice: a term that comes in between is another
+        # tenure's, for which this record was not made.
         term = self._terms.of(record.id)
 
         def work(connection: Connection) -> bool:
             # A replica that was declared dead has no row, so that it cannot bring back a kernel
-            # that its next owner has removed.
+            # that its next owner has removed. The row is locked to the end: whoever declares this
+            # replica dead meanwhile waits, and frees this kernel, too.
             alive = connection.execute(
                 "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR SHARE", (self._replica,)
             ).fetchone()
@@ -93,11 +96,14 @@ class SharedStore:
                 tell(connection, "kernels", [record.id])
             return bool(saved)
 
+        # Not in the transaction: what is told is committed.
         if not self._database.run(work):
             self._on_fenced(record.id)
 
     def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
         """As `RegistryStore.touch`."""
+        # That a kernel is another's is not told here: the next write of its record, its executions
+        # or its places finds that. In term 0, in which no kernel is, no row is changed.
         rows = [
             (kernel_id, self._terms.of(kernel_id), when, word, model.decode())
             for kernel_id, when, word, model in seen
@@ -105,6 +111,9 @@ class SharedStore:
         ids, terms, times, words, models = map(list, zip(*rows, strict=True))
 
         def work(connection: Connection) -> None:
+            # The rows are locked in no order. Only this replica writes them, and whoever declares
+            # it dead frees them: should the two wait for each other, PostgreSQL ends one of them,
+            # which runs again (`Database.run`).
             connection.execute(
                 "UPDATE kernelkeep.kernel AS kernel SET last_activity = seen.at, "
                 "execution_state = seen.word, model = seen.model "
@@ -134,7 +143,7 @@ class SharedStore:
             found = connection.execute(
                 "SELECT replica, term FROM kernelkeep.kernel WHERE id = %s FOR UPDATE", (kernel_id,)
             ).fetchone()
-            if found not in (None, (self._replica, term)):
+            if found not in (None, (self._replica, term)):  # it is not this replica's to delete
                 return
             connection.execute(
                 "WITH gone AS (DELETE FROM kernelkeep.kernel WHERE id = %s "
@@ -174,6 +183,7 @@ class SharedStore:
         terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in ids}
 
         def work(connection: Connection) -> set[str]:
+            # The rest is written all the same: one kernel that was taken keeps back no other's.
             others = self._others(connection, terms)
             own = [one for one in records if one.kernel_id not in others]
             with connection.cursor() as cursor:

@@ -17,6 +17,8 @@ class Terms:
     """The terms in which this replica has its kernels, by their ids. Threads may look, too."""
 
     def __init__(self) -> None:
+        # Only the loop writes. A thread that looks gets a term or none, each of which the registry
+        # and the keeper judge: a term that is dropped in that moment is refused there, too.
         self._terms: dict[str, int] = {}
 
     def __contains__(self, kernel_id: object) -> bool:
@@ -24,7 +26,7 @@ class Terms:
 
     def __iter__(self) -> Iterator[str]:
         """The ids of the kernels."""
-        return iter([*self._terms])
+        return iter([*self._terms])  # a copy: whoever loops drops some
 
     def begin(self, kernel_id: str) -> None:
         """The kernel is to be started here.
@@ -32,7 +34,9 @@ class Terms:
         A first term is the time in seconds since the epoch. So a kernel that is started with the id
         of one that is gone has a later term, and is none of its owner's.
         """
-        self._terms[kernel_id] = max(self.of(kernel_id), int(time.time()))
+        # Later than the term of one that is just gone here, whose term is dropped later
+        # (`SharedHandover.forget`), even in the same second, or when the clock was set back.
+        self._terms[kernel_id] = max(self.of(kernel_id) + 1, int(time.time()))
 
     def of(self, kernel_id: str) -> int:
         """The term of a kernel; 0, in which nothing is granted, if this replica has it not."""

@@ -60,7 +60,8 @@ class SharedTokens(TokenTable):
     def _bounded(self) -> Iterator[None]:
         """Within, the database is waited for for so long, and once more if it is tried again."""
         # No bound of the client's library ends the wait for a database that is stopped. What is
-        # aborted is tried once more (`Database.run`), and so there may be two aborts.
+        # aborted is tried once more (`Database.run`), and so there may be two aborts. An abort that
+        # comes when the work has just ended does no harm: the next work makes a new connection.
         done = threading.Event()
 
         def abort() -> None:
@@ -85,7 +86,8 @@ class SharedTokens(TokenTable):
 
     def _write(self, work: Callable[[Execute], T]) -> T:
         def alone(connection: Connection) -> T:
-            # Readers go on meanwhile.
+            # Writers one after the other, on all hosts: a version that is counted up, and a limit
+            # that is looked at before, are right then. Readers go on meanwhile.
             connection.execute("LOCK TABLE kernelkeep.token IN SHARE ROW EXCLUSIVE MODE")
             return work(_execute(connection))
 

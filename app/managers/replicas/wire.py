@@ -80,6 +80,8 @@ def _certificates(operators: Path | None, name: str, authority: bytes) -> tuple[
 
 
 def _context(kind: int, chain: str, trusted: str, directory: Path) -> ssl.SSLContext:
+    # Both ends have to show a certificate: whoever has none of this authority is not heard, and
+    # told nothing. Whether it is that of a replica, and of which, is looked at by name afterwards.
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # an address may change; the name of the replica is looked at

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import stat
+import threading
 from pathlib import Path
 
 import msgspec
@@ -258,6 +259,37 @@ async def test_what_could_not_be_written_is_written_later_and_nothing_older_than
     await registry.close()
 
 
+async def test_a_record_is_stored_although_nobody_waits_for_that_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    go_on = threading.Event()
+
+    async def give_up(saved: KernelRecord) -> None:
+        """Save a record, and be cancelled while that waits for a slow disk."""
+        registry._thread.submit(go_on.wait)
+        saving = asyncio.create_task(registry.save(saved))
+        await asyncio.sleep(0)
+        saving.cancel()
+        await asyncio.wait({saving})
+        go_on.set()
+
+    await give_up(record("a"))
+    assert [known.id for known in await registry.load()] == ["a"]
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._store, "save", fail)
+        await give_up(record("b"))
+        await registry.load()
+    await registry._make_up()
+    assert [known.id for known in await registry.load()] == ["a", "b"]
+    assert registry._missed == {}
+    await registry.close()
+
+
 async def test_a_record_that_is_written_again_is_missed_until_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +313,43 @@ async def test_a_record_that_is_written_again_is_missed_until_it_is_written(
         await saving
     assert registry._missed == {}
     assert [known.reason for known in await registry.load()] == ["newest"]
+    await registry.close()
+
+
+async def test_what_is_forgotten_while_the_disk_is_full_is_deleted_without_another_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(tmp_path)
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"x"))
+    await registry.flush()
+
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._store, "save_executions", fail)
+        registry.forget("a", "p")
+        await registry.flush()
+    while registry._writer is not None:  # it has found nothing, or failed
+        await registry._writer
+    await registry._make_up()
+    assert registry._writer is not None
+    await registry._writer
+    assert await registry.executions("a") == []
+    await registry.close()
+
+
+async def test_a_record_that_cannot_be_stored_is_not_tried_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry = Registry(tmp_path)
+    odd, other = record("odd"), record("other")
+    odd.provisioner = {"said": object()}
+    registry._missed = {"odd": odd, "other": other}
+    await registry._make_up()
+    assert registry._missed == {}
+    assert "kernel odd: the next server will not know it" in caplog.text
+    assert [known.id for known in await registry.load()] == ["other"]
     await registry.close()
 
 

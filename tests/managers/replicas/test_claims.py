@@ -18,6 +18,7 @@ from app.managers.errors import (
 from app.managers.replicas import claims as module
 from app.managers.replicas.claims import Claim, SharedClaims
 from app.managers.replicas.database import Database
+from app.managers.replicas.directory import Directory
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable, RequestUnderway
 from app.managers.replicas.membership import leave
 from tests.managers.replicas.test_reservations import Replica as _Replica
@@ -146,6 +147,26 @@ async def test_what_a_replica_had_made_that_died_is_found_and_not_made_again(
     assert (second.made, third.made) == (0, 0)
     with pytest.raises(IdempotencyConflict):
         await third.once(request=b"another")
+    first.go_on.set()
+    await making
+
+
+async def test_what_a_dead_replica_has_left_is_made_as_soon_as_all_is_known(
+    replicas: list[Replica], url: str
+) -> None:
+    first, second, _ = replicas
+    making = asyncio.create_task(first.once())
+    await first.begun.wait()
+    first.die()
+    directory = Directory(url, lambda: None)
+    await directory.begin()
+    try:
+        second.claims._known = directory
+        second.go_on.set()
+        assert await second.once(is_vital=False) == "made by second"
+        assert directory._marks == {}
+    finally:
+        await directory.close()
     first.go_on.set()
     await making
 
@@ -282,6 +303,29 @@ async def test_of_too_many_that_are_not_confirmed_the_oldest_is_left_for_who_ask
     second.left = {first.attempts[0]: "made by first"}
     assert await second.once("oldest") == "made by first"
     assert second.made == 0
+
+
+async def test_a_caller_that_goes_while_another_claim_makes_room_leaves_none_at_work(
+    replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = replicas
+    first.go_on.set()
+    first.unsure = RegistryUnavailable()
+    monkeypatch.setattr(module, "MAX_CLAIMS", 1)
+    with pytest.raises(RegistryUnavailable):
+        await first.once("oldest")
+    begun = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(first.claims, "_drop", hang)
+    making = asyncio.create_task(first.once("newest"))
+    await begun.wait()
+    making.cancel()
+    await asyncio.wait({making})
+    assert [one.made for one in first.claims._open.values()] == 2 * ["made by first"]
 
 
 async def test_the_wait_for_another_replica_ends(

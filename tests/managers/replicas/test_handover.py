@@ -13,6 +13,7 @@ from app.managers.processes.keeper.keepers import Keepers
 from app.managers.replicas.handover import SharedHandover
 from app.managers.replicas.membership import Taken
 from app.managers.replicas.registry import SharedRegistry
+from app.managers.replicas.terms import Terms
 from app.settings import Settings
 from tests.managers.handover.test_registry import record
 from tests.support.processes import eventually
@@ -59,3 +60,39 @@ async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Pa
         assert done[2:] == ["left k1", "leaves k1", "left k1", "adopted k1"]
     finally:
         await handover.close()
+
+
+async def test_a_kernel_that_is_gone_has_no_place_when_whoever_forgets_it_is_cancelled(
+    tmp_path: Path,
+) -> None:
+    begun, released, forgotten = asyncio.Event(), list[str](), list[str]()
+
+    async def hang(_kernel_id: str) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def release(kernel_id: str) -> None:
+        released.append(kernel_id)
+
+    registry: Any = SimpleNamespace(
+        member=Member(),
+        fence=None,
+        delete=hang,
+        terms=Terms(),
+        directory=SimpleNamespace(forget=forgotten.append),
+        reservations=SimpleNamespace(release=release),
+    )
+    handover = SharedHandover(
+        cast(SharedRegistry, registry),
+        cast(Keepers, SimpleNamespace()),
+        tmp_path,
+        Isolation(Settings(_cli_parse_args=False)),
+    )
+    traffic = SimpleNamespace(tracker=SimpleNamespace(), clients=SimpleNamespace())
+    kernel: Any = SimpleNamespace(id="k", traffic=traffic)
+    forgetting = asyncio.create_task(handover.forget(kernel))
+    await begun.wait()
+    forgetting.cancel()
+    await asyncio.wait({forgetting})
+    assert forgetting.cancelled()
+    assert released == forgotten == ["k"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -211,6 +212,15 @@ async def test_what_could_not_be_forgotten_is_when_something_is_asked_next(
     first.keepers._late.add(keeper_id)  # as a registry that was away leaves it
     assert await first.keepers.generations([keeper_id]) == {}
     assert not first.keepers._late
+    # A question that waits for the thread forgets those of the moment at which it was asked.
+    credential, _ = await first.keepers.invite(keeper_id, 60)
+    go_on = threading.Event()
+    first.keepers._thread.submit(go_on.wait)
+    asked = asyncio.create_task(first.keepers.generations([keeper_id]))
+    await asyncio.sleep(0)
+    first.keepers._late.add(keeper_id)
+    go_on.set()
+    assert await asked == {keeper_id: credential.generation}
 
 
 async def test_keepers_of_kernels_that_a_dead_replica_has_never_stored_are_forgotten(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psycopg
 import pytest
 
 from app.managers.handover.elsewhere import ReservationRequest, Used
@@ -19,6 +20,7 @@ from app.managers.replicas.registry import SharedRegistry
 from app.managers.replicas.reservations import SharedReservations
 from tests.managers.handover.test_registry import record
 from tests.managers.replicas.test_store import Member
+from tests.support.processes import eventually
 
 
 class Replica(Member):
@@ -250,6 +252,30 @@ async def test_starts_that_were_long_ago_are_forgotten(replicas: list[Replica]) 
         lambda one: one.execute("SELECT owner FROM kernelkeep.starts").fetchall()
     )
     assert rows == [("ben",)]
+
+
+async def test_the_start_of_an_owner_waits_for_that_of_no_other(
+    replicas: list[Replica], url: str
+) -> None:
+    first, second, _ = replicas
+    for owner in ("anna", "ben"):
+        await first.reservations.take_start(owner, 1)
+    first.database.run(
+        lambda one: one.execute("UPDATE kernelkeep.starts SET at = at - interval '61 seconds'")
+    )
+    with psycopg.connect(url) as another:
+        another.execute("SELECT FROM kernelkeep.starts WHERE owner = 'anna' FOR UPDATE")
+        anna = asyncio.create_task(first.reservations.take_start("anna", 1))
+
+        def waiting() -> int:
+            return len(another.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
+
+        await eventually(waiting, 30)
+        ben = asyncio.create_task(second.reservations.take_start("ben", 1))
+        await eventually(lambda: ben.done() or waiting() > 1, 30)
+        assert ben.done()
+    assert await ben == 0.0
+    assert await anna == 0.0
 
 
 async def test_a_start_that_cannot_be_counted_is_no_refusal(replicas: list[Replica]) -> None:

@@ -13,7 +13,6 @@ def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
     first = terms.of("k")
     assert first > 0
     terms.take("k", first + 100)
-    terms.begin("k")  # anew with the same id, and none of the earlier one's owner
     assert terms.of("k") == first + 100
     assert [*terms] == ["k"]
     terms.drop("k", first)
@@ -21,3 +20,13 @@ def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
     terms.drop("k", first + 100)
     terms.drop("k")
     assert terms.of("k") == 0
+
+
+def test_a_kernel_that_begins_anew_in_the_same_second_has_a_term_of_its_own() -> None:
+    terms = Terms()
+    terms.begin("k")
+    gone = terms.of("k")
+    terms.begin("k")
+    assert terms.of("k") > gone
+    terms.drop("k", gone)  # what was to be dropped later is the term of the one that is gone
+    assert terms.of("k") > gone

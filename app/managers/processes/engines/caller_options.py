@@ -74,6 +74,7 @@ def check_given(spec: KernelSpec, given: Mapping[str, Value]) -> None:
             raise EngineOptionRefused(name, "the kernelspec does not name it in caller_may_set")
         if why := _why_not(rule, name, value, kind.measure):
             raise EngineOptionRefused(name, why)
+    # Each by itself first, so that a refusal names the one that is wrong.
     for name, value in given.items():
         _check_type(spec, kind, {name: value}, name)
     _check_type(spec, kind, given, ", ".join(given))
@@ -83,6 +84,7 @@ def _check_type(spec: KernelSpec, kind: _Kind, given: Mapping[str, Value], name:
     try:
         kind.options_of(settled(spec, given))
     except KernelStartFailed:
+        # Without the words of the error, which may repeat options that are the operator's alone.
         raise EngineOptionRefused(name, "not what the option takes") from None
 
 
@@ -114,6 +116,7 @@ def _kind(spec: KernelSpec) -> _Kind | None:
 
 
 def _rules(spec: KernelSpec) -> dict[str, Rule]:
+    # A table, as the options of the kernelspec were read before (`check_given`).
     config = spec.metadata["kernel_provisioner"].get("config") or {}
     try:
         return msgspec.convert(config.get(CALLER_MAY_SET, {}), dict[str, Rule])

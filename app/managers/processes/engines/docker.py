@@ -62,6 +62,7 @@ AGAIN_SECONDS: Final = (1.0, 3.0)
 container as running for a while after it has told of its end."""
 
 TOGETHER_SECONDS: Final = 0.1
+"""How long further events are taken with one that has come: the list is asked for once for all."""
 
 
 class DockerEngine:
@@ -82,6 +83,8 @@ class DockerEngine:
 
     @property
     def _docker(self) -> Docker:
+        # Made when it is first needed, in the running loop: aiodocker is an extra, and a server
+        # whose kernelspecs name this engine starts without it.
         if self._opened is None:
             try:
                 import aiodocker
@@ -96,7 +99,10 @@ class DockerEngine:
 
     @contextlib.asynccontextmanager
     async def _asked(self, seconds: float = CALL_SECONDS) -> AsyncIterator[Docker]:
-        """The engine; that it does not answer becomes `HostUnreachable`. Raises `DockerError`."""
+        """The engine; that it does not answer becomes `HostUnreachable`. Raises `DockerError`.
+
+        What is cut short by the bound may have happened at the engine all the same.
+        """
         docker = self._docker
         import aiohttp
         from aiodocker.exceptions import DockerError
@@ -112,6 +118,9 @@ class DockerEngine:
             raise
         except (OSError, aiohttp.ClientError) as error:
             raise HostUnreachable(f"{self.name} cannot be reached: {error}") from error
+        except (ValueError, LookupError, TypeError) as error:
+            # aiodocker raises these for what is not JSON, or has not what it looks for.
+            raise HostUnreachable(f"{self.name} makes no sense: {error}") from error
 
     # The verbs
 
@@ -128,16 +137,21 @@ class DockerEngine:
             **({OWNER: order.owner} if order.owner else {}),
             GENERATION: str(order.generation),
         }
+        # With a name there is one container at most, whatever becomes of the answer.
         name = f"kernelkeep-{order.keeper_id}-{order.generation}"
         container: Any = None
         try:
             async with self._asked(START_SECONDS) as docker:
                 asked = container_of(options, labels)
                 container = await docker.containers.create(asked, name=name)
-                # Attached first: what it is to read must not be anywhere but in this connection.
+                # Attached first: what it is to read must not be anywhere but in this connection. At
+                # its end the process reads the end of its stdin (StdinOnce), so that nobody can
+                # give it more.
                 async with container.attach(stdin=True) as stream:
                     await container.start()
                     await stream.write_in(order.stdin)
+        # Nobody waits for a container that was not given its stdin. If the answer to the creation
+        # is lost, there is one that was never started: it is listed as ended, and so removed.
         except DockerError as error:
             await self._remove_quietly(container)
             raise refused(error.message, options.image, options.python) from error
@@ -153,6 +167,8 @@ class DockerEngine:
         """As `Engine.watch`: one stream of events, and a list when one has come."""
         filters = {"type": ["container"], "label": [f"{SERVICE}={self._service}"]}
         events: Any = self._docker.events
+        # Before the first list: what happens meanwhile is in the subscriber's queue. If the stream
+        # begins later still, a change may be missed until the next list (`LIST_SECONDS`).
         subscriber = events.subscribe(filters=msgspec.json.encode(filters).decode())
         try:
             pauses: list[float] = []
@@ -160,23 +176,27 @@ class DockerEngine:
                 yield await self._list()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pauses.pop(0) if pauses else LIST_SECONDS):
-                        await self._next(subscriber)
-                        pauses = [*AGAIN_SECONDS]
+                        await self._change(subscriber)
+                    # Behind the bound, not within: an event that has come is always followed by
+                    # more looks than one.
+                    pauses = [*AGAIN_SECONDS]
+                    async with asyncio.timeout(TOGETHER_SECONDS):
+                        while True:
+                            await self._change(subscriber)
         finally:
             # The object keeps a stream that has ended: without this there would be no other.
             with contextlib.suppress(Exception):
                 await events.stop()
             events.task = None
 
-    async def _next(self, subscriber: Any) -> None:
+    async def _change(self, subscriber: Any) -> None:
         """Return when something has happened to a container."""
         while True:
             event = await subscriber.get()
-            if event is None:
+            if event is None:  # a list alone would tell an end, but up to `LIST_SECONDS` late
                 raise HostUnreachable(f"{self.name} has ended its stream of events")
             if str(event.get("Action") or event.get("status") or "") in _CHANGES:
-                break
-        await asyncio.sleep(TOGETHER_SECONDS)  # what happens at once is looked at once
+                return
 
     async def cancel(self, job: Job) -> None:
         """As `Engine.cancel`: its keeper is killed with all its processes."""
@@ -190,6 +210,8 @@ class DockerEngine:
                 except DockerError as error:
                     if error.status != BEING_REMOVED:
                         raise
+                    # Somebody else removes the container, whose processes may run until that is
+                    # done: the next job must not begin before.
                     await container.wait(condition="removed")
         except DockerError as error:
             if error.status != ABSENT:
@@ -246,6 +268,7 @@ class DockerEngine:
             return
         if options.pull == "never":
             raise ImageUnusable(f"The image {options.image} is not there, and is not to be pulled")
+        # Looked up at each pull, and kept nowhere: the operator may renew the file.
         login, image = None, options.image
         if options.credentials:
             login = await asyncio.to_thread(credentials_of, options.credentials, image)
@@ -277,5 +300,6 @@ class DockerEngine:
 
     async def _remove_quietly(self, container: Any) -> None:
         if container is not None:
+            # If that fails, the job is ended before the next one of this kernel, or as a stranger.
             with contextlib.suppress(KeeperUnavailable):
                 await self.cancel(Job(container.id, "", 0, JobState.ENDED))

@@ -12,7 +12,7 @@ from jupyter_client.kernelspec import KernelSpec
 from msgspec import Meta
 
 from ....limit_options import LIMITS
-from ...errors import KernelStartFailed
+from ..hosts.options import read_options
 from .order import PROGRAM
 from .quantities import Value, number
 
@@ -91,18 +91,13 @@ def docker_options(spec: KernelSpec) -> DockerOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    if stanza.get("provisioner_name") != PROVISIONER:
-        return None
-    try:
-        options = msgspec.convert(stanza.get("config", {}), DockerOptions)
-        for name in _SIZES:
-            if getattr(options, name) is not None:
-                _bytes(name, getattr(options, name))
-    except (msgspec.ValidationError, ValueError) as error:
-        text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
-        raise KernelStartFailed(text) from None
-    return options
+    return read_options(spec, PROVISIONER, DockerOptions, _check)
+
+
+def _check(options: DockerOptions) -> None:
+    for name in _SIZES:
+        if getattr(options, name) is not None:
+            _bytes(name, getattr(options, name))
 
 
 def _bytes(name: str, written: _Size) -> int:
@@ -137,6 +132,7 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
     if options.network is not None:
         host["NetworkMode"] = options.network
     if options.memory is not None:
+        # Memory and swap together (Docker's API: HostConfig.MemorySwap): so there is no swap.
         memory = _bytes("memory", options.memory)
         host |= {"Memory": memory, "MemorySwap": memory}
     if options.cpus is not None:
@@ -153,6 +149,8 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
         "Env": [f"{name}={value}" for name, value in _environment(options).items()],
         "User": options.user,
         "Labels": dict(labels),
+        # Its stdin is one connection's, and ends with it. What it writes is in the engine's log,
+        # from which its last words are read (`DockerEngine.explain`).
         "OpenStdin": True,
         "StdinOnce": True,
         "AttachStdin": True,

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import signal
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
-from ..hosts.errors import (
-    HostFull,
-    HostUnreachable,
-    HostUnusable,
-    HostWithoutPython,
-    JobOutOfMemory,
-)
-from ..hosts.pythons import MARK
+from ..hosts.errors import HostFull, HostUnusable, HostWithoutPython, JobOutOfMemory
 from .engine import Job, JobState
+from .last_words import WORDS, is_full, is_without_program, own_word, with_exit
 
 __all__ = [
     "GENERATION",
@@ -40,18 +30,6 @@ GENERATION: Final = "org.kernelkeep.generation"
 
 IMAGE_ABSENT: Final = 404
 
-_NO_PROGRAM: Final = re.compile(r"executable file .*not found|no such file or directory", re.I)
-_FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
-_ERRORS: Final = {error.code: error for error in (HostUnreachable, HostUnusable, HostWithoutPython)}
-
-_WORDS: Final = 2000
-"""How many characters of an engine's are told."""
-
-
-class _Told(msgspec.Struct):
-    failed: str
-    text: str
-
 
 def job_of(found: Mapping[str, Any]) -> Job | None:
     """The job that a container of a list is, or that which an event tells of; None for no job."""
@@ -69,45 +47,29 @@ def job_of(found: Mapping[str, Any]) -> Job | None:
 
 def refused(message: str, image: str, python: str) -> HostUnusable:
     """Why a container could not be made or started, by what the engine says."""
-    text = message.strip()[:_WORDS]
-    if python in text and _NO_PROGRAM.search(text):
+    text = message.strip()[:WORDS]
+    if python in text and is_without_program(text):
         return HostWithoutPython(f"The image {image} has no {python}: {text}")
-    if _FULL.search(text):
+    if is_full(text):
         return HostFull(f"The engine has no room: {text}")
     return HostUnusable(f"The engine refuses the container: {text}")
 
 
 def why_ended(container: Mapping[str, Any], said: str) -> HostUnusable:
     """How a container ended, by what the engine tells of it, and what it ``said`` last."""
-    for line in said.splitlines():
-        if line.startswith(MARK):
-            try:
-                told = msgspec.json.decode(line.removeprefix(MARK), type=_Told)
-            except msgspec.MsgspecError:
-                continue
-            return _ERRORS.get(told.failed, HostUnusable)(told.text)
+    if told := own_word(said):
+        return told
     state = container.get("State") or {}
     limit = (container.get("HostConfig") or {}).get("Memory") or 0
     if state.get("OOMKilled"):
         most = f": it may take {limit / 2**20:.10g} MiB" if limit else ""
         return JobOutOfMemory(f"The container was killed for want of memory{most}")
-    text = f"The container {_exit(state)}"
+    is_unused = state.get("Status") == "created"  # its ExitCode is 0 then
+    end = "was made and never started" if is_unused else with_exit(state.get("ExitCode"))
+    text = f"The container {end}"
     if error := str(state.get("Error") or ""):
-        text += f" ({error[:_WORDS]})"
-    return HostUnusable(f"{text}. The last it wrote:\n{said}" if said else text)
-
-
-def _exit(state: Mapping[str, Any]) -> str:
-    code = state.get("ExitCode")
-    if state.get("Status") == "created":
-        return "was made and never started"
-    if not isinstance(code, int):
-        return "has ended"
-    try:
-        name = signal.Signals(code - 128).name
-    except ValueError:
-        return f"ended with status {code}"
-    return f"was killed by signal {code - 128} ({name})"
+        text += f" ({error[:WORDS]})"
+    return HostUnusable(f"{text}. The last it wrote:\n{said[-WORDS:]}" if said else text)
 
 
 class Pull:

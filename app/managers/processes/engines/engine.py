@@ -33,7 +33,7 @@ class JobState(StrEnum):
 
 
 class Job(NamedTuple):
-    """A job, as its engine has it. Its labels say of which keeper it is the how manieth."""
+    """A job, as its engine has it. Its labels name its keeper, and the generation."""
 
     where: str
     """The engine's own name for it."""
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     words: str = ""
     """What the engine says of it: why it waits, or when it will be ended."""
     is_nobodys: bool = False
-    """Whether it was submitted for nobody, and nobody's it still is, as far as the engine knows."""
+    """Whether its kernel has no owner yet, as far as the engine knows (`ParkingEngine`)."""
 
     @property
     def is_alive(self) -> bool:
@@ -52,17 +52,17 @@ class Job(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is to be submitted: the keeper of this kernel, for the how manieth time."""
+    """What is to be submitted: a job with the keeper of this kernel, in this generation."""
 
     kernel_id: str
     keeper_id: str
     owner: str
-    """Whose the kernel is; empty for one that is kept for whoever asks for it (`ParkingEngine`)."""
+    """Whose the kernel is; empty for a warm kernel, which has no owner yet (`ParkingEngine`)."""
     generation: int
     options: Any
     """The engine's, as `EngineOptions` has them."""
     stdin: bytes
-    """What the job's process reads from its stdin, as nobody else may see it."""
+    """What the job's process reads from its stdin. There are secrets in it."""
     limits: ProcessLimits
     """What all kernels of the owner may take together: one job has no use for more."""
 
@@ -104,10 +104,14 @@ class Engine(Protocol):
     """The engine, for people."""
 
     absent_is_ended: bool
-    """Whether nothing of a job runs any more that the engine does not know, and has known."""
+    """Whether a job that the engine had, and has no more, has ended with all its processes."""
 
     async def submit(self, order: Order) -> None:
-        """Have a job run. Raises `HostUnusable` for one that cannot be, and leaves nothing then."""
+        """Have a job run. Raises `HostUnusable`.
+
+        If the engine refuses the job, nothing of it is left. If the engine does not answer
+        (`HostUnreachable`), there may be a job, although this has tried to end it.
+        """
 
     async def find(self, keeper_id: str) -> list[Job]:
         """The jobs of one keeper, by their labels; the newest comes last."""
@@ -127,7 +131,7 @@ class Engine(Protocol):
         """Why a job has ended, in the engine's words, as the error of a start that fails by it."""
 
     async def joined(self, keeper_id: str, generation: int) -> None:
-        """The keeper in this job has joined: what served that alone can go. Raises nothing."""
+        """The keeper in this job has joined: its secret can be removed. Raises nothing."""
 
     async def close(self) -> None:
         """Close what is open."""
@@ -135,17 +139,20 @@ class Engine(Protocol):
 
 @runtime_checkable
 class ParkingEngine(Protocol):
-    """An engine whose jobs may be submitted for nobody, and become somebody's later."""
+    """An engine whose jobs may be submitted for warm kernels, which get an owner later."""
 
     async def own(self, keeper_id: str, generation: int, owner: str) -> None:
-        """Note whose a job is from now on. Raises `HostUnusable` if it is not there, or no answer
-        comes: it must not be given to the owner then.
+        """Note whose a job is from now on. Raises `HostUnusable` if the job is not there, or the
+        engine does not answer: the kernel must not be given to the owner then.
         """
 
 
 UNKNOWN_SECONDS: Final = 1800.0
 """How long a job of a kernel that this server does not know is left alone: it may be adopting
 kernels for as long."""
+
+ENDED_SECONDS: Final = 60.0
+"""The same of a job that has ended: a kernel that is adopted a little later asks how."""
 
 
 class Strangers:
@@ -162,18 +169,23 @@ class Strangers:
         """The jobs that are to be ended now, of all that there are.
 
         ``known`` has the newest generation of each keeper's jobs. Jobs of earlier ones are
-        strangers, too. A stranger that has ended goes at once, and so does one that is nobody's:
-        a server that was killed has kept it for whoever would ask.
+        strangers, too. A stranger that is nobody's goes at once: a server that was killed has kept
+        it for whoever would ask.
         """
         strangers = {
             job.where: job
             for job in jobs
             if job.keeper_id not in known or job.generation < known[job.keeper_id]
         }
+        # Made anew each time: a job that is known meanwhile, or gone, is forgotten here, too. The
+        # times are this server's: an engine's clock may be another.
         since = self._since
         self._since = {where: since.get(where, now) for where in strangers}
         return [
             job
             for where, job in strangers.items()
-            if not job.is_alive or job.is_nobodys or now - self._since[where] >= self._seconds
+            if job.is_nobodys or now - self._since[where] >= self._patience(job)
         ]
+
+    def _patience(self, job: Job) -> float:
+        return self._seconds if job.is_alive else min(self._seconds, ENDED_SECONDS)

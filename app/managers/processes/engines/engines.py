@@ -54,8 +54,8 @@ class Engines:
         self._works: dict[str, Work] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
         self._strangers: dict[tuple[str, str], Strangers] = {}
-        self._parting: set[Work] = set()
-        self._ending: set[str] = set()
+        self._parting: set[Work] = set()  # of kernels that are gone, and whose jobs may be there
+        self._ending: set[str] = set()  # the strangers that are being ended
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Kernels
@@ -78,6 +78,8 @@ class Engines:
         found = chosen(spec, left)
         if found is None:
             return False
+        # A kernel of the same id that is gone may have its work here until its keeper is left for
+        # good: whoever takes a work out of the table looks first whether it is that one.
         work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
         place = EnginePlace(self._joining, work, self._submit, self._part_with, self._let_go)
         self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
@@ -123,7 +125,7 @@ class Engines:
         engine = await self._engine(work.chosen)
         assert isinstance(engine, ParkingEngine), "others have no such kernels"
         await engine.own(work.keeper_id, work.generation, owner)
-        work.owner = owner
+        work.owner = owner  # not before: if the engine refuses, the next job is nobody's, too
 
     async def prepare(self, kernel_id: str) -> None:
         """Return when there is a keeper for a launch: at once, if its job runs already.
@@ -138,22 +140,28 @@ class Engines:
             try:
                 await self._keepers.connect(kernel_id)
             except KeeperUnavailable:
-                # The connection was being made for nobody, who may have no job submitted.
+                # All who want a connection share one attempt. An attempt that began before this
+                # launch, to reach a keeper that was lost, may have looked at `is_wanted` too early,
+                # and has failed without a job. The next attempt begins after this line.
                 if work.was_tried:
                     raise
                 await self._keepers.connect(kernel_id)
             work.tell("")
             await self._on_joined(work)
         finally:
+            # A caller that is cancelled ends no submission: the attempt to connect goes on. The
+            # next launch joins that attempt, or the kernel's end cancels it with the connection.
             work.is_wanted = False
 
     async def _on_joined(self, work: Work) -> None:
         """The keeper in a kernel's job is connected."""
         if not work.has_joined:
+            # Before the await: from now on the keeper may launch a process, and a job that its
+            # engine has lost is no more taken for ended (`_may_live`).
             work.has_joined = True
             engine = await self._engine(work.chosen)
             joined = engine.joined(work.keeper_id, work.generation)
-            self._begin(joined, f"joined {work.keeper_id}")
+            self._begin(joined, f"joined {work.keeper_id}")  # the launch does not wait for that
 
     async def words(self, kernel_id: str) -> str:
         """What the engine says of the job of a process that has ended; empty for nothing.
@@ -189,7 +197,7 @@ class Engines:
         work = self._works.get(kernel_id)
         if work is None:
             return False
-        work.give_up()
+        work.give_up()  # whoever submits has the lock for as long as an image is pulled
         async with work.lock:
             await self._cancel_all(work, await self._engine(work.chosen))
             self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
@@ -208,12 +216,16 @@ class Engines:
         """
         work = self._works[kernel_id]
         if work.is_out:
+            # The log first: it is in the job, and nobody can fetch the rest of it afterwards.
             await self._keepers.rest(kernel_id)
             async with work.lock:
-                # First: a launch that comes while the job is being ended has no use for it.
+                # Before the job is ended: a launch that comes meanwhile, or after a failure, has no
+                # use for this job, and `is_out` stays true until the engine has ended it.
                 work.over = work.over or HostUnusable("The job was ended: its kernel is dead")
                 await self._cancel_all(work, await self._engine(work.chosen))
                 work.is_out = False
+        # Where no job was out this is the first call. Else the keeper may have dialled in once more
+        # while its job was being ended.
         await self._keepers.rest(kernel_id)
 
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
@@ -231,11 +243,14 @@ class Engines:
 
     async def _submit(self, work: Work) -> None:
         """See to it that a job of this kernel is there, or is not to be. Raises `HostUnusable`."""
+        # The lock is held from the look at the engine to the end of the submission: so nobody else
+        # submits a second job, or ends this one, between the two.
         async with work.lock:
             engine = await self._engine(work.chosen)
             may_be = work.is_out or work.is_wanted
             if may_be and await self._is_there(work, engine):
                 return
+            # Read after the look, not before: a launch may have come, or may have been given up.
             if not work.is_wanted:
                 why = work.over or HostUnreachable(f"{work.name} is not there")
                 self._declare_ended(work, why)
@@ -254,16 +269,19 @@ class Engines:
             return True
         if work.is_out and work.over is None:
             await self._ended(work, engine, own[-1] if own else None)
+        # All, also one whose end was seen while the engine still lists it as running: a job of the
+        # next generation beside it would be two keepers of one kernel.
         await self._cancel(work, engine, jobs)
         work.is_out = False
         return False
 
     def _may_live(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> bool:
-        """Whether the process of a kernel may live that has no job any more, as its engine says.
+        """Whether the process of a kernel may live although its engine shows no living job.
 
-        A keeper that is connected knows better. If none is, and the engine has not said how the
-        job ended, only somebody who asks for its end decides. A launch is wanted when the process
-        before it has ended: a keeper that lives on elsewhere has nothing then.
+        While its keeper is connected, the process lives, whatever the engine says. If it is not, an
+        engine that shows no job at all may not know how the job ended (`Engine.absent_is_ended`):
+        the kernel is out of reach until a person restarts or deletes it. A launch is wanted when
+        the process before has ended: a keeper that lives on elsewhere has nothing then.
         """
         if work.is_wanted or not work.has_joined:
             return False
@@ -280,6 +298,7 @@ class Engines:
         invitation = await self._joining.invite(
             work.keeper_id, seconds=options.patience, addresses=addresses
         )
+        # From the invitation on a keeper of an earlier generation is refused, wherever it lives.
         work.generation, work.over = invitation.generation, None
         work.has_joined = False
         try:
@@ -294,8 +313,12 @@ class Engines:
         except OSError as error:
             raise HostUnusable(f"The keeper cannot be read: {error}") from error
         except KeeperUnavailable as error:
+            # An engine that has refused leaves nothing. If none has answered, there may be a job:
+            # it is over, so that the next launch, or `rest`, ends it and does not wait for it.
+            work.is_out, work.over = isinstance(error, HostUnreachable), error
             self._joining.fail(work.keeper_id, error)
             raise
+        # Wanted no more: a keeper that is lost from now on is looked for, and gets no second job.
         work.is_out, work.is_wanted, work.was_seen = True, False, True
         told = (work.kernel_id, engine.name, work.generation)
         about(logger, kernel_id=work.kernel_id).info(
@@ -307,13 +330,14 @@ class Engines:
         if job is None:
             self._over(work, HostUnusable(f"The job is gone: {engine.name} does not know it"))
             return
-        why = await engine.explain(job)
+        why = await engine.explain(job)  # before its removal, after which nobody knows
         self._over(work, why)
-        with contextlib.suppress(KeeperUnavailable):
+        with contextlib.suppress(KeeperUnavailable):  # it is tried again before the next job
             await self._cancel(work, engine, [job])
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
-        # In this order: whoever waits for the keeper fails before the kernel is launched anew.
+        # In this order: whoever waits for the keeper fails before the kernel is launched anew. No
+        # await is between these lines, so that nobody sees a job that is over and a keeper to come.
         about(logger, kernel_id=work.kernel_id).warning(
             "kernel %s: %s", work.kernel_id, why.message
         )
@@ -329,10 +353,12 @@ class Engines:
 
     async def _engine(self, found: Chosen) -> Engine:
         """An engine, which is watched from now on."""
+        # Nothing awaits between the second look and the entry: there is one engine for each key,
+        # and one watch, which goes on without kernels, too: jobs of earlier servers may be there.
         key = found.key
         if key not in self._engines:
             service = await self._service.name()
-            if key not in self._engines:  # another may have been faster
+            if key not in self._engines:
                 kind = KINDS[found.kind]
                 self._engines[key] = kind.engine(found.options.engine, service, self._on_words)
                 self._strangers[key] = Strangers()
@@ -360,11 +386,14 @@ class Engines:
                     async for jobs in watch:
                         await self._see(key, engine, jobs)
                         troubles.on_seen(loop.time())
-            except Exception as raised:
+            except Exception as raised:  # jobs must not be unseen for good, whatever it is
                 error = raised
             await asyncio.sleep(troubles.on_end(error))
 
     async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
+        # The list is a moment old, and gets older while the works are looked at. A kernel that is
+        # assigned meanwhile is not in `works`: if it is adopted, its job counts as a stranger until
+        # the next list, which ends nothing before its time (`Strangers`).
         now = asyncio.get_running_loop().time()
         works = [each for each in self._works.values() if each.chosen.key == key]
         troubles: list[KeeperUnavailable] = []
@@ -374,6 +403,7 @@ class Engines:
                 await self._see_one(work, engine, own)
             except KeeperUnavailable as error:  # the jobs of others are seen all the same
                 troubles.append(error)
+        # Read behind the loop, in which a job of a later generation may have been found.
         known = {each.keeper_id: each.generation for each in works}
         others = {job.keeper_id for job in jobs} - known.keys()
         known |= await self._service.generations(others) if others else {}
@@ -398,7 +428,9 @@ class Engines:
             self._ending.discard(job.where)
 
     async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
-        if work.lock.locked():  # a job is being submitted, or looked at
+        # Whoever has the lock looks at the engine, too, and may have the lock for as long as an
+        # image is pulled: the watch of all jobs does not wait for that.
+        if work.lock.locked():
             return
         if (job := work.alive(jobs)) is not None:
             work.on_job(job)
@@ -406,7 +438,8 @@ class Engines:
         if not work.is_out or work.over is not None:  # `rest` ends one that is over
             return
         async with work.lock:
-            # The list is older than this moment: a job may have been submitted since.
+            # The list is older than this moment: a job may have been submitted since. So the engine
+            # is asked for this one, unless the kernel has gone while earlier works were looked at.
             if self._works.get(work.kernel_id) is work:
                 await self._is_there(work, engine)
 
@@ -414,6 +447,8 @@ class Engines:
 
     def _let_go(self, work: Work) -> None:
         """Another replica has a kernel, and its job."""
+        # The job is left as it is. One that was just submitted is of an earlier generation than the
+        # other replica's invitation, if it invites a keeper: then that replica ends it.
         if self._works.get(work.kernel_id) is work:
             del self._works[work.kernel_id]
         work.give_up()
@@ -423,6 +458,7 @@ class Engines:
         if self._works.get(work.kernel_id) is work:
             del self._works[work.kernel_id]
         if work.is_out:
+            # From now on the watch takes the job for a stranger, and would end it much later.
             self._parting.add(work)
             self._begin(self._end_late(work), f"end {work.name}")
 
@@ -436,6 +472,8 @@ class Engines:
         except KeeperUnavailable as error:  # the next look at all jobs finds it
             text = "kernel %s: its job stays: %s"
             about(logger, kernel_id=work.kernel_id).error(text, work.kernel_id, error.message)
+        except Exception:  # an engine may raise anything
+            about(logger, kernel_id=work.kernel_id).exception("a job could not be ended")
         self._parting.discard(work)
 
     async def close(self) -> None:
@@ -444,6 +482,8 @@ class Engines:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        # Those whose `_end_late` was cancelled, in its pause or in the middle, are in `_parting`
+        # still. The next server has no record of them, and would end them as strangers.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await asyncio.gather(*map(self._end_quietly, [*self._parting]))

@@ -43,6 +43,8 @@ def bring(read: BinaryIO, size: int) -> str:
     data = read.read(size)
     if len(data) != size:
         raise Failed("host_unreachable", "the connection ended before the keeper was there")
+    # The directory is 0700. Python imports from the zip for as long as the keeper runs, so that who
+    # could write there could have it run anything.
     path = os.path.join(tempfile.mkdtemp(prefix="kernelkeep-"), "keeper.zip")
     with open(path, "wb") as file:
         file.write(data)
@@ -53,6 +55,8 @@ def become(module: str, bundle: str, document: bytes) -> None:
     """Execute the keeper in place of this program. The join document is on its stdin."""
     if len(document) > PIPE_BYTES:
         raise Failed("host_unusable", "the join document is too long")
+    # Written whole before anybody reads: the reader is this process, after the exec. The writing
+    # end is closed, so that the keeper reads the end of the document.
     reading, writing = os.pipe()
     os.write(writing, document)
     os.close(writing)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ __all__ = ["KubernetesEngine"]
 
 logger = logging.getLogger(__name__)
 
+_Value = TypeVar("_Value")
+
 ABSENT: Final = 404
 EXISTS: Final = 409
 
@@ -50,7 +52,8 @@ END_SECONDS: Final = 30.0
 """How long a pod may take to go when its time to end is over."""
 
 MAX_GONE: Final = 1000
-"""How many pods are remembered that are gone."""
+"""How many pods are remembered that are gone, and how many that were given up: those of kernels
+that another replica has are seen here, too, and ended there."""
 
 
 class KubernetesEngine:
@@ -70,6 +73,7 @@ class KubernetesEngine:
         self._api = KubernetesApi(cluster)
         self._watch = PodWatch(self._api, f"{SERVICE}={service}", self._on_gone)
         self._waits = Waits()
+        # All by the names of pods.
         self._events: dict[str, list[dict[str, Any]]] = {}
         self._given_up: dict[str, HostUnusable] = {}
         self._gone: dict[str, Mapping[str, Any]] = {}
@@ -85,6 +89,7 @@ class KubernetesEngine:
         )
         share = Share(order.limits.memory, order.limits.cpu)
         try:
+            # At each submission: the operator may change the file while the server runs.
             template = await asyncio.to_thread(read_template, options.template)
             pod = pod_of(template, options, named, share)
         except InvalidTemplate as error:
@@ -92,12 +97,18 @@ class KubernetesEngine:
         try:
             answer = await self._api.ask("POST", "pods", body=pod)
         except BaseException:
+            # Without an answer there may be a pod. The name is this keeper's alone.
             await self._delete_quietly(named.name)
             raise
+        # The pod first, the secret then: the secret names the pod by its uid, and is collected with
+        # the pod, even if this server dies between the two. The kubelet starts no container before
+        # it can mount the secret, so that a pod left alone here never runs anything.
         uid = await self._uid(named, answer)
         try:
             secret = secret_of(named, self._namespace, uid, order.stdin)
             answer = await self._api.ask("POST", "secrets", body=secret)
+            # One that exists is this try's or the one before, whose answer was lost: the name has
+            # the generation, for which there is one secret.
             if answer.status >= 400 and answer.body.get("reason") != "AlreadyExists":
                 raise refused(answer)
         except BaseException:
@@ -111,7 +122,8 @@ class KubernetesEngine:
         there, _ = listed(answer, self.name)
         jobs = [self._job(pod) for pod in there.values()]
         names = {job.where for job in jobs if job is not None}
-        # How one has ended that is gone, only the watch tells: it may be a moment behind.
+        # How one has ended that is gone, only the watch tells: it may be a moment behind the list.
+        # What the watch has not told by then counts as a pod that nobody has seen ending.
         behind = [name for name in self._watch.pods if name not in names]
         await self._watch.until_told([name for name in behind if self._is_of(name, keeper_id)], 1.0)
         ended = Sight(JobState.ENDED)
@@ -123,6 +135,8 @@ class KubernetesEngine:
         """As `Engine.watch`: a list, and then one stream of what changes."""
         async with contextlib.aclosing(self._watch.changes(LOOK_SECONDS)) as changes:
             async for _ in changes:
+                # `PodWatch` changes its pods during this await. Nothing awaits behind it up to the
+                # list that is told, which so is of one moment.
                 await self._ask_events()
                 self._waits.keep(self._watch.pods)
                 jobs = [self._job(pod) for pod in self._watch.pods.values()]
@@ -135,6 +149,7 @@ class KubernetesEngine:
         Raises `HostUnreachable` if the pod's node does not say that it has gone.
         """
         name = job.where
+        # Until it is gone: the watch, which tells of that as well, need not remember this pod.
         self._cancelled.add(name)
         try:
             answer = await self._api.ask("DELETE", f"pods/{name}")
@@ -150,7 +165,8 @@ class KubernetesEngine:
     async def explain(self, job: Job) -> KeeperUnavailable:
         """As `Engine.explain`."""
         if (why := self._given_up.get(job.where)) is not None:
-            return why
+            return why  # the pod itself says only that it waits
+        # The API server first, then what the watch has seen last: a pod that is there knows more.
         answer = await self._api.ask("GET", f"pods/{job.where}")
         if answer.status < 400:
             return why_ended(answer.body)
@@ -204,7 +220,9 @@ class KubernetesEngine:
         sight = seen(pod, self._events.get(name, ()))
         now = asyncio.get_running_loop().time()
         if (why := self._waits.see(name, sight, patience, now)) is not None:
-            self._given_up[name] = why
+            # Told as ended while its object waits on: whoever sees that deletes it. It may begin in
+            # that moment, and nobody takes its keeper in then (`Joining.fail`).
+            _remember(self._given_up, name, why)
             sight = Sight(JobState.ENDED)
         return job_of(pod, sight)
 
@@ -217,28 +235,31 @@ class KubernetesEngine:
         self._events.pop(name, None)
         if name in self._cancelled or seen(pod).state is JobState.RUNNING:
             return
-        self._gone[name] = pod
-        while len(self._gone) > MAX_GONE:
-            del self._gone[next(iter(self._gone))]
+        _remember(self._gone, name, pod)
 
     async def _ask_events(self) -> None:
         """Have the events of pods that wait and do not say themselves what for."""
-        waiting = [
-            name
+        # The pods of this moment: any of them may be gone from the watch behind the first await.
+        waiting = {
+            name: pod
             for name, pod in self._watch.pods.items()
             if (sight := seen(pod)).state is JobState.WAITING and not sight.trouble
-        ]
+        }
         self._events = {name: self._events.get(name, []) for name in waiting}
-        for name in waiting[:MAX_EVENTS]:
-            uid = (self._watch.pods[name].get("metadata") or {}).get("uid")
-            params = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "50"}
-            with contextlib.suppress(KeeperUnavailable):  # what waits is told without them then
+        # What waits is told without its events if they cannot be had: the first failure ends the
+        # look, in which the ends of other pods are not seen.
+        with contextlib.suppress(KeeperUnavailable):
+            for name, pod in [*waiting.items()][:MAX_EVENTS]:
+                uid = (pod.get("metadata") or {}).get("uid")
+                params = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "50"}
                 answer = await self._api.ask("GET", "events", params=params)
                 items = answer.body.get("items") or []
                 self._events[name] = [each for each in items if isinstance(each, dict)]
 
     async def _until_gone(self, name: str, deleted: Answer) -> None:
         """Return when a pod is gone that was deleted."""
+        # DELETE of a pod answers with the pod as it is then, and not with a Status. By its uid it
+        # is told from another of the same name, which somebody may have made.
         metadata = deleted.body.get("metadata") or {}
         uid, grace = metadata.get("uid"), metadata.get("deletionGracePeriodSeconds")
         seconds = END_SECONDS + (grace if isinstance(grace, int) else 0)
@@ -259,6 +280,12 @@ class KubernetesEngine:
             ) from None
 
     async def _delete_quietly(self, name: str) -> None:
-        self._cancelled.add(name)
+        # The job that is left if this fails is ended before the kernel's next, or as a stranger.
         with contextlib.suppress(KeeperUnavailable):
             await self._api.ask("DELETE", f"pods/{name}")
+
+
+def _remember(table: dict[str, _Value], name: str, what: _Value) -> None:
+    table[name] = what
+    while len(table) > MAX_GONE:
+        del table[next(iter(table))]

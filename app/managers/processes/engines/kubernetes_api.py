@@ -30,12 +30,15 @@ TRY_SECONDS: Final = 8.0
 """How long it may take for one of them."""
 
 AGAIN: Final = frozenset((429, 500, 502, 503, 504))
+"""What passes by itself. A POST that is tried again may find what the first try has made."""
+
 TRIES: Final = 3
 PAUSE: Final = 0.3
 LONGEST_PAUSE: Final = 5.0
 
 ANSWER_BYTES: Final = 2**27
 LINE_BYTES: Final = 2**23
+"""What is read of an answer, and of one object in a stream: etcd stores objects of 1.5 MiB."""
 
 REFUSED: Final = 401
 
@@ -104,6 +107,8 @@ class KubernetesApi:
 
         A status that is none of success comes as a line, too: the object that was answered.
         """
+        # The bound is for the head of the response alone: the stream itself may be silent for as
+        # long as it was asked for, and whoever reads it has a bound for that (`PodWatch`).
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(TRY_SECONDS):
@@ -139,7 +144,8 @@ class KubernetesApi:
                 if response.status_code != REFUSED:
                     yield response
                     return
-            # The credentials may have been renewed: kr8s reads them again when it is to raise.
+            # The credentials may have been renewed: kr8s reads them again when it is to raise. The
+            # request may come twice here, but was refused the first time, and had no effect.
             async with api.call_api(method, raise_for_status=True, **where) as response:
                 yield response
         except kr8s.ServerError as error:
@@ -155,6 +161,8 @@ class KubernetesApi:
 
     async def _api(self) -> Api:
         """The client, whose credentials were found. Raises `HostUnusable`."""
+        # A program of the operator's may be run for the credentials: once for all who ask. Each
+        # waits within its own bound, and the first that gives up leaves the turn to the next.
         async with self._opening:
             if self._opened is None:
                 self._opened = await self._open()

@@ -10,7 +10,7 @@ import msgspec
 from jupyter_client.kernelspec import KernelSpec
 from msgspec import Meta
 
-from ...errors import KernelStartFailed
+from ..hosts.options import read_options
 from .quantities import InvalidQuantity, Value, quantity
 
 __all__ = [
@@ -124,18 +124,12 @@ def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    if stanza.get("provisioner_name") != PROVISIONER:
-        return None
-    try:
-        options = msgspec.convert(stanza.get("config", {}), KubernetesOptions)
-        for table in (options.requests, options.limits):
-            for written in table.values():
-                quantity(written)
-    except (msgspec.ValidationError, InvalidQuantity) as error:
-        text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
-        raise KernelStartFailed(text) from None
-    return options
+    return read_options(spec, PROVISIONER, KubernetesOptions, _check)
+
+
+def _check(options: KubernetesOptions) -> None:
+    for written in (*options.requests.values(), *options.limits.values()):
+        quantity(written)
 
 
 def measure(_name: str, value: Value) -> Decimal:

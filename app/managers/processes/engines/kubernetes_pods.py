@@ -67,7 +67,7 @@ class InvalidTemplate(ValueError):
 
 
 class Named(NamedTuple):
-    """Whose pod it is: of which service, keeper and kernel, and the how manieth.
+    """Whose pod it is: of which service, keeper and kernel, and in which generation.
 
     The ``owner`` of one that is nobody's yet is empty.
     """
@@ -207,6 +207,7 @@ def _head(pod: dict[str, Any], options: KubernetesOptions, named: Named) -> None
     metadata.pop("generateName", None)
     spec = pod.setdefault("spec", {})
     spec["restartPolicy"] = "Never"  # what follows its end, this service says
+    # Whoever runs code in the kernel could speak to the API server as the pod's account otherwise.
     spec.setdefault("automountServiceAccountToken", False)
     spec.setdefault("enableServiceLinks", False)
     spec.setdefault("terminationGracePeriodSeconds", options.grace)
@@ -227,6 +228,8 @@ def _container(spec: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _process(container: dict[str, Any], options: KubernetesOptions) -> None:
     container["image"] = options.image
+    # Command and arguments are all of the process: what the template or the image says of them
+    # would be run in place of the keeper, or be the program's arguments.
     container["command"] = [_literal(options.python), "-c", PROGRAM, f"{MOUNTED}/{FILE}"]
     container.pop("args", None)
     # The last that it writes is told with its end, so that nobody needs to read logs.
@@ -274,6 +277,7 @@ def _resources(container: dict[str, Any], options: KubernetesOptions, share: Sha
     requests = {**(resources.get("requests") or {}), **options.requests}
     if options.gpus is not None:
         limits[options.gpu_resource] = options.gpus
+    # No pod gets a limit above its owner's. A request above a limit is refused by Kubernetes.
     for name, most in (("memory", share.memory), ("cpu", share.cpu)):
         if most is not None:
             limits[name] = least(limits.get(name), _written(most))
@@ -304,6 +308,8 @@ def _placement(spec: dict[str, Any], options: KubernetesOptions) -> None:
 
 def _security(spec: dict[str, Any], options: KubernetesOptions) -> None:
     """Have what the template does not say be safe, in all containers."""
+    # All but the root that cannot be written is what the profile "restricted" of the Pod Security
+    # Standards asks for, so that a namespace that enforces it takes these pods.
     context = spec.setdefault("securityContext", {})
     if options.user is not None:
         context["runAsUser"] = options.user

@@ -35,6 +35,8 @@ class Waits:
         if sight.state is not JobState.WAITING:
             self._waits.pop(name, None)
             return None
+        # Trouble that has passed and comes again has its whole time again; the wait as a whole goes
+        # on from its beginning.
         since, trouble = self._waits.get(name, _Wait(now, None))
         trouble = (now if trouble is None else trouble) if sight.trouble else None
         self._waits[name] = _Wait(since, trouble)

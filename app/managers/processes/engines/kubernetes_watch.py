@@ -21,7 +21,12 @@ STREAM_SECONDS: Final = 240
 LATE_SECONDS: Final = 30.0
 """How much later a stream is given up that has not ended then: its connection is dead."""
 
+PAUSE_SECONDS: Final = 0.5
+"""The pause behind each stream: one that a proxy ends at once would be asked for without end."""
+
 TOO_OLD: Final = 410
+"""The status for a ``resourceVersion`` of which the changes since are not known any more: whoever
+watches lists anew (Kubernetes API concepts, "Efficient detection of changes")."""
 
 
 class _TooOld(Exception):
@@ -39,7 +44,7 @@ class PodWatch:
         self._on_gone = on_gone
         self._version = ""
         self._changed = asyncio.Event()
-        self._went = asyncio.Event()
+        self._went = asyncio.Event()  # another for each pod that goes
         self.pods: dict[str, Mapping[str, Any]] = {}
 
     async def changes(self, seconds: float) -> AsyncGenerator[None, None]:
@@ -48,18 +53,23 @@ class PodWatch:
         Raises `HostUnreachable` when the API server is away.
         """
         while True:
+            # The list has a version, from which the stream goes on: no change is between the two.
             await self._list()
             following = asyncio.get_running_loop().create_task(self._follow(), name="watch pods")
             try:
                 while not following.done():
+                    # Cleared before whoever reads this looks: what changes while they are at work
+                    # sets the event again, and they look once more.
                     self._changed.clear()
                     yield
                     changed = asyncio.ensure_future(self._changed.wait())
-                    await asyncio.wait(
-                        {following, changed}, timeout=seconds, return_when="FIRST_COMPLETED"
-                    )
-                    changed.cancel()
-                with contextlib.suppress(_TooOld):
+                    try:
+                        await asyncio.wait(
+                            {following, changed}, timeout=seconds, return_when="FIRST_COMPLETED"
+                        )
+                    finally:
+                        changed.cancel()
+                with contextlib.suppress(_TooOld):  # then all is listed again
                     await following
             finally:
                 following.cancel()
@@ -76,6 +86,8 @@ class PodWatch:
         """Have all pods of now."""
         answer = await self._api.ask("GET", "pods", params={"labelSelector": self._label})
         pods, self._version = listed(answer, self._api.name)
+        # Those that have gone while nothing was watched are told as any other, by what was known of
+        # them last. How they ended meanwhile nobody tells.
         before, self.pods = self.pods, pods
         for name, pod in before.items():
             if name not in self.pods:
@@ -94,11 +106,12 @@ class PodWatch:
                     await self._stream()
                 broken = 0
             except TimeoutError:
-                continue
+                pass  # a dead connection says nothing of the API server: the next request does
             except HostUnreachable:
                 broken = broken + 1 if self._version == before else 0
                 if broken > 1:
                     raise
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _stream(self) -> None:
         params = {
@@ -120,6 +133,7 @@ class PodWatch:
             if kind in (None, "ERROR"):
                 self._on_error(found)
             metadata = found["metadata"]
+            # A bookmark has nothing else: it lets a quiet stream be resumed from a late version.
             self._version = str(metadata["resourceVersion"])
         except (msgspec.DecodeError, AttributeError, KeyError, TypeError):
             name = self._api.name
@@ -129,7 +143,7 @@ class PodWatch:
         if kind == "DELETED":
             self.pods.pop(pod, None)
             self._on_gone(found)
-            self._went.set()
+            self._went.set()  # who waits looks again, and waits for the next if it was another
             self._went = asyncio.Event()
         else:
             self.pods[pod] = found

@@ -6,15 +6,11 @@ Everything is read as what an API server may send: a field may be absent, or of 
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from ..hosts.errors import (
     HostFull,
-    HostUnreachable,
     HostUnusable,
     HostWithoutPython,
     ImageUnusable,
@@ -23,9 +19,9 @@ from ..hosts.errors import (
     JobOutOfMemory,
     QuotaMet,
 )
-from ..hosts.pythons import MARK
 from .docker_words import GENERATION, KEEPER, OWNER
 from .engine import Job, JobState
+from .last_words import WORDS, is_full, is_without_program, own_word, with_exit
 
 __all__ = [
     "Answer",
@@ -39,9 +35,6 @@ __all__ = [
 ]
 
 Pod = Mapping[str, Any]
-
-WORDS: Final = 2000
-"""How many characters of an API server's are told."""
 
 
 class Answer(NamedTuple):
@@ -82,15 +75,7 @@ _NOTHING: Final = frozenset(("ContainerCreating", "PodInitializing", ""))
 HOPELESS: Final = frozenset(("InvalidImageName", "ErrImageNeverPull"))
 """Troubles that do not pass: others are given time."""
 
-_NO_PROGRAM: Final = re.compile(r"executable file.* not found|no such file or directory", re.I)
-_FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
 _QUOTA: Final = re.compile(r"exceeded quota|quota exceeded", re.I)
-_ERRORS: Final = {error.code: error for error in (HostUnreachable, HostUnusable, HostWithoutPython)}
-
-
-class _Told(msgspec.Struct):
-    failed: str
-    text: str
 
 
 def text_of(found: object) -> str:
@@ -147,6 +132,8 @@ def seen(pod: Pod, events: Sequence[Mapping[str, Any]] = ()) -> Sight:
     runs = _now(container, "running") is not None
     if _now(container, "terminated") is not None:
         return Sight(JobState.ENDED)
+    # A controller sets the phase, too, for a pod whose node is away. That the container runs is the
+    # last word of its kubelet then: no end was seen (`_lost` tells what the phase says).
     if phase in ("Failed", "Succeeded") and not runs:
         return Sight(JobState.ENDED)
     if disruption := _disruption(pod):
@@ -237,7 +224,7 @@ def why_ended(pod: Pod) -> HostUnusable:
     status = _map(pod.get("status"))
     terminated = _now(_container(pod), "terminated") or {}
     said = str(terminated.get("message") or "").strip()[-WORDS:]
-    if told := _own_word(said):
+    if told := own_word(said):
         return told
     reason = text_of(terminated.get("reason"))
     if reason == "OOMKilled":
@@ -248,7 +235,7 @@ def why_ended(pod: Pod) -> HostUnusable:
         return JobEvicted(evicted)
     is_deleted = _map(pod.get("metadata")).get("deletionTimestamp")
     text = "The pod was deleted, and its container" if is_deleted else "The container"
-    text += f" {_exit(terminated)}"
+    text += f" {with_exit(terminated.get('exitCode'))}"
     message = text_of(status.get("message"))
     if message:
         text += f" ({message})"
@@ -264,25 +251,13 @@ def why_not_begun(sight: Sight, seconds: float) -> HostUnusable:
     return JobNotStarted(f"The pod did not start within {seconds:g} s. {sight.words}")
 
 
-def _own_word(said: str) -> HostUnusable | None:
-    """What the program of the job has said of its end (`job`)."""
-    for line in said.splitlines():
-        if line.startswith(MARK):
-            try:
-                told = msgspec.json.decode(line.removeprefix(MARK), type=_Told)
-            except msgspec.MsgspecError:
-                continue
-            return _ERRORS.get(told.failed, HostUnusable)(told.text)
-    return None
-
-
 def _no_start(pod: Pod, said: str) -> HostUnusable:
     containers = _maps(_map(pod.get("spec")).get("containers"))
     command = (containers[0].get("command") if containers else None) or [""]
     image = containers[0].get("image") if containers else ""
-    if str(command[0]) in said and _NO_PROGRAM.search(said):
+    if str(command[0]) in said and is_without_program(said):
         return HostWithoutPython(f"The image {image} has no {command[0]}: {text_of(said)}")
-    if _FULL.search(said):
+    if is_full(said):
         return HostFull(f"The node has no room: {text_of(said)}")
     return HostUnusable(f"The container cannot be started: {text_of(said)}")
 
@@ -302,17 +277,6 @@ def _evicted(pod: Pod, status: Mapping[str, Any]) -> str:
     if _conditions(status).get("DisruptionTarget", {}).get("status") == "True":
         return _disruption(pod).replace("is evicted", "was evicted")
     return ""
-
-
-def _exit(terminated: Mapping[str, Any]) -> str:
-    code = terminated.get("exitCode")
-    if not isinstance(code, int):
-        return "has ended"
-    try:
-        name = signal.Signals(code - 128).name
-    except ValueError:
-        return f"ended with status {code}"
-    return f"was killed by signal {code - 128} ({name})"
 
 
 def refused(answer: Answer) -> HostUnusable:

@@ -41,5 +41,7 @@ class EnginePlace(JoinedPlace):
 
     async def retire(self) -> None:
         """As `RemotePlace.retire`: the kernel is gone, and its job is to end."""
+        # In this order: from the first on, a keeper that dials in is told to end, which it does in
+        # good order. The job is ended under it only if it has not by then.
         await super().retire()
         self._end()

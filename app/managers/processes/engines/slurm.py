@@ -52,7 +52,10 @@ RECORDS_SECONDS: Final = 30.0
 """How long is believed what is told of jobs that are not in the queue any more."""
 
 RECORDS_AT_ONCE: Final = 500
+"""Names in one question: one argument of a command has 128 KiB at most (Linux)."""
+
 RECORDS_DAYS: Final = 30
+"""How long ago a job may have begun: without a start, sacct tells of today's jobs alone."""
 
 END_SECONDS: Final = 90.0
 """How long a job may take to end: ``KillWait`` of Slurm's configuration, and then some."""
@@ -100,7 +103,7 @@ class SlurmEngine:
         self._failure: KeeperUnavailable | None = None
         self._failed = 0.0
         self._submitting: set[str] = set()
-        self._dismissed: set[str] = set()
+        self._dismissed: set[str] = set()  # jobs that were seen to, and that squeue still tells
         self._has_accounting = True
         self._records: tuple[frozenset[str], float, dict[str, Seen]] = (frozenset(), 0.0, {})
 
@@ -127,9 +130,10 @@ class SlurmEngine:
             "--open-mode=append",
             *arguments(options, order.limits),
         ]
-        self._submitting.add(name)
+        self._submitting.add(name)  # before its file is there (`_look_now`)
         try:
             await self._on_disk(self._files.write, name, order.stdin)
+            # Before sbatch: a look may see the job in the queue before sbatch has ended.
             self._waits.begin(name, options.pending_timeout, _now())
             answer = await self._commands.run(
                 *words, seconds=SUBMIT_SECONDS, given=script(options.python)
@@ -149,6 +153,8 @@ class SlurmEngine:
             view = await self._look()
             jobs = [job for job in view.jobs if job.keeper_id == keeper_id]
             jobs.sort(key=lambda job: job.generation)
+            # While a job completes, Slurm has not said by what: whoever asks why a kernel has ended
+            # waits a little for that, and no longer, as an epilogue may take minutes.
             newest = self._seen(view, jobs[-1]) if jobs else None
             if newest is None or newest.state != "COMPLETING" or _now() >= until:
                 return jobs
@@ -163,13 +169,16 @@ class SlurmEngine:
     async def cancel(self, job: Job) -> None:
         """As `Engine.cancel`. Raises `HostUnreachable` if its node does not tell of its end."""
         name = self._name(job.keeper_id, job.generation)
+        # What ``job`` says may be old, and `Job.where` a name: the id is looked up.
         view = await self._look()
         seen = view.seen.get(name)
         if seen is not None and not seen.is_over:
             await self._end(name, seen.job_id)
-            view = self._view
+            view = self._view  # of the look that has seen the end, or of a later one
         if lost := self._lost(view, name):
             raise HostUnreachable(lost)
+        # The files go last: as long as they are there, the next server looks for this job. squeue
+        # tells the job for some minutes more, and nobody is to see to its end again.
         await self._on_disk(self._files.remove, name)
         self._dismissed.add(name)
 
@@ -178,6 +187,8 @@ class SlurmEngine:
         name = self._name(job.keeper_id, job.generation)
         if (why := self._waits.why(name)) is not None:
             return why
+        # What the keeper has written is there when Slurm tells the end, except on a network's file
+        # system that is late: then Slurm's words have to do.
         said = await self._on_disk(self._files.tail, name)
         seen = self._view.seen.get(name) or Seen("", name, FORGOTTEN)
         if seen.job_id and seen.exit is None:
@@ -219,11 +230,18 @@ class SlurmEngine:
         """The jobs as they are now. Whoever asks while others wait gets the same
         answer as they do, and is told as they are that there is none.
         """
+        # The answer has to be of a look that began after this call. One that is under way is of no
+        # use, as its squeue may have answered: so the next number is wanted. The first of those who
+        # wait for their turn makes that look, and the others find it done.
         wanted, asked = self._looks + 1, _now()
         async with self._looking:
+            # A failure, in contrast, holds for all who waited for it: each of them would wait for
+            # its own otherwise, one after the other.
             if self._failure is not None and self._failed >= asked:
                 raise type(self._failure)(self._failure.message)
             if self._done < wanted:
+                # `_done` is set behind the look alone. One that is cancelled leaves a number that
+                # is never done, and the next in turn makes another.
                 number = self._looks = self._looks + 1
                 try:
                     self._view = await self._look_now()
@@ -241,6 +259,8 @@ class SlurmEngine:
         submitting = frozenset(self._submitting)
         seen = {each.name: each for each in await self._queue()}
         absent = [name for name in files if name not in seen and name not in submitting]
+        # What the accounting believes to be running is absent from the queue all the same: it is
+        # told late of ends. Such a job is forgotten, and counts as ended if no node is missed.
         records = await self._recorded(absent)
         for name in absent:
             record = records.get(name)
@@ -248,6 +268,9 @@ class SlurmEngine:
             seen[name] = record if record and is_over else Seen("", name, FORGOTTEN)
         is_unsure = any(each.is_over and not each.is_sure for each in seen.values())
         away = await self._away() if is_unsure else frozenset()
+        # No await from here on: what is dismissed, submitted or given up while the commands ran is
+        # in these tables, and the view is made of them in one piece. Those that were submitted
+        # meanwhile are in no list yet, and so are kept by the moment at which this look began.
         self._dismissed &= seen.keys()
         self._waits.keep({*seen, *submitting}, began)
         shown = [each for each in seen.values() if each.name not in self._dismissed]
@@ -304,8 +327,10 @@ class SlurmEngine:
                 seconds=CALL_SECONDS,
             )
             if NO_ACCOUNTING in answer.complaint:
-                self._has_accounting = False
+                self._has_accounting = False  # for good: Slurm is set up without
                 return {}
+            # An accounting that fails is taken for one that knows nothing, and is asked again when
+            # the records are too old (`RECORDS_SECONDS`).
             records |= recorded(answer.output, self._prefix)
         return records
 
@@ -315,6 +340,8 @@ class SlurmEngine:
         if answer.status != 0:
             kind = HostUnreachable if answer.is_of_nobody else HostUnusable
             raise kind(f"The job {job_id} could not be cancelled: {answer.complaint}")
+        # scancel returns when the controller has noted the wish. The processes get SIGTERM, and
+        # after ``KillWait`` SIGKILL.
         pause = 0.1
         try:
             async with asyncio.timeout(END_SECONDS):
@@ -333,6 +360,8 @@ class SlurmEngine:
 
         One that begins all the same finds no stdin, and ends.
         """
+        # After a refusal there is no job. After anything else there may be: sbatch was killed, or
+        # its answer lost, or the caller has given up. By name, as there is no id.
         if isinstance(error, HostUnreachable) or not isinstance(error, KeeperUnavailable):
             words = ("scancel", f"--user={os.geteuid()}", f"--name={name}")
             with contextlib.suppress(KeeperUnavailable):
@@ -345,7 +374,9 @@ class SlurmEngine:
         asked = asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *arguments))
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                return await asked  # what has not begun yet is cancelled, and never begins
+                # What has not begun by then is cancelled, and never begins. What has begun goes on
+                # in its thread, with or without effect, and holds up the others until it ends.
+                return await asked
         except TimeoutError:
             text = f"The directory {self._files.directory} does not answer"
             raise HostUnreachable(f"{text} within {CALL_SECONDS:g} s") from None

@@ -23,7 +23,8 @@ KILL_SECONDS: Final = 5.0
 """How long the end of a command that was killed is waited for."""
 
 AT_ONCE: Final = 4
-"""How many commands run at a time: the controller has others to serve."""
+"""How many commands run at a time: the controller has others to serve. The wait for a turn is not
+within the bound of a command, but each of those ahead has one."""
 
 _PASSED: Final = ("PATH", "SLURM_CONF")
 """What the commands get of this server's environment."""
@@ -76,13 +77,14 @@ class Commands:
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.PIPE,
                     env={**self._env, **(env or {})},
-                    start_new_session=True,
+                    start_new_session=True,  # so that Ctrl-C at this server does not reach it
                 )
             except FileNotFoundError:
                 text = f"Kernels on Slurm take its commands, and there is no {command[0]}"
                 raise EngineNotInstalled(text) from None
             except OSError as error:
                 raise HostUnusable(f"{command[0]} cannot be run: {error}") from error
+            # Whoever is cancelled leaves no command behind; its turn ends when it has ended.
             try:
                 return await _conversation(process, command[0], given, seconds)
             finally:
@@ -112,6 +114,7 @@ async def _conversation(
                 with contextlib.suppress(OSError, RuntimeError):
                     process.stdin.write(given)
                     process.stdin.close()
+            # Both at once: a command that fills one pipe waits until it is read.
             output, _ = await asyncio.gather(
                 _all_of(process.stdout, name), _tail_of(process.stderr, said)
             )

@@ -41,6 +41,8 @@ class JobFiles:
         """Have the files of a new job, which nobody else can read. Leaves none if that fails."""
         try:
             with self._opened(make=True) as directory:
+                # ``.out`` first: a server that is killed between the two leaves a job that the next
+                # one looks for, and removes, and no secret that nobody knows.
                 for end, data in (("out", b""), ("in", stdin)):
                     _write(directory, f"{name}.{end}", data)
         except OSError as error:
@@ -54,7 +56,7 @@ class JobFiles:
         """Remove files of a job: all, or those with these ends."""
         try:
             with self._opened() as directory:
-                for end in ends or ("in", "out"):
+                for end in ends or ("in", "out"):  # the secret first, for the same reason
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(f"{name}.{end}", dir_fd=directory)
         except FileNotFoundError:
@@ -78,6 +80,8 @@ class JobFiles:
         """The last that a job has written; empty if that cannot be read."""
         try:
             with self._opened() as directory:
+                # The job's processes may put anything in its place: a link, or a pipe that nobody
+                # writes to.
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
                 descriptor = os.open(f"{name}.out", flags, dir_fd=directory)
                 with os.fdopen(descriptor, "rb") as file:
@@ -93,6 +97,8 @@ class JobFiles:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            # Of the open directory, below which all files are opened then: what its name leads to
+            # may change meanwhile.
             status = os.fstat(directory)
             if status.st_uid != os.geteuid():
                 raise HostUnusable(f"{self.directory}, which jobs share, is another user's")

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from ....keeper.limits import ProcessLimits
 from ....limit_options import LIMITS
-from ...errors import KernelStartFailed
+from ..hosts.options import read_options
 from .order import PROGRAM
 from .quantities import Value, number
 
@@ -90,17 +90,12 @@ def slurm_options(spec: KernelSpec) -> SlurmOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    if stanza.get("provisioner_name") != PROVISIONER:
-        return None
-    try:
-        options = msgspec.convert(stanza.get("config", {}), SlurmOptions)
-        if options.memory is not None:
-            _bytes(options.memory)
-    except (msgspec.ValidationError, ValueError) as error:
-        text = f"The options of {PROVISIONER} in the kernelspec are wrong: {error}"
-        raise KernelStartFailed(text) from None
-    return options
+    return read_options(spec, PROVISIONER, SlurmOptions, _check)
+
+
+def _check(options: SlurmOptions) -> None:
+    if options.memory is not None:
+        _bytes(options.memory)
 
 
 def _bytes(written: str | int) -> int:
@@ -145,6 +140,7 @@ def arguments(options: SlurmOptions, limits: ProcessLimits) -> list[str]:
     }
     if options.memory is not None:
         memory = min(_bytes(options.memory), limits.memory or 2**62)
+        # In units of 1024 bytes, rounded up: without a unit Slurm takes megabytes.
         words["mem"] = f"{-(-memory // 1024)}K"
     if options.cpus is not None:
         most = options.cpus if limits.cpu is None else max(1, int(limits.cpu))

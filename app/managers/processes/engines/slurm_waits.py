@@ -34,10 +34,12 @@ class SlurmWaits:
         """Look at a job, which is given up when it has waited for too long."""
         name = seen.name
         if seen.state not in WAITING:
-            # It does not wait again: it is not requeued.
+            # It does not wait again: it was submitted with --no-requeue.
             self._since.pop(name, None)
             self._hopeless_since.pop(name, None)
             return
+        # If the reason becomes one that passes, the next hopeless one has the whole time again. A
+        # job that was given up stays so until its end is seen.
         since, patience = self._since.get(name, (now, float("inf")))
         hopeless = self._hopeless_since.setdefault(name, now) if is_hopeless(seen) else None
         if hopeless is None:

@@ -9,8 +9,6 @@ from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-import msgspec
-
 from ..hosts.errors import (
     HostFull,
     HostUnreachable,
@@ -21,8 +19,8 @@ from ..hosts.errors import (
     JobOutOfMemory,
     QuotaMet,
 )
-from ..hosts.pythons import MARK
 from .engine import JobState
+from .last_words import WORDS, is_full, own_word
 from .slurm_commands import Answer
 
 __all__ = [
@@ -50,9 +48,6 @@ RECORD_FIELDS: Final = "JobIDRaw,State,ExitCode,NodeList,JobName"
 ANNOUNCED_SECONDS: Final = 600.0
 """How long before its time limit the end of a job is told."""
 
-WORDS: Final = 2000
-"""How many characters of Slurm's are told."""
-
 WAITING: Final = frozenset(
     ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
 )
@@ -78,14 +73,7 @@ HOPELESS: Final = frozenset(
 """Why a job waits that no other job's end changes."""
 
 _QUOTA: Final = re.compile(r"accounting/QOS policy|temporarily unable to accept job", re.I)
-_FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
 _NO_PROGRAM: Final = (126, 127)
-_ERRORS: Final = {error.code: error for error in (HostUnreachable, HostUnusable, HostWithoutPython)}
-
-
-class _Told(msgspec.Struct):
-    failed: str
-    text: str
 
 
 class Seen(NamedTuple):
@@ -122,7 +110,7 @@ class Seen(NamedTuple):
 
 
 def labels_of(name: str, prefix: str) -> tuple[str, int] | None:
-    """The keeper of a job, and the how manieth job of it this is, by the job's name."""
+    """The keeper and the generation of a job, by the job's name; None for a job of others."""
     if not name.startswith(prefix):
         return None
     keeper_id, _, generation = name.removeprefix(prefix).rpartition("-")
@@ -252,13 +240,8 @@ def refused(answer: Answer) -> HostUnusable:
 
 def why_ended(seen: Seen, said: str) -> HostUnusable:
     """How a job has ended, which has ``said`` this last."""
-    for line in said.splitlines():
-        if line.startswith(MARK):
-            try:
-                told = msgspec.json.decode(line.removeprefix(MARK), type=_Told)
-            except msgspec.MsgspecError:
-                continue
-            return _ERRORS.get(told.failed, HostUnusable)(told.text)
+    if told := own_word(said):
+        return told
     job = f"The job {seen.job_id}".rstrip()
     if seen.state == "TIMEOUT":
         return JobEvicted(f"{job} has reached its time limit (TIMEOUT)")
@@ -285,7 +268,7 @@ def _failed(job: str, seen: Seen, said: str) -> HostUnusable:
     status, killer = seen.exit or (None, 0)
     if status in _NO_PROGRAM:
         return HostWithoutPython(f"The node {seen.node} cannot run the interpreter{last}")
-    if _FULL.search(said):
+    if is_full(said):
         return HostFull(f"The node {seen.node} has no room{last}")
     if seen.reason == "JobLaunchFailure" and not killer:
         text = f"{job} could not be launched: has its node the directory `shared`?"

@@ -76,10 +76,14 @@ class Work:
 
     async def submit(self, submission: Coroutine[Any, Any, None]) -> None:
         """Submit a job. Raises what the engine does, and `HostUnusable` after a `give_up`."""
+        # A task of its own, which `give_up` can cancel without the caller: that is the attempt to
+        # connect, which others share.
         task = self.submission = asyncio.get_running_loop().create_task(submission, name="submit")
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
+            # Its end is waited for: the engine removes meanwhile what it has made, and the caller
+            # has the lock until then.
             task.cancel()
             await asyncio.wait({task})
             raise
@@ -100,7 +104,7 @@ class Work:
         One whose end was seen is not: an engine may list it as running or being removed for a while
         yet, and a list may have been made before that end.
         """
-        for job in reversed(jobs):
+        for job in reversed(jobs):  # the newest first
             is_over = job.generation == self.generation and self.over is not None
             if job.is_alive and job.generation >= self.generation and not is_over:
                 return job
@@ -108,6 +112,8 @@ class Work:
 
     def on_job(self, job: Job) -> None:
         """The engine has a job of this kernel that is alive."""
+        # A later one than the record says: the server before was killed between the submission and
+        # the record of the process.
         if job.generation > self.generation:
             self.generation, self.over = job.generation, None
         self.is_out = self.was_seen = True

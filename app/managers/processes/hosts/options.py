@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from collections.abc import Callable
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
@@ -11,7 +12,9 @@ from msgspec import Meta
 
 from ...errors import KernelStartFailed
 
-__all__ = ["PROVISIONER", "SSHOptions", "options_of"]
+__all__ = ["PROVISIONER", "SSHOptions", "options_of", "read_options"]
+
+T = TypeVar("T")
 
 PROVISIONER: Final = "kernelkeep-ssh"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
@@ -73,18 +76,30 @@ def options_of(spec: KernelSpec) -> SSHOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    stanza = spec.metadata.get("kernel_provisioner") or {}
-    if stanza.get("provisioner_name") != PROVISIONER:
-        return None
-    try:
-        options = msgspec.convert(stanza.get("config", {}), SSHOptions)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+    return read_options(spec, PROVISIONER, SSHOptions, _check)
+
+
+def _check(options: SSHOptions) -> None:
     for name in (*options.hosts, options.user):
         if name is not None and not _NAME(name):
-            raise _invalid("the name of a host or user has a character that none has")
+            raise ValueError("the name of a host or user has a character that none has")
+
+
+def read_options(
+    spec: KernelSpec, provisioner: str, kind: type[T], check: Callable[[T], None]
+) -> T | None:
+    """The options of a kernelspec that names this provisioner; None for any other.
+
+    ``check`` raises `ValueError` for what the types let through. Raises `KernelStartFailed`.
+    """
+    # What is no table names no provisioner: jupyter_client takes its own then.
+    stanza = spec.metadata.get("kernel_provisioner")
+    if not isinstance(stanza, dict) or stanza.get("provisioner_name") != provisioner:
+        return None
+    try:
+        options = msgspec.convert(stanza.get("config", {}), kind)
+        check(options)
+    except ValueError as error:  # msgspec's are such, too
+        text = f"The options of {provisioner} in the kernelspec are wrong: {error}"
+        raise KernelStartFailed(text) from None
     return options
-
-
-def _invalid(reason: str) -> KernelStartFailed:
-    return KernelStartFailed(f"The options of {PROVISIONER} in the kernelspec are wrong: {reason}")

@@ -1,4 +1,7 @@
-"""A container that somebody else is removing: by an API that answers as Docker's does."""
+"""What a real engine does now and then only: by an API that answers as Docker's does.
+
+A container that somebody else is removing, events that come together, and nonsense.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ class Api:
         self.status = 409
         self.waits = asyncio.Event()
         self.removed = asyncio.Event()
+        self.listing = "[]"
+        self.lists = 0
+        self.events: asyncio.Queue[str] = asyncio.Queue()
 
     async def delete(self, request: web.Request) -> web.Response:
         assert request.query["force"] in ("true", "True", "1")
@@ -34,6 +40,17 @@ class Api:
         self.waits.set()
         await self.removed.wait()
         return web.json_response({"StatusCode": 0})
+
+    async def list(self, _request: web.Request) -> web.Response:
+        self.lists += 1
+        return web.Response(text=self.listing, content_type="application/json")
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while text := await self.events.get():
+            await response.write(f"{text}\n".encode())
+        return response
 
 
 async def version(_request: web.Request) -> web.Response:
@@ -51,12 +68,15 @@ async def engine(tmp_path: Path, api: Api) -> AsyncIterator[DockerEngine]:
     app.router.add_get("/version", version)
     app.router.add_delete("/{version}/containers/c", api.delete)
     app.router.add_post("/{version}/containers/c/wait", api.wait)
+    app.router.add_get("/{version}/containers/json", api.list)
+    app.router.add_get("/{version}/events", api.stream)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.UnixSite(runner, str(tmp_path / "docker.sock")).start()
     engine = DockerEngine(f"unix://{tmp_path}/docker.sock", "s", lambda *_: None)
     yield engine
     api.removed.set()
+    api.events.put_nowait("")
     await engine.close()
     await runner.cleanup()
 
@@ -87,3 +107,32 @@ async def test_one_that_cannot_be_removed_is(engine: DockerEngine, api: Api) -> 
     api.status = 500
     with pytest.raises(HostUnusable, match=r"could not be removed: .*told"):
         await engine.cancel(JOB)
+
+
+async def test_events_that_come_together_are_followed_by_one_list_and_two_more(
+    engine: DockerEngine, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(docker, "AGAIN_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(docker, "TOGETHER_SECONDS", 0.5)
+    watch = engine.watch()
+    assert await anext(watch) == []
+    for _ in range(20):
+        api.events.put_nowait('{"Action": "die"}')
+    for _ in range(3):
+        assert await anext(watch) == []
+    another = asyncio.ensure_future(anext(watch))
+    await asyncio.wait({another}, timeout=0.2)
+    assert (another.done(), api.lists) == (False, 4)
+    # The stream ends, and so does the watch.
+    api.events.put_nowait("")
+    with pytest.raises(HostUnreachable, match="has ended its stream"):
+        await another
+
+
+@pytest.mark.parametrize("listing", ["<html>", "7", '[{"State": "running"}, 7]'])
+async def test_an_answer_that_makes_no_sense_is_no_list(
+    engine: DockerEngine, api: Api, listing: str
+) -> None:
+    api.listing = listing
+    with pytest.raises(HostUnreachable, match="makes no sense"):
+        await engine.find("k")

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from jupyter_client.kernelspec import KernelSpec
 
-from app.managers.processes.engines.engine import Job, JobState, Strangers
+from app.managers.processes.engines.engine import (
+    ENDED_SECONDS,
+    UNKNOWN_SECONDS,
+    Job,
+    JobState,
+    Strangers,
+)
 from app.managers.processes.engines.kinds import engine_of
 
 
@@ -32,11 +38,13 @@ def test_one_that_is_known_meanwhile_is_none() -> None:
     assert strangers.see([job("a")], {}, 22) == [job("a")]
 
 
-def test_what_has_ended_goes_at_once() -> None:
-    ended = job("a", alive=False)
-    assert Strangers(10).see([ended], {}, 0) == [ended]
+def test_what_has_ended_is_left_to_a_kernel_that_is_about_to_be_adopted() -> None:
+    strangers, ended = Strangers(), job("a", alive=False)
+    assert strangers.see([ended], {}, 0) == []
+    assert strangers.see([ended], {}, ENDED_SECONDS - 1) == []
+    assert strangers.see([ended], {}, ENDED_SECONDS) == [ended]
     # That of a known kernel says how it ended.
-    assert Strangers(10).see([ended], {"a": 1}, 0) == []
+    assert strangers.see([ended], {"a": 1}, UNKNOWN_SECONDS) == []
 
 
 def test_an_earlier_job_of_a_kernel_is_a_stranger() -> None:

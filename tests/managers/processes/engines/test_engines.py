@@ -245,6 +245,7 @@ async def test_a_job_that_cannot_be_ended_does_not_hide_those_of_others(
     await server.engines.prepare("k")
     (job,) = engine.jobs
     stranger = job._replace(where="stranger", keeper_id="another", state=JobState.ENDED)
+    server.engines._strangers[server.key] = Strangers(0)
     await engine.kill(job)
     engine.is_away = True
     cancelled: list[str] = []
@@ -385,6 +386,37 @@ async def test_a_dead_kernels_log_can_be_read_while_its_engine_is_away(
         assert engine.jobs == []
     finally:
         await following.close()
+
+
+async def test_a_job_whose_engine_has_not_answered_is_ended_before_the_next(
+    server: Server, engine: ProcessEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = engine.submit
+
+    async def late(order: Order) -> None:
+        await submit(order)
+        raise HostUnreachable("the engine does not answer")
+
+    monkeypatch.setattr(engine, "submit", late)
+    with pytest.raises(HostUnreachable, match="does not answer"):
+        await server.engines.prepare("k")
+    (lost,) = engine.jobs
+    assert server.engines.is_out("k")
+    await server.see(engine.jobs)
+    monkeypatch.setattr(engine, "submit", submit)
+    await server.engines.prepare("k")
+    (following,) = engine.jobs
+    assert following.generation > lost.generation
+    # What was refused has left nothing.
+    await server.engines.end("k")
+
+    async def refuse(_order: Order) -> None:
+        raise HostUnusable("there is no such image")
+
+    monkeypatch.setattr(engine, "submit", refuse)
+    with pytest.raises(HostUnusable, match="no such image"):
+        await server.engines.prepare("k")
+    assert not server.engines.is_out("k")
 
 
 async def test_an_engine_that_fails_is_watched_again(

@@ -288,10 +288,11 @@ async def test_pods_that_belong_to_no_kernel_are_ended(
     ):
         metadata = {**own["metadata"], "name": name, "uid": name}
         metadata["labels"] = {**labels, "org.kernelkeep.keeper": keeper}
+        del metadata["labels"]["org.kernelkeep.owner"]
         pod = {**own, "metadata": metadata, "status": {"phase": "Failed"}}
         cluster.pods[name] = pod
         await cluster.tell("ADDED", pod)
-    # One that has ended goes at once. What is of another service is none of its business.
+    # One that is nobody's goes at once. What is of another service is none of its business.
     await eventually(lambda: "stranger" not in cluster.pods, 30)
     assert set(cluster.pods) == {own["metadata"]["name"], "other"}
     assert await pid_of(rest, kernel_id)

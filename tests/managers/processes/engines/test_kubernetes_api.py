@@ -18,6 +18,8 @@ from app.managers.processes.engines import kubernetes, kubernetes_api
 from app.managers.processes.engines.engine import Job, JobState, Order
 from app.managers.processes.engines.kubernetes import KubernetesEngine
 from app.managers.processes.engines.kubernetes_options import KubernetesOptions
+from app.managers.processes.engines.kubernetes_watch import PodWatch
+from app.managers.processes.engines.kubernetes_words import Answer
 from tests.support.cluster import NAMESPACE, Cluster, Fault, unschedulable, waiting
 from tests.support.processes import eventually
 
@@ -288,3 +290,76 @@ async def test_one_that_waits_too_long_is_given_up(
     why = await engine.explain(job)
     assert why.code == "job_not_started"
     assert "0/1 nodes are available" in why.message
+
+
+async def test_a_pod_may_go_while_events_are_asked_for(
+    cluster: Cluster, engine: KubernetesEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.status = waiting("ContainerCreating", "")
+    for keeper in ("a", "b"):
+        await engine.submit(order(cluster, keeper))
+    ask, names = engine._api.ask, [*cluster.pods]
+
+    async def slow(method: str, path: str, **more: Any) -> Answer:
+        if path == "events" and len(cluster.pods) == 2:
+            await cluster.remove(names[1])
+            await eventually(lambda: names[1] not in engine._watch.pods, WAIT)
+        return await ask(method, path, **more)
+
+    monkeypatch.setattr(engine._api, "ask", slow)
+    async with watching(engine) as watch:
+        jobs = await anext(watch)
+    assert [job.where for job in jobs] == names[:1]
+
+
+async def test_events_that_are_not_told_hold_up_no_look(
+    cluster: Cluster, engine: KubernetesEngine
+) -> None:
+    cluster.status = waiting("ContainerCreating", "")
+    for keeper in ("a", "b"):
+        await engine.submit(order(cluster, keeper))
+    cluster.lasting = [Fault("GET", "/events", 500)]
+    async with watching(engine) as watch:
+        assert len(await anext(watch)) == 2
+    asked = [path for _, path in cluster.asked if path.endswith("/events")]
+    assert len(asked) == kubernetes_api.TRIES
+
+
+async def test_what_is_remembered_of_pods_that_nobody_deletes_is_bounded(
+    cluster: Cluster, engine: KubernetesEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kubernetes, "MAX_GONE", 1)
+    for keeper in ("a", "b"):
+        await engine.submit(order(cluster, keeper, pending_timeout=0.001))
+        for _ in range(2):
+            (job,) = await engine.find(keeper)
+        assert job.state is JobState.ENDED
+    assert len(engine._given_up) == 1
+    # A pod that could not be had is nothing to be remembered.
+    cluster.faults = [Fault("POST", "/pods", 0)]
+    with pytest.raises(KeeperUnavailable):
+        await engine.submit(order(cluster, "c"))
+    assert not engine._cancelled
+
+
+async def test_a_stream_that_ends_at_once_is_asked_for_with_a_pause() -> None:
+    class Api:
+        name = "the API server"
+        streams = 0
+
+        async def ask(self, *_: Any, **__: Any) -> Answer:
+            return Answer(200, {"metadata": {"resourceVersion": "1"}, "items": []})
+
+        async def lines(self, *_: Any) -> AsyncGenerator[bytes, None]:
+            self.streams += 1
+            await asyncio.sleep(0)
+            lines: tuple[bytes, ...] = ()
+            for line in lines:
+                yield line
+
+    api: Any = Api()
+    watch = PodWatch(api, "label", lambda _: None)
+    async with contextlib.aclosing(watch.changes(0.01)) as changes:
+        for _ in range(3):
+            await anext(changes)
+    assert api.streams == 1

@@ -187,6 +187,26 @@ async def test_a_job_that_this_machines_engine_has_never_had_may_run_elsewhere(
     assert bench.engines.why_ended("k")
 
 
+async def test_an_engine_that_fails_at_the_end_keeps_none_from_being_closed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, closed = bench.assign("k", left("k.1")), asyncio.Event()
+    bench.ledger.jobs = [job(own)]
+    bench.engines._part_with(bench.engines._works["k"])
+
+    async def fail(_job: Job) -> None:
+        raise ValueError("no sense")
+
+    async def close() -> None:
+        closed.set()
+
+    monkeypatch.setattr(bench.ledger, "cancel", fail)
+    monkeypatch.setattr(bench.ledger, "close", close)
+    await bench.engines.close()
+    assert closed.is_set()
+    assert "a job could not be ended" in caplog.text
+
+
 async def test_the_job_of_a_kernel_that_is_let_go_is_left_alone(bench: Bench) -> None:
     own = bench.assign("k", left("k.1"))
     bench.ledger.jobs = [job(own)]

@@ -36,6 +36,8 @@ def test_several_hosts_are_named_once_each() -> None:
 
 def test_other_kernelspecs_are_left_alone() -> None:
     assert options_of(KernelSpec(argv=[])) is None
+    for stanza in (None, "kernelkeep-ssh", ["kernelkeep-ssh"]):
+        assert options_of(KernelSpec(metadata={"kernel_provisioner": stanza})) is None
     assert options_of(spec({}, "local-provisioner")) is None
 
 
