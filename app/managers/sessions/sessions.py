@@ -198,6 +198,8 @@ class SessionManager:
         owner = self._principal.owner
         async with self._book.turn(f"{owner}\0{path}"):
             self._kernels.check_running()
+            # Looked for without the replicas' turn first, which costs a statement: most requests
+            # find a session that is there.
             session = await self._at(path)
             if session is not None:
                 return session
@@ -210,6 +212,7 @@ class SessionManager:
                 self._check_room(kernel_id)
                 if kernel_id is None or kernel_id not in self._kernels:
                     kernel_id = await self._start_for(path, env, kernel_name, kernel_id, given)
+                # The kernel may have ended since: then the next look removes the session again.
                 session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
                 await self._book.keep(session)
                 return session
