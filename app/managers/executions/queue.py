@@ -90,6 +90,7 @@ class Executions:
         self._held = HeldExecutions()
         grace = settings.execution_interrupt_grace
         self._stopping = Stopping(control, messages.log, self._tracker, self._held, self, grace)
+        self.cancel = self._stopping.cancel
         self._waiting: set[asyncio.Future[None]] = set()
         self._attending: Counter[Execution] = Counter()
         self._seen_generation = 1  # of the last process that is known to have begun an execution
@@ -272,15 +273,6 @@ class Executions:
             raise MessageTypeNotAllowed(f"{msg_type} is not in allowed_message_types")
 
     # Stopping
-
-    async def cancel(
-        self,
-        execution: Execution,
-        kill_after: float | None = None,
-        why: str = "It was cancelled",
-    ) -> None:
-        """Stop an execution (`Stopping.cancel`)."""
-        await self._stopping.cancel(execution, kill_after, why)
 
     @contextlib.contextmanager
     def attended(self, execution: Execution) -> Iterator[None]:

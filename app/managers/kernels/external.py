@@ -297,15 +297,20 @@ class ExternalKernels:
             return
         async with self._refreshing:
             found = await asyncio.to_thread(find_connection_files, self._directory)
-            for file, kernel in [*self._by_file.items()]:
-                if found.get(file) != kernel.info:
-                    # Forgotten last: a look ends in the middle when its client goes away, and the
-                    # next one finds the kernel here, and stops it again.
-                    await kernel.stop(why=FILE_GONE)
-                    del self._by_file[file]
+            for file in [*self._by_file]:
+                await self._forget_unless(file, found.get(file))
             for file, info in found.items():
                 if file not in self._by_file:
                     await self._add(file, info)
+
+    async def _forget_unless(self, file: Path, info: ConnectionInfo | None) -> None:
+        """Forget the kernel of a file unless the file has this content still."""
+        kernel = self._by_file.get(file)
+        if kernel is not None and kernel.info != info:
+            # Forgotten last: a look ends in the middle when its client goes away, and the next one
+            # finds the kernel here, and stops it again.
+            await kernel.stop(why=FILE_GONE)
+            del self._by_file[file]
 
     async def _add(self, file: Path, info: ConnectionInfo) -> None:
         kernel = self._by_file[file] = ExternalKernel(file, info, self._services, self._on_gone)
@@ -332,6 +337,7 @@ class ExternalKernels:
             raise InvalidPath("connection_file: the server has no directory for such files")
         async with self._refreshing:
             file, info = await asyncio.to_thread(find_connection_file, self._directory, name)
+            await self._forget_unless(file, info)
             kernel = self._by_file.get(file)
             if kernel is None or kernel.id not in self._kernels:
                 await self._add(file, info)

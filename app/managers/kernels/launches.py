@@ -276,7 +276,9 @@ class Launches:
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
         # A manager and a process of this attempt's own, until all has succeeded: an attempt that
-        # fails is made again, and meanwhile the kernel has no process that could be stopped.
+        # fails is made again, and meanwhile the kernel has no process that could be stopped. The
+        # process is watched by a task, which must not stay behind a failure or a cancellation.
+        process: KernelProcess | None = None
         try:
             manager = self._manager_of(self._spec)
             say_limits(manager, self._process_limits)
@@ -288,13 +290,16 @@ class Launches:
                 raise Gone(text + process.want_of_memory, exited.code)
             if record.replaced and record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
-            heard = await self._meet(process, info)
+            known = await self._services.handover.furthest(self._id)
+            heard = await self._traffic.meet(info, known)
         except Gone:
             self._manager, self.process = manager, process
             raise
-        except KernelUnreachable:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if process is not None:
+                process.close()
+            if isinstance(error, KernelUnreachable) or not isinstance(error, Exception):
+                raise
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
         if not is_as_wanted(manager.provisioner):
@@ -316,14 +321,6 @@ class Launches:
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
         raise Gone("The kernel was being restarted")
-
-    async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
-        """Open the log, and have the process heard. Raises what `Traffic.meet` does."""
-        try:
-            return await self._traffic.meet(info, await self._services.handover.furthest(self._id))
-        except BaseException:
-            process.close()
-            raise
 
     # Coming up
 

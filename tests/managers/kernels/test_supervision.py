@@ -597,3 +597,39 @@ async def test_a_launch_that_fails_in_any_way_after_its_start_was_answered_leave
         monkeypatch.setattr(engines, "has", lambda _: False)
         may_fail.set()
         await eventually(lambda: kernel.state.word == "dead", 30)
+
+
+async def test_a_process_that_could_not_be_taken_over_is_not_watched_again_and_again(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kill(_: KernelProcess) -> str:
+        return "the keeper does not answer"
+
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        name = f"process {pid_of(kernel)}"
+        await manager.let_go(kernel.id)
+        [record] = await registry_of(manager).load()
+        record.replaced, record.execution_state = True, "restarting"
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelProcess, "kill", kill)
+            await manager._adopt(record)
+        assert manager.get(kernel.id).is_left
+        await asyncio.sleep(0)  # in which a task that was cancelled ends
+        assert [task for task in asyncio.all_tasks() if task.get_name() == name] == []
+
+
+async def test_a_connection_file_that_has_changed_is_adopted_as_another_kernel(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "external" / "kernel.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(GOOD))
+    async with kernels(state_dir, external_connection_dir=file.parent) as manager:
+        first = await manager.adopt_file(file.name, owned=False)
+        assert await manager.adopt_file(file.name, owned=False) is first
+        file.write_text(json.dumps({**GOOD, "key": "another"}))
+        second = await manager.adopt_file(file.name, owned=False)
+        assert second is not first
+        assert [*manager] == [second]
