@@ -31,6 +31,8 @@ class Checkpoints:
 
     def create(self, place: Place) -> CheckpointModel:
         """Copy the file as it is now; an earlier checkpoint is replaced."""
+        # The copy replaces the one before whole: a restore that reads that one meanwhile gets all
+        # of it, as it has it open.
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
         with open_file(place) as source, replacing(copy) as file:

@@ -284,6 +284,7 @@ class Contents:
             data, complaint = self._data(place, kind, save)
             with replacing(place.target, self._changes(place, precondition)) as file:
                 file.write(data)
+            # As a Jupyter server does. It may be of a newer save than this one, which is as good.
             if kind == "notebook" and not self._checkpoints.of(place):
                 self._checkpoints.create(place)
             found = self._found(place, created=not exists)
@@ -341,7 +342,7 @@ class Contents:
             raise InvalidContents("The root directory cannot be renamed")
         self._tree.check_movable(place)
         with filesystem_errors(place):
-            place.entry.lstat()
+            place.entry.lstat()  # 404, and not 412 or 409, if there is nothing to move
             if new.path == place.path:
                 return self._found(place)
             if new.entry.is_relative_to(place.entry):

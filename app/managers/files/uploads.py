@@ -52,6 +52,8 @@ class Uploads:
     """
 
     def __init__(self) -> None:
+        # One for all, as a chunk has a megabyte or so and is soon written. A disk that hangs holds
+        # up every upload, and so every thread that has one; other requests have the others.
         self._lock = threading.Lock()
         self._uploads: dict[Path, _Upload] = {}
 
@@ -65,6 +67,8 @@ class Uploads:
         ``guard`` raises, after which the upload is dropped.
         """
         with self._lock:
+            # Two clients that send one file at a time take turns in beginning anew: the chunk that
+            # is not the next one of the newer upload is refused.
             upload = self._begin(target) if number == 1 else self._uploads.get(target)
             if upload is None or number not in (LAST, upload.next_chunk):
                 raise InvalidContents("chunk: not the next one of an upload that is under way")
