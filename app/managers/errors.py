@@ -30,6 +30,7 @@ KernelkeepError
 │   └── SessionNotFound
 ├── KernelNotRunning 409
 ├── NoInputRequested 409
+├── PromptGone 409
 ├── IdempotencyConflict 409
 ├── StaleEpoch 409
 ├── GenerationMismatch 412

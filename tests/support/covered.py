@@ -98,7 +98,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.executions.tracker": (
         *("managers/executions/test_executions", "managers/executions/test_execution_ends"),
     ),
-    "app.managers.files.contents": ("api/test_contents",),
+    "app.managers.files.contents": ("api/test_contents", "managers/files/test_changes"),
     "app.managers.handover.executions": ("managers/executions/test_execution_records",),
     "app.managers.handover.handover": (
         *("managers/handover/test_adoption", "managers/handover/test_unreachable"),

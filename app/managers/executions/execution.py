@@ -252,6 +252,7 @@ class Execution:
 
     def on_busy(self, place: Position) -> bool:
         """Begin: the kernel has gone busy, by the status at ``place``. False if it had begun."""
+        # Again: a server that reads the log once more, or a kernel that says so twice.
         if self.state is not ExecutionState.QUEUED:
             return False
         self.state = ExecutionState.RUNNING
@@ -341,6 +342,7 @@ class Execution:
         self.ended_at = time.time()
         if self._took is None and self._began is not None:
             self._took = time.monotonic() - self._began
+        # Of one that was never sent nothing is in the log: a reader has nothing to read up to.
         self.end = end if self.sent else self.place
         if self.first_seq is not None:
             self.last_seq = end.cursor - 1

@@ -58,6 +58,7 @@ class HeldExecutions:
 
     def take(self, wanted: Callable[[Execution], bool] = lambda _: True) -> list[Execution]:
         """Take out, in order, the executions for which ``wanted`` returns True."""
+        # ``wanted`` only looks: nothing is added meanwhile, which this would put before the rest.
         items, self._items = self._items, deque()
         taken = []
         for execution, request in items:

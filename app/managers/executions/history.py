@@ -80,6 +80,8 @@ class ExecutionReader:
         # nothing of the execution lies before it, however long this reader has waited.
         if self.cursor < execution.place.cursor:
             reader = self._reader = WholeReader(self._log, execution.place)
+        # From here to the look at the end nothing is awaited: what was read and where the execution
+        # ends belong together.
         before = reader.position
         gap, entries = reader.take()
         # While the execution has no end, that lies behind all messages that can be read now. Once
@@ -130,6 +132,8 @@ async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Ba
 
     Updates of displays that other executions make are among them.
     """
+    # Only up to here: late output of a thread may go on without end. Stretches that are noted while
+    # this reads lie behind.
     now = log.next_seq
     for stretch in execution.late.stretches() if execution.late is not None else ():
         reader, end = WholeReader(log, stretch.start), min(stretch.end, now)

@@ -66,8 +66,14 @@ class Incomplete:
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         self._waiting.append(_Waiting(due, seconds, self._log.next_seq, execution))
-        if self._plan is None:
-            self._plan = loop.call_at(due, self._look)
+        self._plan_for(due)
+
+    def _plan_for(self, due: float) -> None:
+        # Waits differ in length: one that begins later may be over first.
+        if self._plan is None or due < self._plan.when():
+            if self._plan is not None:
+                self._plan.cancel()
+            self._plan = asyncio.get_running_loop().call_at(due, self._look)
 
     def _look(self) -> None:
         """End the executions that have waited long enough. One timer serves all of a kernel."""
@@ -90,10 +96,7 @@ class Incomplete:
             else:
                 self._on_silent(item.execution)
         if self._waiting:
-            if self._plan is not None:
-                self._plan.cancel()
-            first = min(item.due for item in self._waiting)
-            self._plan = asyncio.get_running_loop().call_at(first, self._look)
+            self._plan_for(min(item.due for item in self._waiting))
 
     def _has_said_more(self, item: _Waiting) -> bool:
         """Whether more output of an execution that lacks its idle status has come meanwhile."""

@@ -99,7 +99,7 @@ class LateOutput(msgspec.Struct, array_like=True):
 
     def stretches(self) -> Iterable[Stretch]:
         """The stretches of the log that hold the late output, in order."""
-        own = list(self.own)
+        own = self.own
         updates = (
             update
             for update in self.updates.values()

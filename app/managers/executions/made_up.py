@@ -19,6 +19,7 @@ def reply_made_of_iopub(log: MessageLog, execution: Execution) -> dict[str, Any]
 
     The values of ``user_expressions`` are not published, so they are left empty.
     """
+    # All that belongs to the execution is in the log by now: it ends because no more can come.
     count: int | None = None
     began = others_failed = False
     for message in _messages(log, execution.place):

@@ -64,7 +64,7 @@ class Numbering:
                 return False, None
             self._reset()
             return True, None
-        if msg_type not in OUTPUT_TYPES:
+        if msg_type not in OUTPUT_TYPES:  # an update is no output: it does not clear either
             return False, None
         cleared = self._clear
         if cleared:
@@ -247,6 +247,7 @@ class OutputAssembler:
 
     def _update(self, content: dict[str, Any]) -> None:
         """Replace the data of every output with the display id of this update."""
+        # Outputs that were cut whole are not among these (`_drop`): they stay cut.
         for output in self._displays.get(display_id_of(content) or "", ()):
             output.fields |= self._bundle(output.number, content)
             output.is_short = False
@@ -348,9 +349,10 @@ class OutputAssembler:
     @property
     def outputs(self) -> list[dict[str, Any]]:
         """The outputs so far; where outputs were cut, a text on stderr tells how many bytes."""
+        # An error that is too short to be shortened may be set apart although nothing was cut.
         cut = self.cut
         if cut is None:
-            return _render([*self._head, *self._tail])
+            return _render([*self._head, *self._kept, *self._tail])
         text = f"kernelkeep: {cut.bytes} bytes of output are left out here (see max_bytes)\n"
         notice = {"output_type": "stream", "name": "stderr", "text": text}
         return [*_render(self._head), notice, *_render([*self._kept, *self._tail])]

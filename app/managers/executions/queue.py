@@ -91,6 +91,7 @@ class Executions:
         self._held = HeldExecutions()
         grace = settings.execution_interrupt_grace
         self._stopping = Stopping(control, messages.log, self._tracker, self._held, self, grace)
+        self.cancel = self._stopping.cancel
         self._waiting: set[asyncio.Future[None]] = set()
         self._attending: Counter[Execution] = Counter()
         self._seen_generation = 1  # of the last process that is known to have begun an execution
@@ -167,6 +168,7 @@ class Executions:
 
     def wake(self) -> None:
         """Let all streams and waits look again: the shares of the kernel have changed, or more."""
+        # No task runs, and none leaves the set, before this returns: the loop is over what waits.
         for future in self._waiting:
             if not future.done():
                 future.set_result(None)
@@ -186,6 +188,8 @@ class Executions:
         `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`, `ExecutionsLimit`,
         `MessageTypeNotAllowed` or `ServerStopping`.
         """
+        # Nothing is awaited in here: what is checked still holds when the execution is held, so the
+        # bounds are exact, and none is taken in behind `close_streams`.
         timeout = timeout_of(code.timeout, self._settings)
         self._check_allowed("execute_request")
         if self.closing:
@@ -244,6 +248,7 @@ class Executions:
         It never runs, and nothing is known of it afterwards, so that its client can ask for it
         anew, even under the same id.
         """
+        # The kernel may have got it while it was being stored: then it runs, and can be looked up.
         execution = self.get(execution_id)
         if _waits(execution):
             self._held.take(lambda held: held is execution)
@@ -264,6 +269,7 @@ class Executions:
         parts.append(msgspec.json.encode({"value": value}))
         steering = Header(header["msg_id"], "input_reply", execution.session)
         answer = ClientMessage("stdin", steering, parts)
+        # `submit` closes the prompt before anything is awaited: of two answers, one is passed on.
         if asked is None or not self._messages.submit(answer, execution.session):
             raise NoInputRequested(f"Execution {execution.id} asks for no input")
         self._messages.log.wake()
@@ -274,15 +280,6 @@ class Executions:
             raise MessageTypeNotAllowed(f"{msg_type} is not in allowed_message_types")
 
     # Stopping
-
-    async def cancel(
-        self,
-        execution: Execution,
-        kill_after: float | None = None,
-        why: str = "It was cancelled",
-    ) -> None:
-        """Stop an execution (`Stopping.cancel`)."""
-        await self._stopping.cancel(execution, kill_after, why)
 
     @contextlib.contextmanager
     def attended(self, execution: Execution) -> Iterator[None]:
@@ -297,6 +294,7 @@ class Executions:
 
     def is_deserted(self, execution: Execution) -> bool:
         """Whether no client waits for an execution that still runs, and that none has cancelled."""
+        # When the server closes, it ends the waits itself: their clients have not gone.
         stops = execution.ended or execution.cancel_asked or self.closing
         return not (stops or self._attending[execution])
 
@@ -348,7 +346,9 @@ class Executions:
             message = held_request(execution)
             if execution.by_client:
                 self._submit(execution, message)
-            else:  # the server sends one at a time, when the kernel is free
+            else:
+                # Of these there is one at most, as the server sends one at a time: so it is the one
+                # whose turn it was, and goes before all that are held.
                 self._held.add_first(execution, message)
         self.on_free()
 
@@ -382,6 +382,8 @@ class Executions:
         One at a time: the end of each calls this again. A held execution is not in the kernel's own
         queue, so an error of an earlier one cannot make the kernel abort it.
         """
+        # An end comes here by way of `on_end`, and so do those that are made below: each call takes
+        # out what it deals with before it does so, and so no execution is dealt with twice.
         if not self._held or not self._is_free():
             return
         if self._is_for_another_process(self._held.first):
@@ -400,6 +402,7 @@ class Executions:
         return asked is not None and asked != self._state.generation
 
     def _is_free(self) -> bool:
+        # A client's own requests count, too: code over HTTP waits for them, and not they for it.
         return self._state.lifecycle is Lifecycle.RUNNING and not any(
             self._occupies(execution) for execution in self._tracker.under_way
         )

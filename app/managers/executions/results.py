@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from ...protocol.messages import Message, format_timestamp
 from ..errors import OutputNotFound
-from ..log.entries import Gap
+from ..log.entries import Batch, Gap
 from ..log.message_log import MessageLog
 from .contents import content_of, text_of
 from .execution import Execution, ExecutionState, InputRequest, Step, StepName
@@ -176,11 +176,7 @@ async def result(
     expressions: Any = {}
     payload: Any = []
     gone = Gap(0, 0)
-    reader = ExecutionReader(log, execution, updates=True)
-    # Only up to here: of an execution that prints as fast as this reads, there is no end.
-    until = log.next_seq
-    while True:
-        gap, entries = await reader.fetch()
+    async for gap, entries in _so_far(log, execution):
         if gap is not None:
             gone = Gap(gone.messages + gap.messages, gone.bytes + gap.bytes)
         for entry in entries:
@@ -189,8 +185,6 @@ async def result(
                 reply = content_of(message)
                 expressions, payload = reply.get("user_expressions"), reply.get("payload")
             assembler.add(output_of(execution, message))
-        if not reader.behind or reader.cursor >= until:
-            break
     assembler.begin_late()
     async for gap, entries in late_output(log, execution):
         if gap is not None:
@@ -212,6 +206,17 @@ async def result(
         cut=CutModel(*cut) if cut is not None else None,
         late_outputs=assembler.late,
     )
+
+
+async def _so_far(log: MessageLog, execution: Execution) -> AsyncIterator[Batch]:
+    """The messages of an execution up to now, as far as it has not ended before."""
+    reader = ExecutionReader(log, execution, updates=True)
+    # Only up to here: of an execution that prints as fast as this reads, there is no end.
+    until = log.next_seq
+    while True:
+        yield await reader.fetch()
+        if not reader.behind or reader.cursor >= until:
+            return
 
 
 def _within(values: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any], int]:
@@ -248,12 +253,9 @@ async def output(
     `OutputNotFound`.
     """
     finder = _OutputFinder(number)
-    reader = ExecutionReader(log, execution, updates=True)
-    while True:
-        for entry in (await reader.fetch()).entries:
+    async for batch in _so_far(log, execution):
+        for entry in batch.entries:
             finder.add(output_of(execution, entry.message))
-        if not reader.behind:
-            break
     finder.begin_late()
     async for batch in late_output(log, execution):
         for entry in batch.entries:

@@ -88,6 +88,8 @@ class Stopping:
 
     def resume(self, execution: Execution) -> None:
         """Take up timeout and kill of an execution that runs, for the server before this one."""
+        # Not interrupted again: the server before has done so, or was killed within the moment that
+        # `on_start` takes, and then the kill comes all the same.
         if execution.running and execution.kill_after is not None:
             why = "It was cancelled"
             self._spawn(self._follow_up(execution, why, execution.kill_after))
@@ -148,6 +150,8 @@ class Stopping:
         if execution.ended or execution.idle:
             return None
         self._step(execution, "interrupt", f"{why}; it was interrupted")
+        # A task of its own, which is not cancelled: an interrupt that was sent cannot be taken
+        # back, and its failure is logged, however late it comes.
         interrupt = self._spawn(self._interrupt_kernel(execution))
         await asyncio.wait({interrupt}, timeout=grace)
         return interrupt.result() if interrupt.done() and not interrupt.cancelled() else None
@@ -171,6 +175,8 @@ class Stopping:
 
     async def _follow_up(self, execution: Execution, why: str, grace: float | None) -> None:
         """Interrupt once more, and kill after ``grace`` seconds, unless the execution has ended."""
+        # The two interrupts can both count, the second one for a handler of KeyboardInterrupt. That
+        # is rarer than a kernel that ignores the first, and code that is cancelled goes on.
         ran = execution.seconds or 0.0
         if ran < EARLY_SECONDS:
             pause = EARLY_SECONDS if grace is None else min(grace, EARLY_SECONDS)
@@ -191,6 +197,8 @@ class Stopping:
 
     async def _kill(self, execution: Execution) -> None:
         """Have the kernel killed, and try again with longer and longer pauses if that fails."""
+        # Behind a kill that has worked, the kernel's life launches the next process. This has
+        # returned by then; and behind one that has failed it looks whether the execution has ended.
         pause = KILL_AGAIN_SECONDS
         while not (execution.ended or execution.idle or self._waits.closing):
             try:
@@ -217,6 +225,7 @@ class Stopping:
         self._log.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        # The loop has weak references to tasks alone.
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -95,6 +95,8 @@ class Stragglers:
         self._plans[execution] = loop.call_later(seconds, then, execution)
 
     def _end(self, execution: Execution) -> None:
+        # Answers that come later find nothing (`on_idle`). `finish` is called last: it may lead to
+        # the next execution, and that back to here.
         plan = self._plans.pop(execution, None)
         if plan is not None:
             plan.cancel()

@@ -175,7 +175,7 @@ class ExecutionTracker:
         self.changed(execution)
         self._under_way.setdefault(execution_id, []).append(execution)
         self._count += 1
-        if self._count > MAX_UNFINISHED:
+        if self._count > MAX_UNFINISHED:  # this one is counted already, so there is another
             oldest = next(self.under_way)
             self.give_up(oldest, "Too many executions of this kernel are under way")
         return execution
@@ -462,6 +462,8 @@ class ExecutionTracker:
 
     def _forget(self, execution: Execution) -> None:
         """Move an execution that has ended to those that are remembered; the oldest go."""
+        # First what is known here, last the listener: it sends the next execution, whose end may
+        # come here in turn, and finds this one gone from those under way.
         self._withdraw(execution)
         self._let_go(execution)
         self.changed(execution)

@@ -63,6 +63,8 @@ class Unanswered:
             self._plan = None
 
     def _look(self) -> None:
+        # All wait equally long, so the first is always the next. It is taken out before its end,
+        # which may add others behind.
         loop, waiting = asyncio.get_running_loop(), self._waiting
         while waiting and waiting[0][0] <= loop.time():
             self._end(waiting.popleft()[1])
@@ -173,6 +175,8 @@ class Overdue(_Watch):
         self._end = end
 
     async def _look_at(self, waiting: list[Execution]) -> None:
+        # Looked at before the question, which costs the kernel something, and again behind it, as
+        # their replies may have come meanwhile.
         lacking = [one for one in waiting if _lacks_reply(one)]
         if lacking and await self._ask(REPLY_SECONDS):
             for execution in lacking:

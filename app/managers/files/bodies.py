@@ -29,6 +29,7 @@ def open_file(place: Place) -> BinaryIO:
 
 def read(file: BinaryIO, status: os.stat_result, path: str) -> bytes:
     """The bytes of a file of this status. Raises `ContentsTooLarge`."""
+    # A file may grow between its status and the read: one byte more than is allowed tells so.
     data = file.read(MAX_READ_BYTES + 1) if status.st_size <= MAX_READ_BYTES else None
     if data is None or len(data) > MAX_READ_BYTES:
         raise ContentsTooLarge(

@@ -6,10 +6,12 @@ Every function here blocks.
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
 from ...protocol.messages import format_timestamp
+from .bodies import open_file
 from .errors import ContentsForbidden, ContentsNotFound
 from .models import CheckpointModel
 from .tree import Place
@@ -29,9 +31,11 @@ class Checkpoints:
 
     def create(self, place: Place) -> CheckpointModel:
         """Copy the file as it is now; an earlier checkpoint is replaced."""
+        # The copy replaces the one before whole: a restore that reads that one meanwhile gets all
+        # of it, as it has it open.
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
-        with place.target.open("rb") as source, replacing(copy) as file:
+        with open_file(place) as source, replacing(copy) as file:
             copy_file(source, file)
         return _model(copy.stat())
 
@@ -42,9 +46,15 @@ class Checkpoints:
         except FileNotFoundError:
             return []
 
-    def restore(self, place: Place, checkpoint_id: str) -> None:
-        """Replace the file by its checkpoint. Raises `ContentsNotFound` if that does not exist."""
-        with _existing(place, checkpoint_id).open("rb") as source, replacing(place.target) as file:
+    def restore(
+        self, place: Place, checkpoint_id: str, guard: AbstractContextManager[None]
+    ) -> None:
+        """Replace the file by its checkpoint, and hold ``guard`` while it is replaced.
+
+        Raises `ContentsNotFound` if that does not exist.
+        """
+        copy = _existing(place, checkpoint_id)
+        with copy.open("rb") as source, replacing(place.target, guard) as file:
             copy_file(source, file)
 
     def delete(self, place: Place, checkpoint_id: str) -> None:

@@ -13,7 +13,7 @@ import stat
 import threading
 from base64 import encodebytes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -127,6 +127,8 @@ class Contents:
                 model.type = "file"
             if content or hashed:
                 with open_file(place) as file:
+                    # Another process may have replaced the file since the name was looked at: the
+                    # version that is told is that of the bytes that are.
                     status = os.fstat(file.fileno())
                     data = read(file, status, place.path)
                 if content:
@@ -240,6 +242,8 @@ class Contents:
         """
         for number in range(first, MAX_NAMES):
             name = f"{stem}{insert}{number}{suffix}" if number else f"{stem}{suffix}"
+            # Looked up anew for each name: by now the directory may be a link that leads out of the
+            # root directory.
             place = self._tree.find_to_change(directory.child(name))
             with filesystem_errors(place):
                 try:
@@ -272,12 +276,15 @@ class Contents:
             if save.content is None and exists:
                 raise InvalidContents("No file content provided")
             if save.chunk is not None:
-                return self._save_chunk(place, kind, save, save.chunk, exists=exists)
+                # Until the last chunk has come, no file changes: only then the condition counts.
+                guard = self._changes(place, precondition)
+                return self._save_chunk(place, kind, save, save.chunk, guard, exists=exists)
             # Checked here to write nothing in vain, and again under the lock in `_changes`.
             precondition.check(place.target)
             data, complaint = self._data(place, kind, save)
             with replacing(place.target, self._changes(place, precondition)) as file:
                 file.write(data)
+            # As a Jupyter server does. It may be of a newer save than this one, which is as good.
             if kind == "notebook" and not self._checkpoints.of(place):
                 self._checkpoints.create(place)
             found = self._found(place, created=not exists)
@@ -302,12 +309,19 @@ class Contents:
         return self._found(place, created=True)
 
     def _save_chunk(
-        self, place: Place, kind: str, save: Save, chunk: int, *, exists: bool
+        self,
+        place: Place,
+        kind: str,
+        save: Save,
+        chunk: int,
+        guard: AbstractContextManager[None],
+        *,
+        exists: bool,
     ) -> Found:
         if kind != "file":
             raise InvalidContents(f'File type "{kind}" is not supported for large file transfer')
         data = data_of_file(save.content, save.format)
-        status = self._uploads.add(place.target, chunk, data)
+        status = self._uploads.add(place.target, chunk, data, guard)
         model = describe(place, status)
         model.type = "file"
         return Found(model, version_of(status), created=not exists)
@@ -328,7 +342,7 @@ class Contents:
             raise InvalidContents("The root directory cannot be renamed")
         self._tree.check_movable(place)
         with filesystem_errors(place):
-            place.entry.lstat()
+            place.entry.lstat()  # 404, and not 412 or 409, if there is nothing to move
             if new.path == place.path:
                 return self._found(place)
             if new.entry.is_relative_to(place.entry):
@@ -336,6 +350,9 @@ class Contents:
             with self._changes(place, precondition):
                 if os.path.lexists(new.entry) and not _same_file(place.entry, new.entry):
                     raise ContentsExist(new.path)
+                # Another process may make a file of the new name between the look and this, which
+                # is lost then. The lock keeps the requests of this server apart, and Python has no
+                # rename that refuses to replace.
                 os.rename(place.entry, new.entry)
             if not new.entry.is_dir():
                 self._checkpoints.move(place, new)
@@ -354,6 +371,8 @@ class Contents:
                     place.entry.unlink()
                     self._checkpoints.forget(place)
                     return
+            # Without the lock, which is not held for as long as this may take. What is saved to the
+            # directory meanwhile goes with it, as if it had been saved just before.
             self._check_removable(place)
             shutil.rmtree(place.entry)
 
@@ -385,7 +404,8 @@ class Contents:
     def restore_checkpoint(self, path: str, checkpoint_id: str) -> None:
         """Restore the file from a checkpoint."""
         with self._of_file(path) as place:
-            self._checkpoints.restore(place, checkpoint_id)
+            guard = self._changes(place, Precondition())
+            self._checkpoints.restore(place, checkpoint_id, guard)
 
     def delete_checkpoint(self, path: str, checkpoint_id: str) -> None:
         """Remove a checkpoint."""

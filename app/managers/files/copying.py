@@ -10,7 +10,7 @@ from typing import Final
 from .bodies import open_file
 from .errors import ContentsTooLarge, InvalidContents
 from .tree import Place, Tree
-from .writing import copy_file, open_new
+from .writing import copy_file, making
 
 __all__ = ["copy_directory", "copy_to"]
 
@@ -20,17 +20,15 @@ MAX_COPIED_BYTES: Final = 500 * 2**20
 
 def copy_to(source: Place, target: Path) -> None:
     """Copy a file. Raises `FileExistsError` if there is a file of that name."""
-    with open_file(source) as file, open_new(target) as copy:
-        try:
-            copy_file(file, copy)
-            os.fchmod(copy.fileno(), os.fstat(file.fileno()).st_mode & 0o777)
-        except BaseException:
-            target.unlink(missing_ok=True)
-            raise
+    with open_file(source) as file, making(target) as copy:
+        copy_file(file, copy)
+        os.fchmod(copy.fileno(), os.fstat(file.fileno()).st_mode & 0o777)
 
 
 def copy_directory(tree: Tree, source: Place, target: Path) -> None:
     """Copy the visible files of a directory. Of a symbolic link its target is copied."""
+    # Files may grow while they are copied: the bound is one on what a client asks for, not on what
+    # a kernel that writes at the same time makes of it.
     if _bytes_below(tree, source) > MAX_COPIED_BYTES:
         raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
     target.mkdir()
@@ -39,6 +37,7 @@ def copy_directory(tree: Tree, source: Place, target: Path) -> None:
             to = target / child.name
             if not child.target.is_dir():
                 copy_to(child, to)
+            # A link may lead to a directory that the copy is being made in.
             elif not target.is_relative_to(child.target):
                 copy_directory(tree, child, to)
     except BaseException:

@@ -83,4 +83,5 @@ def version_of(status: os.stat_result) -> str:
     Two writes may come within one tick of the file system's clock. Their tags differ all the same:
     a write through this service replaces the whole file, and with it the inode.
     """
+    # The time of the inode's change, which no program can set, as it can the time of the content's.
     return f'"{status.st_ino:x}-{status.st_ctime_ns:x}-{status.st_size:x}"'

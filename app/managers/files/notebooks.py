@@ -18,6 +18,8 @@ VERSION: Final = 4
 @cache
 def _nbformat() -> Any:
     """nbformat, imported at the first notebook: that takes longer than the server's whole start."""
+    # Two threads may come here at a time, and both do all of this: the import system lets one of
+    # them wait, and the filters that are added twice count once.
     import_jsonschema()
     import nbformat
     import nbformat.sign
@@ -62,6 +64,7 @@ class Notebooks:
         A notebook whose outputs are all trusted is signed. Raises `InvalidContents` for content
         that is no notebook at all.
         """
+        # The marks go before the text is made: what is signed is what is written.
         found: dict[str, Any] = {}
         try:
             notebook = _nbformat().from_dict(content)

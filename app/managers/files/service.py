@@ -37,6 +37,8 @@ class ContentsService:
         Raises what it raises, and `ContentsUnavailable` after `WORK_SECONDS`. Work that has begun
         cannot be stopped: it may still be done afterwards.
         """
+        # The timeout cancels work that waits for a thread. Work that has begun keeps its thread to
+        # its end, and its result or error goes nowhere: the future is cancelled by then.
         loop = asyncio.get_running_loop()
         call = partial(work, *args, **kwargs)
         try:

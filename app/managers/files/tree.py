@@ -58,6 +58,9 @@ class Tree:
         Raises `ContentsNotFound` for a path that is hidden or leads out of the root directory,
         and `InvalidContents` for one that no file can have.
         """
+        # What is found here holds until another process moves a file or a link. What is opened
+        # afterwards is looked at once more where that counts (`bodies.open_file`), and a kernel of
+        # the same user could read and write all of it anyway.
         parts = [part for part in path.split("/") if part]
         plain = "/".join(parts)
         if any(part.startswith(".") or "\0" in part for part in parts):
@@ -95,6 +98,7 @@ class Tree:
 
     def children(self, place: Place) -> Iterator[Place]:
         """The visible files and directories in a directory, sorted by name. Raises `OSError`."""
+        # By name, and each looked up by `find`: a link in here may lead to what is not shown.
         for name in sorted(os.listdir(place.target)):
             if any(fnmatch(name, pattern) for pattern in UNLISTED) or not _is_text(name):
                 continue
@@ -129,6 +133,7 @@ def filesystem_errors(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Chained for the server's log alone: its text has a path of the machine.
         raise _refusal(place.path, error) from error
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -34,8 +36,12 @@ class _Upload:
         self.touched = time.monotonic()
 
     def drop(self) -> None:
-        self.file.close()
-        self.partial.unlink(missing_ok=True)
+        # On a full disk the close fails again, as it writes what is buffered: the file goes all the
+        # same. One that cannot be removed must not fail the upload for which there is to be room.
+        with contextlib.suppress(OSError):
+            self.file.close()
+        with contextlib.suppress(OSError):
+            self.partial.unlink()
 
 
 class Uploads:
@@ -46,16 +52,23 @@ class Uploads:
     """
 
     def __init__(self) -> None:
+        # One for all, as a chunk has a megabyte or so and is soon written. A disk that hangs holds
+        # up every upload, and so every thread that has one; other requests have the others.
         self._lock = threading.Lock()
         self._uploads: dict[Path, _Upload] = {}
 
-    def add(self, target: Path, number: int, data: bytes) -> os.stat_result:
+    def add(
+        self, target: Path, number: int, data: bytes, guard: AbstractContextManager[None]
+    ) -> os.stat_result:
         """Add a chunk; returns the status of the unfinished file, or of the finished one.
 
-        Chunk 1 begins the upload anew. Raises `InvalidContents` for a chunk that is not the next
-        one, and `OSError`, after which the upload is dropped.
+        Chunk 1 begins the upload anew. ``guard`` is held while the finished file is put in its
+        place. Raises `InvalidContents` for a chunk that is not the next one, and `OSError` or what
+        ``guard`` raises, after which the upload is dropped.
         """
         with self._lock:
+            # Two clients that send one file at a time take turns in beginning anew: the chunk that
+            # is not the next one of the newer upload is refused.
             upload = self._begin(target) if number == 1 else self._uploads.get(target)
             if upload is None or number not in (LAST, upload.next_chunk):
                 raise InvalidContents("chunk: not the next one of an upload that is under way")
@@ -67,7 +80,8 @@ class Uploads:
                     upload.file.flush()
                     return os.fstat(upload.file.fileno())
                 finish(upload.file, target)
-                os.replace(upload.partial, target)
+                with guard:
+                    os.replace(upload.partial, target)
             except BaseException:
                 self._drop(target)
                 raise
@@ -76,6 +90,7 @@ class Uploads:
 
     def close(self) -> None:
         """Drop all incomplete uploads, unless a thread hangs while it writes a chunk."""
+        # Without the lock nothing may be dropped: that thread goes on to write to its file.
         if self._lock.acquire(timeout=CLOSE_SECONDS):
             for target in [*self._uploads]:
                 self._drop(target)

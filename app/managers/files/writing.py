@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final
 
-__all__ = ["copy_file", "create_new", "finish", "open_new", "partial_beside", "replacing"]
+__all__ = ["copy_file", "create_new", "finish", "making", "open_new", "partial_beside", "replacing"]
 
 PARTIAL: Final = ".~kernelkeep-"
 """The beginning of the names of unfinished files: it hides them. They go if the writing fails."""
@@ -31,6 +31,7 @@ def replacing(
     try:
         with file:
             yield file
+            # Before the rename: a machine that fails between the two has the whole old file.
             finish(file, target)
         with guard or nullcontext():
             os.replace(partial, target)
@@ -56,11 +57,14 @@ def finish(file: BinaryIO, target: Path) -> None:
     Raises `PermissionError` if that file may not be written, and other kinds of `OSError`.
     """
     file.flush()
+    # Another process may replace the target between this look and the rename. The new file then has
+    # the mode of the file before that one, as if this write had come first.
     try:
         before = target.stat()
     except FileNotFoundError:
         pass
     else:
+        # A rename asks for no right to the file that it replaces, only for one to the directory.
         if not os.access(target, os.W_OK):
             raise PermissionError(13, "Permission denied")
         if os.geteuid() == 0:
@@ -69,9 +73,25 @@ def finish(file: BinaryIO, target: Path) -> None:
     os.fsync(file.fileno())
 
 
+@contextmanager
+def making(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write to, which is removed if the block or the file system raises.
+
+    Raises `FileExistsError` and other kinds of `OSError`.
+    """
+    file = open_new(path)
+    try:
+        # The close is within: on a full disk it is what fails, as it writes what is buffered.
+        with file:
+            yield file
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def create_new(path: Path, data: bytes) -> None:
-    """Make a file with this content. Raises `FileExistsError` and other kinds of `OSError`."""
-    with open_new(path) as file:
+    """Make a file with this content. Raises what `making` does."""
+    with making(path) as file:
         file.write(data)
 
 

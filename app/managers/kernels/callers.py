@@ -86,6 +86,8 @@ class CallersKernels:
     @property
     def _found(self) -> list[Kernel]:
         """The kernels, looked for once per change of what there is. The list does not change."""
+        # What a caller may read changes with the kernels' shares alone, and those count in the
+        # version: a principal's scopes and groups never change.
         version = self._manager.version
         if self._seen[0] != version:
             found: Iterable[Kernel] = self._manager
@@ -278,7 +280,7 @@ class CallersKernels:
         resolution = ResolutionModel()
         found = None
         if self.principal.scopes.allow("read", "contents"):
-            found = await asyncio.to_thread(api_path, self._manager.root_dir, path)
+            found = await asyncio.to_thread(api_path, self.settings.root_dir, path)
         if found is not None:
             resolution.resolved.append(ResolvedPathModel("server", found))
         if kernel_id and kernel_id not in self:
@@ -396,9 +398,8 @@ class CallersKernels:
         return await self._manager.adopt_file(name, owned=owned)
 
     async def interrupt_kernel(self, kernel_id: str) -> None:
-        """Interrupt what a kernel runs (`MultiKernelManager.interrupt_kernel`)."""
-        self.require("write", kernel_id)
-        await self._manager.interrupt_kernel(kernel_id)
+        """Interrupt what a kernel runs (`Kernel.interrupt`)."""
+        await self.require("write", kernel_id).interrupt()
 
     async def restart_kernel(
         self, kernel_id: str, *, now: bool = False, newports: bool = False

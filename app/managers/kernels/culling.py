@@ -139,7 +139,12 @@ class Culler:
         """Look at every kernel once. The stops run side by side: a stuck one delays no other."""
         now = time.monotonic()
         for kernel in self._kernels:
-            self.cull_kernel_if_idle(kernel, now)
+            try:
+                self.cull_kernel_if_idle(kernel, now)
+            except Exception:  # one kernel must not keep all others from being culled
+                about(logger, kernel_id=kernel.id).exception(
+                    "kernel %s could not be looked at", kernel.id
+                )
 
     def cull_kernel_if_idle(self, kernel: Kernel, now: float) -> None:
         """Begin to stop a kernel if the policy says so."""

@@ -177,6 +177,7 @@ class ExternalKernel(Kernel):
         """
         if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
+        # Without the lock: nobody else knows of the kernel until this is done (`_add`).
         self._course.on(Event.BEGUN)
         self.state.generation = 1  # how often the other program restarts it is not known
         try:
@@ -188,7 +189,7 @@ class ExternalKernel(Kernel):
 
     async def adopt(self, record: KernelRecord) -> None:
         """Own a kernel that an earlier process of the server knew."""
-        async with self._lock:
+        async with self._alone():
             self._registration.created, self.state.generation = record.created, 1
             self.owned = record.exclusive
             self._inherited = True
@@ -214,11 +215,12 @@ class ExternalKernel(Kernel):
 
     async def stop(self, *, now: bool = False, why: str = "") -> None:  # noqa: ARG002
         """Forget the kernel. Its process is asked to end if it is `owned`, and goes on if not."""
-        async with self._lock:
+        async with self._alone():
             if self._course.phase is Phase.GONE:
                 return
             await self._life.end()
             if self.owned:
+                # The keeper's socket is closed next, and with it what it has not sent by then.
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
@@ -264,7 +266,8 @@ class ExternalKernels:
             Path(jupyter_runtime_dir()) / "external_kernels"
         )
         self._by_file: dict[Path, ExternalKernel] = {}
-        # A refresh and an adoption may come at a time: each file shall make one kernel.
+        # Looks of several callers and an adoption may come at a time, and each awaits between the
+        # look at a file and the entry of its kernel: each file shall make one kernel.
         self._refreshing = asyncio.Lock()
 
     @property
@@ -294,21 +297,33 @@ class ExternalKernels:
             return
         async with self._refreshing:
             found = await asyncio.to_thread(find_connection_files, self._directory)
-            for file, kernel in [*self._by_file.items()]:
-                if found.get(file) != kernel.info:
-                    del self._by_file[file]
-                    await kernel.stop(why=FILE_GONE)
+            for file in [*self._by_file]:
+                await self._forget_unless(file, found.get(file))
             for file, info in found.items():
                 if file not in self._by_file:
                     await self._add(file, info)
+
+    async def _forget_unless(self, file: Path, info: ConnectionInfo | None) -> None:
+        """Forget the kernel of a file unless the file has this content still."""
+        kernel = self._by_file.get(file)
+        if kernel is not None and kernel.info != info:
+            # Forgotten last: a look ends in the middle when its client goes away, and the next one
+            # finds the kernel here, and stops it again.
+            await kernel.stop(why=FILE_GONE)
+            del self._by_file[file]
 
     async def _add(self, file: Path, info: ConnectionInfo) -> None:
         kernel = self._by_file[file] = ExternalKernel(file, info, self._services, self._on_gone)
         try:
             await kernel.start()
         except ValueError as error:
+            # The file stays known: it is tried again when it has changed, and not at each look.
             logger.warning("the connection file %s is of no use: %s", file, error)
             await kernel.stop()
+        except BaseException:  # the client has gone away, for one: the next look tries again
+            del self._by_file[file]
+            await kernel.stop()
+            raise
         else:
             self._kernels[kernel.id] = kernel
 
@@ -322,6 +337,7 @@ class ExternalKernels:
             raise InvalidPath("connection_file: the server has no directory for such files")
         async with self._refreshing:
             file, info = await asyncio.to_thread(find_connection_file, self._directory, name)
+            await self._forget_unless(file, info)
             kernel = self._by_file.get(file)
             if kernel is None or kernel.id not in self._kernels:
                 await self._add(file, info)

@@ -8,7 +8,8 @@ the life first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping
+from collections.abc import AsyncIterator, Callable, Container, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,10 @@ from .life import Life
 from .model import ModelCache
 from .moving import WantedKernel
 from .phases import Course, Event, Phase
+from .process_limits import limits_of, usage_of
 from .registration import Registration
 from .services import KernelServices
-from .take_over import REACH_SECONDS, Fate, TakeOver
+from .take_over import TakeOver
 
 __all__ = ["Kernel", "OnGone"]
 
@@ -95,9 +97,6 @@ class Kernel:
         )
         self.traffic.share_log(log_share(services.shares, ownership))
         self._lock = asyncio.Lock()
-        self._left = TakeOver(
-            self, self._launches, services, on_reached=partial(self._course.on, Event.REACHED)
-        )
         self._registration = Registration(
             *(self, name, spec, self._launches, services, self._note_process),
             ownership,
@@ -105,6 +104,9 @@ class Kernel:
         self._life = Life(
             *(self, self._launches, self._course, self._registration, services),
             on_gone=partial(on_gone, self),
+        )
+        self._left = TakeOver(
+            *(self, self._launches, self._course, self._life, self._registration, services)
         )
         self._model = ModelCache(kernel_id, name, self.traffic, self.state, ownership.owner)
 
@@ -140,6 +142,11 @@ class Kernel:
         return self._launches.running
 
     @property
+    def is_changing(self) -> bool:
+        """Whether a start, a restart or a stop is under way, whatever `state` tells yet."""
+        return self._lock.locked()
+
+    @property
     def is_left(self) -> bool:
         """Whether an earlier server has left the kernel, and this one could not reach it yet."""
         return self._course.phase is Phase.LEFT
@@ -164,7 +171,7 @@ class Kernel:
     @property
     def limits(self) -> ProcessLimits:
         """How much of the machine the kernel's processes may take."""
-        return self._launches.limits
+        return limits_of(self._launches.provisioner)
 
     @property
     def given(self) -> Mapping[str, Value]:
@@ -172,8 +179,8 @@ class Kernel:
         return self._launches.given
 
     async def usage(self) -> ProcessUsage | None:
-        """What the kernel's processes use of the machine (`Launches.usage`)."""
-        return await self._launches.usage()
+        """What the kernel's processes use of the machine (`usage_of`)."""
+        return await usage_of(self._launches.provisioner) if self.has_process else None
 
     # What others do
 
@@ -189,15 +196,26 @@ class Kernel:
 
     async def save(self) -> None:
         """Have the next server know what others have changed: where it works, or its shares."""
-        # A start, a restart or a stop may hold the lock for long. It saves the kernel's record
-        # before it lets go, with what has just been changed here: there is no need to wait.
-        is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
-        if not self._lock.locked() and is_known:
-            async with self._lock:
-                if self._course.phase is not Phase.GONE:
-                    await self._registration.save()
-        elif self.is_left and self._left.record is not None:
+        self._registration.changed()
+        if self.is_left and self._left.record is not None:
             await self._registration.save_again(self._left.record)
+        elif not self._lock.locked():
+            async with self._alone():
+                pass
+        # Else a start, a restart, a stop or an adoption has the lock, perhaps for long. It saves
+        # what has just been changed here before it lets go: there is no need to wait.
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Hold the kernel's lock, and store at the end what `save` has left to its holder."""
+        async with self._lock:
+            try:
+                yield
+            finally:
+                # A kernel that nothing is known of but that it starts is registered by its start.
+                is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
+                if is_known and self._course.phase is not Phase.GONE:
+                    await self._registration.catch_up()
 
     async def start(self) -> None:
         """Launch the process; returns before it is ready.
@@ -208,10 +226,11 @@ class Kernel:
         then, unless a process was launched that could not be ended: it stays this kernel's. Raises
         `KernelNotRunning` when the kernel was shut down before its start.
         """
-        async with self._lock:
+        async with self._alone():
             if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} was shut down before it was started")
             self._course.on(Event.BEGUN)
+            # A cancellation passes through: `MultiKernelManager._launch` then stops the kernel.
             try:
                 given = await self._services.choose_host(self.spec, self._launches.given)
                 self._launches.given = given
@@ -237,80 +256,21 @@ class Kernel:
 
         A kernel whose process has ended meanwhile is dead, and its log can be read.
         """
-        async with self._lock:
+        async with self._alone():
             self._registration.created = record.created
             self.state.generation = record.generation
             self._assign(record.provisioner, KernelSpec(**record.spec))
             if record.dead:
-                await self._stay_dead(record)
+                await self._left.recover(record, {})
+                await self._life.stay_dead(record.reason)
                 return
-            self._course.on(Event.FOUND)
-            self._left.record = record
-            self.traffic.activity.last = record.last_activity
-            try:
-                await self._take_over()
-            except KernelUnreachable as error:
-                self._life.doubt(error.message)
-                self._life.begin(self._reach())
-
-    async def _take_over(self) -> None:
-        """Own the process that was left, or find that it has ended; then begin the next life.
-
-        Raises `KernelUnreachable`, and nothing has changed then.
-        """
-        found = await self._left.reach()
-        match found.fate:
-            case Fate.UNUSABLE:
-                await self._life.give_up("The server could not take the kernel over; see its log")
-                return
-            case Fate.DEAD:
-                await self._life.bury(found.why)
-                return
-            case Fate.REPLACED:
-                self._course.on(Event.RESTARTS)
-                self.state.begin(Lifecycle.RESTARTING)
-                self._life.begin(self._life.relaunch())
-                return
-            case Fate.READY:
-                self._life.take_for_ready()
-                if found.again or self.traffic.ends.has_loss:
-                    self._life.settle_loss()
-            case Fate.SILENT:
-                self._course.on(Event.WAS_UP)
-                self._life.doubt("It has not answered since this server was started")
-        self._life.begin()
-
-    async def _reach(self) -> None:
-        """Try to reach the process that was left until that succeeds.
-
-        The process may run: meanwhile it is neither ended nor replaced.
-        """
-        pause, longest = REACH_SECONDS
-        while True:
-            await asyncio.sleep(pause)
-            try:
-                await self._take_over()  # it begins the next part of this life
-            except KernelUnreachable as error:
-                self._life.doubt(error.message)
-            else:
-                return
-            pause = min(pause * 2, longest)
+            await self._left.begin(record)
 
     async def _reach_at_once(self) -> None:
         """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
         if self.state.unreachable:
             await self._life.end_job(self.state.unreachable)
-        if not self.is_left:
-            return
-        await self._life.end()
-        if not self.is_left:  # the life has reached it before it ended
-            return
-        try:
-            await self._take_over()
-        except KernelUnreachable as error:
-            self._life.doubt(error.message)
-            self._life.begin(self._reach())
-            raise not_stopped(error.message) from error
+        await self._left.at_once()
 
     def _on_end_asked(self, restart: bool) -> None:
         """A client has sent a ``shutdown_request`` of its own."""
@@ -321,30 +281,29 @@ class Kernel:
         self.state.reason = f"The kernel's process cannot be reached: {why}" if why else ""
         self.state.changes += 1
 
-    async def _stay_dead(self, record: KernelRecord) -> None:
-        """The kernel died under an earlier server: it stays dead, and its log can be read."""
-        await self._left.recover(record, {})
-        await self._life.stay_dead(record.reason)
-
     async def leave(self) -> bool:
         """Let the process go on without this server, for the next one; False if it cannot.
 
         A dead kernel is left as well: its log and its reason can be read under the next server.
         """
-        async with self._lock:
+        async with self._alone():
             is_gone = self._course.phase is Phase.GONE
             if is_gone or self.state.lifecycle not in self._leavable:
                 return False
             await self._life.end()
+            # Nothing is awaited from here to `Traffic.leave`: nobody reads on in the log, or sends
+            # a request, in the name of a life that is over.
             was_left = self.is_left
             self._course.on(Event.HANDED_OVER)
-            traffic = self.traffic
-            traffic.leave()
+            self.traffic.leave()
             if was_left:  # the record of the server before holds
                 return True
-            await self._registration.save()
-            # Places are stored from now on, too: of connections that end only now.
-            self._launches.leave()
+            # Connections end later than this, and the places of their clients are stored as before:
+            # the record does not have them.
+            try:
+                await self._registration.save()
+            finally:
+                self._launches.leave()
             return True
 
     @property
@@ -387,6 +346,8 @@ class Kernel:
         its start. Raises `KernelNotRunning` for a kernel that is dead or being stopped, and
         `KernelUnreachable`.
         """
+        # Without the lock, which a start or a stop may hold for long: the interrupt is for what the
+        # kernel runs now. A restart that begins meanwhile asks for its launch behind the signal.
         async with self.reports.action("interrupt"):
             if self.state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
                 raise KernelNotRunning(f"Kernel {self.id} is not running")
@@ -401,6 +362,8 @@ class Kernel:
         For a kernel that does not heed an interrupt. Bounded by the time that a kill takes. Raises
         `KernelNotStopped`.
         """
+        # Without the lock, as this is what helps when a stop waits for code that heeds nothing. The
+        # life sees the end of the process, as of one that has died.
         process = self._launches.process
         if process is not None and (why := await process.kill()):
             raise not_stopped(why)
@@ -418,7 +381,9 @@ class Kernel:
         """
         if self._course.phase is Phase.NEW:  # its start will launch a new process anyway
             return
-        if not self.came_up.done():  # this takes over the turn of the start that it ends
+        # This takes over the slot of the start that it ends. Should that start be over by the time
+        # that the lock is had, the restart has no slot: one start more than may run at a time.
+        if not self.came_up.done():
             await self._restart(self.came_up, now=now, newports=newports)
             return
         came_up: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -427,12 +392,15 @@ class Kernel:
             await self._services.starts.launch(restart, came_up)
 
     async def _restart(self, came_up: asyncio.Future[bool], *, now: bool, newports: bool) -> None:
-        async with self._lock, self.reports.action("restart"):
+        async with self._alone(), self.reports.action("restart"):
             if self._course.phase is Phase.GONE:
                 raise KernelNotRunning(f"Kernel {self.id} is being shut down")
             await self._reach_at_once()
+            # While the life goes on: a check that fails has changed nothing.
             await self._launches.check()
             await self._life.end()
+            # Read only now: until it was over, the life may have changed it. Nothing is awaited
+            # until requests are held, so each meets the old process or the new one, and not both.
             before = self.state.lifecycle
             self._life.take_turn(came_up)
             self._course.on(Event.RESTART)
@@ -441,7 +409,9 @@ class Kernel:
             # show it to the person who has just asked for the restart.
             self.traffic.voice.announce("starting")
             self.traffic.replace_process()
-            # The next server launches the process if this one is killed before it can.
+            # The next server launches the process if this one is killed before it can. The same
+            # holds if this is cancelled at an await below, which only the end of the server does:
+            # `leave` or `stop` comes next, and the table of phases has both for such a kernel.
             await self._registration.save()
             try:
                 await self._launches.stop(restart=True, now=now)
@@ -449,7 +419,7 @@ class Kernel:
                 self._course.on(Event.STOP_FAILED)
                 await self._go_on(before, error)
                 raise
-            if newports:
+            if newports:  # jupyter_client's manager would use those again that it has
                 await self._launches.release(restart=False)
             self._life.count_anew()
             try:
@@ -466,11 +436,13 @@ class Kernel:
         told ``dead`` and their connections end. Raises `KernelNotStopped`, and leaves the kernel as
         it is, when the process cannot be ended; should it end later, the kernel goes with it.
         """
-        async with self._lock:
+        async with self._alone():
             if self._course.phase is Phase.GONE:
                 return
             async with self.reports.action("shutdown"):
                 await self._reach_at_once()
+                # From here on nobody but this sees the end of the process: the life would take it
+                # for a death, and launch the next one.
                 await self._life.end()
                 before = self.state.lifecycle
                 if before is not Lifecycle.DEAD:
@@ -494,5 +466,7 @@ class Kernel:
         if self._course.phase is Phase.RUNNING:
             self._life.settle_start(True)
         self._life.begin()
+        # A cancellation comes with the end of the server. The record stays as the stop or restart
+        # has left it, and the next server finishes what was begun (`Registration.disown`).
         if isinstance(error, Exception):
             await self._registration.save()

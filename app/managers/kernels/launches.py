@@ -27,7 +27,6 @@ from ..processes.engines.quantities import Value
 from ..processes.forking.link import Recipe
 from ..processes.forking.provisioner import PROVISIONER, ForkOptions, KernelManager
 from ..processes.jupyter_internals import mark_connection_file
-from ..processes.keeper.kept import ProcessUsage
 from ..processes.keeper.provisioner import is_as_wanted
 from ..processes.launch_errors import described, launch_failed
 from ..processes.launchable import check_launchable
@@ -36,7 +35,7 @@ from ..processes.process import CALL_SECONDS, KernelProcess, bounded
 from ..processes.spec_files import shutdown_seconds_of
 from ..processes.transports import Transport, ports_taken, sockets_exist
 from ..state import KernelState, Lifecycle
-from .process_limits import impose_limits, limits_of, say_limits, usage_of
+from .process_limits import impose_limits, say_limits
 from .services import KernelServices
 from .shutdown import Shutdown
 
@@ -145,6 +144,7 @@ class Launches:
         provisioner = self.provisioner
         if provisioner is None:
             return None
+        # In threads, for the disk may hang. The bound lets the request go, and not the thread.
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
@@ -226,6 +226,8 @@ class Launches:
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
         self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
+        # Before anything more is awaited: a record of the process before, which may be under way,
+        # is recognised as out of date by this number (`Registration._record`).
         if not is_fallback:
             self._state.generation += 1
         await self._traffic.connect(self.info)
@@ -264,15 +266,6 @@ class Launches:
         if self._manager is not None:
             await impose_limits(self._manager, self._process_limits)
 
-    @property
-    def limits(self) -> ProcessLimits:
-        """The limits of the present process."""
-        return limits_of(self.provisioner)
-
-    async def usage(self) -> ProcessUsage | None:
-        """What the kernel's processes use (`usage_of`)."""
-        return await usage_of(self.provisioner) if self.running else None
-
     # A process that an earlier server has left
 
     async def find_again(self, record: KernelRecord) -> Heard:
@@ -282,6 +275,10 @@ class Launches:
         Raises `KernelUnreachable`, and nothing has changed then.
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
+        # A manager and a process of this attempt's own, until all has succeeded: an attempt that
+        # fails is made again, and meanwhile the kernel has no process that could be stopped. The
+        # process is watched by a task, which must not stay behind a failure or a cancellation.
+        process: KernelProcess | None = None
         try:
             manager = self._manager_of(self._spec)
             say_limits(manager, self._process_limits)
@@ -293,13 +290,16 @@ class Launches:
                 raise Gone(text + process.want_of_memory, exited.code)
             if record.replaced and record.execution_state == Lifecycle.RESTARTING:
                 await self._end_replaced(process)
-            heard = await self._meet(process, info)
+            known = await self._services.handover.furthest(self._id)
+            heard = await self._traffic.meet(info, known)
         except Gone:
             self._manager, self.process = manager, process
             raise
-        except KernelUnreachable:
-            raise
-        except Exception as error:
+        except BaseException as error:
+            if process is not None:
+                process.close()
+            if isinstance(error, KernelUnreachable) or not isinstance(error, Exception):
+                raise
             raise KernelUnreachable(described(error)) from error
         self._manager, self.process, self.info = manager, process, info
         if not is_as_wanted(manager.provisioner):
@@ -321,14 +321,6 @@ class Launches:
         if why := await process.kill():
             raise KernelUnreachable(f"The kernel's process could not be ended: {why}")
         raise Gone("The kernel was being restarted")
-
-    async def _meet(self, process: KernelProcess, info: ConnectionInfo) -> Heard:
-        """Open the log, and have the process heard. Raises what `Traffic.meet` does."""
-        try:
-            return await self._traffic.meet(info, await self._services.handover.furthest(self._id))
-        except BaseException:
-            process.close()
-            raise
 
     # Coming up
 
@@ -381,6 +373,7 @@ class Launches:
                     raise KernelStartFailed("The kernel has bound no ipc socket")
         finally:
             reachable.cancel()
+        # The process may end while this is awaited: the life waits for its end next.
         await self._traffic.stdin_connected()
         if not (was_up or (own.answered and own.heard_iopub)):
             self._logger.warning(
@@ -408,6 +401,8 @@ class Launches:
 
     def another_way(self, process: KernelProcess) -> str:
         """How to try a failed start again, in words for the server's log; empty if not at all."""
+        # The likeliest first: another program can take a port between the moment in which
+        # jupyter_client finds it free and that in which the kernel binds it.
         if self._transport == "tcp" and process.pid is not None and ports_taken(self.info):
             self._port_attempts += 1
             return "on other ports" if self._port_attempts < PORT_ATTEMPTS else ""
@@ -456,8 +451,9 @@ class Launches:
                 seconds = self.shutdown_seconds
                 shutdown = Shutdown(self._id, process, self._traffic, self._state, seconds)
                 await shutdown.run(self.interrupt, restart=restart)
-            if why := await process.kill():
+            if why := await process.kill():  # it does nothing to one that has ended
                 raise not_stopped(why)
+            # What the process said last may end executions well: it is read before `end` ends them.
             await self._traffic.settle()
         await self.end(None, restart=restart)
 
@@ -468,6 +464,8 @@ class Launches:
 
     async def release(self, *, restart: bool) -> None:
         """Forget the process and, unless another follows, its connection file and ports."""
+        # Before the first await: nobody finds a process that is being cleaned up after. If this is
+        # cancelled below, the kernel has none (`Life._come_up_and_die`).
         if self.process is not None:
             self.process.close()
             self.process = None

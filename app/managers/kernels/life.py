@@ -57,9 +57,6 @@ class LivingKernel(HandedOver, Protocol):
     def reports(self) -> KernelReports:
         """The reports of the kernel."""
 
-    async def register(self) -> None:
-        """Have the next server know the kernel and its present process."""
-
 
 class Life:
     """The life of one kernel.
@@ -94,6 +91,7 @@ class Life:
         self._losses = Losses(kernel.id, kernel.traffic, kernel.state)
         self._traffic.reading.on_loss = self.settle_loss
         self._task: asyncio.Task[None] | None = None
+        self._launching: asyncio.Task[None] | None = None  # for which the life waits
         self._why_stranded = ""  # in the phase `Phase.STRANDED`
 
     def hand_over(self, services: KernelServices, on_gone: Callable[[], None]) -> None:
@@ -109,22 +107,29 @@ class Life:
 
     def begin(self, life: Coroutine[Any, Any, None] | None = None) -> None:
         """Begin the task: ``life``, or to see the present process, and those after it, through."""
+        # Often called by the task itself, and then it is the last that the task does: `end` finds
+        # the new one, and the old one awaits nothing any more.
         life = life or self._live()
         self._task = asyncio.get_running_loop().create_task(life, name=f"kernel {self._kernel.id}")
 
     async def end(self) -> None:
         """End the task; returns when it is over. The process goes on as it is."""
         self._losses.cancel()
-        life, self._task = self._task, None
-        while life is not None and not life.done():
-            life.cancel()  # once more if a provisioner has swallowed it
-            await asyncio.wait({life}, timeout=CANCEL_SECONDS)
+        # A life that is cancelled before its first step never awaits its launch, so that the
+        # cancellation does not reach that: it would launch a process for a kernel that is gone.
+        tasks = [task for task in (self._task, self._launching) if task is not None]
+        self._task = self._launching = None
+        while left := {task for task in tasks if not task.done()}:
+            for task in left:
+                task.cancel()  # once more if a provisioner has swallowed it
+            await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
     async def end_job(self, why: str) -> None:
         """Have the engine end the job of a process that is out of reach, and so the process.
 
         The task has ended then. Raises `KernelNotStopped`, with this reason, if no engine can.
         """
+        # First the task: it would see the end of the process, and take it for a death.
         await self.end()
         try:
             if await self._services.engines.end(self._kernel.id):
@@ -134,8 +139,11 @@ class Life:
         self.begin()
         raise not_stopped(why)
 
-    async def _live(self) -> None:
+    async def _live(self, launch: Awaitable[None] | None = None) -> None:
+        """See the process through, and those after it; first wait for ``launch``, if given."""
         try:
+            if launch is not None:
+                await launch  # however long it takes
             if self._course.phase is Phase.STRANDED:
                 await self._see_it_end()
                 return
@@ -146,8 +154,13 @@ class Life:
         except ServerStopping:  # while a launch waited for its turn; `stop` or `leave` comes next
             pass
         except Exception:
+            # A bug of the server's. A process that nobody supervises would run on unseen, and what
+            # it was asked would have no end.
             self._logger.exception("kernel %s: its supervision failed", self._kernel.id)
-            await self._end_unsupervised()
+            reason = "The server failed to supervise the kernel; see its log"
+            process = self._launches.process
+            why = await process.kill() if process is not None else ""
+            await self.give_up(f"{reason}. {not_stopped(why).message}" if why else reason)
 
     async def _live_once(self) -> bool:
         """See one process from its launch to its end; whether another one follows."""
@@ -187,16 +200,9 @@ class Life:
         else:
             await self.bury(self._why_stranded)
 
-    async def _end_unsupervised(self) -> None:
-        """End the process of a kernel whose life has failed by a bug of the server's."""
-        reason = "The server failed to supervise the kernel; see its log"
-        process = self._launches.process
-        why = await process.kill() if process is not None else ""
-        await self.give_up(f"{reason}. {not_stopped(why).message}" if why else reason)
-
     async def relaunch(self) -> None:
         """Launch the process that an earlier server was about to launch, and see it through."""
-        await self._live_after(self._restart_as_asked())
+        await self._live(self._restart_as_asked())
 
     # Launches and restarts
 
@@ -208,7 +214,11 @@ class Life:
 
         async def start() -> None:
             await self._have_keeper()
-            await self.open_log()
+            try:
+                await self._traffic.open_log()
+            except (KernelUnreachable, KeeperUnavailable) as error:
+                text = f"The kernel cannot have a log: {error.message}"
+                raise start_failed(text, error) from error
             await self.launch("start")
 
         await self._bring_up(start())
@@ -223,28 +233,17 @@ class Life:
             self.begin()
             return
         launching = asyncio.get_running_loop().create_task(launch, name="launch")
+        self._launching = launching
         try:
             await asyncio.wait({launching}, timeout=QUEUE_SECONDS)
         except asyncio.CancelledError:
-            launching.cancel()
-            await asyncio.wait({launching})
+            await self.end()
             raise
         if launching.done():
             launching.result()
             self.begin()
         else:
-            self.begin(self._live_after(launching))
-
-    async def _live_after(self, launch: Awaitable[None]) -> None:
-        """Wait for a launch, however long it takes, and then see the process through."""
-        try:
-            await launch
-        except KernelStartFailed as error:
-            await self.give_up(error.message)
-        except ServerStopping:
-            pass
-        else:
-            await self._live()
+            self.begin(self._live(launching))
 
     async def _have_keeper(self) -> None:
         """Wait until the engine has a keeper for the kernel. Raises `KernelStartFailed`."""
@@ -253,13 +252,6 @@ class Life:
         except KeeperUnavailable as error:
             text = f"The kernel could not be launched: {error.message}"
             raise KernelStartFailed(text, cause=error) from error
-
-    async def open_log(self) -> None:
-        """Open the kernel's log. Raises `KernelStartFailed` if that fails."""
-        try:
-            await self._traffic.open_log()
-        except (KernelUnreachable, KeeperUnavailable) as error:
-            raise start_failed(f"The kernel cannot have a log: {error.message}", error) from error
 
     async def launch(self, cause: LaunchCause) -> None:
         """Launch a process, and have the next server know it. Raises `KernelStartFailed`."""
@@ -274,7 +266,7 @@ class Life:
         # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
         # what a client asks of the new process is not taken for a request to the one before.
         self._course.on(Event.LAUNCHED)
-        await self._kernel.register()
+        await self._registration.register()
 
     async def _launch_again(self, cause: LaunchCause) -> None:
         """Launch the next process when its turn comes; the kernel has none meanwhile."""
@@ -284,6 +276,8 @@ class Life:
             self.take_turn(came_up)
             await self.launch(cause)
 
+        # `take_turn` comes with the slot, and not before. A client's restart takes over the slot of
+        # a start that is under way (`Kernel.restart`); of one that still waits there is none.
         with self._services.starts.admission(always=True):
             await self._services.starts.launch(launch, came_up)
 
@@ -353,13 +347,18 @@ class Life:
             await launches.release(restart=False)
             await self.launch("fallback")
             return await self._come_up_and_die()
+        # Shielded: others wait for this future, too, and the end of this life is not that of the
+        # process.
         exited = await asyncio.shield(process.exited)
+        # The keeper tells the end of a process over the link, and what the process said last is in
+        # the log: read that first, for an execution that it ends has not been lost.
         self._losses.cancel()
         await self._traffic.settle()
         reason = await launches.describe(process, f"The kernel's process {exited}")
         words = await self._services.engines.words(self._kernel.id)
         if words and words not in reason:
             reason = f"{words}. {reason}"
+        # Looked at only now: a client may have asked for the end while the above was awaited.
         is_death = self._course.asked is EndAsked.NOTHING
         if is_death:
             self._kernel.reports.died(exited.code, of_memory=process.out_of_memory)
@@ -375,6 +374,7 @@ class Life:
             self._state.reason = ""
             self.take_for_ready()
             return
+        # Nothing is awaited from here on: who is told that the kernel has come up finds it ready.
         now = asyncio.get_running_loop().time()
         self._course.on(Event.CAME_UP)
         self.settle_start(True)
@@ -409,6 +409,8 @@ class Life:
         if not self._launches.running:
             await self.bury(reason)
             return
+        # First the phase: should a stop cancel this at an await below, and fail, the next life only
+        # waits for the end of the process.
         self._course.on(Event.STRANDED)
         self._why_stranded = reason
         await self._traffic.close(reason)
@@ -472,6 +474,9 @@ class Life:
 
         ``why`` is the reason that is told of its end; by default, the one that it has.
         """
+        # First the phase: whoever waits for the lock finds that the kernel is gone, even if this is
+        # cancelled at an await below. It stays listed until the end, so that nobody starts a kernel
+        # of its id while its log and its record are being removed.
         self._course.on(Event.RETIRED)
         self.settle_start(False)
         await self._launches.release(restart=False)

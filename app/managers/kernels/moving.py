@@ -1,4 +1,4 @@
-"""Moving a warm kernel: giving a ready kernel the environment and directory that are asked for.
+"""What a start asks for, and moving a warm kernel to that directory and environment.
 
 A Python kernel can be moved before its client sees it. The server sends an `execute_request`
 without code, whose user expression changes the directory and the environment. Such a request counts
@@ -8,6 +8,7 @@ as no execution, leaves no name and no history, and an error in it reaches the s
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,11 +16,14 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ...settings import Settings
 from ..owners.ownership import Ownership
 from ..processes.engines.quantities import Value
+from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import READ_ONCE, READ_WHEN_LOADED
+from ..processes.paths import cwd_for_path, working_directory
 
-__all__ = ["MOVABLE", "Move", "WantedKernel", "moved", "plan"]
+__all__ = ["MOVABLE", "Move", "WantedKernel", "moved", "place_of", "plan", "wanted_kernel"]
 
 MOVABLE: Final = "ipython"
 """The implementation that kernels name in their `kernel_info_reply` if this works with them."""
@@ -62,6 +66,34 @@ class WantedKernel(NamedTuple):
     env: Mapping[str, str]
     given: Mapping[str, Value]
     ownership: Ownership
+
+
+def wanted_kernel(
+    settings: Settings,
+    root: Path,
+    name: str | None,
+    path: str | None,
+    env: Mapping[str, str],
+    ownership: Ownership,
+    given: Mapping[str, Value],
+) -> WantedKernel:
+    """The kernel that a start asks for, below its owner's directory ``root``.
+
+    Raises `InvalidPath` and `InvalidEnvironment`.
+    """
+    inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
+    if path is not None:
+        cwd, place = cwd_for_path(root, path), place_of(root, path)
+    else:
+        cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
+    name = name or settings.default_kernel_name
+    name = "python3" if name == "python" else name
+    return WantedKernel(name, cwd, place, {**QUIET, **inherited}, given, ownership)
+
+
+def place_of(root: Path, path: str) -> Path:
+    """The directory that an API path means for a kernel; it need not exist."""
+    return root / path.strip("/")
 
 
 class Move(NamedTuple):

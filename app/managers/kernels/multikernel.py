@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from ...settings import Settings
 from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
@@ -20,15 +18,14 @@ from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
 from ..processes.engines.caller_options import check_given
 from ..processes.engines.quantities import Value
-from ..processes.environment import QUIET, kernel_environment
-from ..processes.paths import cwd_for_path, working_directory
+from ..processes.paths import cwd_for_path
 from ..processes.specs import Specs
 from ..state import Lifecycle
 from .culling import Culler, CullingPolicy, cull_cause, cull_reason
 from .departures import Departures
 from .external import ExternalKernels
 from .kernel import Kernel
-from .moving import WantedKernel
+from .moving import WantedKernel, place_of, wanted_kernel
 from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
@@ -64,7 +61,7 @@ class MultiKernelManager:
         self.output_file = services.output_file
         self._last_request = self.started
         self._services = services
-        self._settings = settings = services.settings
+        self.settings = settings = services.settings
         self._handover = services.handover
         self._kernels = KernelTable()
         self.departures = Departures()
@@ -94,6 +91,7 @@ class MultiKernelManager:
         # its process for one that was left, and end it as unknown.
         with self.starts.busy():
             await self._handover.adopt(self._adopt)
+        # Adoptions end in any order, and late ones go on behind this: those kernels come last.
         in_order = sorted(self._kernels.items(), key=lambda item: item[1].created)
         self._kernels.clear()  # and filled again before anything else can run
         self._kernels.update(in_order)
@@ -124,6 +122,7 @@ class MultiKernelManager:
 
     async def _own(self, kernel: Kernel, record: KernelRecord) -> None:
         self._kernels[kernel.id] = kernel
+        # Listed before it is adopted: a start with its id finds it, and makes no second one.
         try:
             await kernel.adopt(record)
         except BaseException:
@@ -165,6 +164,8 @@ class MultiKernelManager:
 
     async def shares_changed(self, kernel: Kernel) -> None:
         """Take note of a kernel's shares; returns when the next server would know them, too."""
+        # What is allowed changes at once, and is stored then: a crash between the two takes back a
+        # change of which its client has not heard.
         self._kernels.index(kernel)
         kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
@@ -206,16 +207,6 @@ class MultiKernelManager:
         self.check_running()
         return await self._external.adopt_file(name, owned=owned)
 
-    @property
-    def settings(self) -> Settings:
-        """The options of this server."""
-        return self._settings
-
-    @property
-    def root_dir(self) -> Path:
-        """The absolute directory that paths of the API are relative to."""
-        return self._settings.root_dir
-
     async def cwd_for_path(self, path: str, owner: str) -> Path:
         """The directory that an owner's kernel works in if it is started for ``path``.
 
@@ -234,7 +225,7 @@ class MultiKernelManager:
         """
         kernel = self.get(kernel_id)
         root = await self._services.isolation.root(kernel.ownership.owner)
-        place = None if path is None else _place(root, path)
+        place = None if path is None else place_of(root, path)
         await kernel.relocate(place, env)
 
     async def start_kernel(
@@ -262,6 +253,8 @@ class MultiKernelManager:
         identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
         # one's kernel, or, if that start has failed, starts a kernel itself.
+        # Of several that wait, the first to be woken begins its own start before the next one looks
+        # again: nothing is awaited between the last look and the entry in `_starting`.
         while (underway := self._starting.get(identity)) is not None:
             await asyncio.wait({underway})
         self.check_running()
@@ -274,7 +267,9 @@ class MultiKernelManager:
         try:
             async with self.shares.place(identity, owned, is_chosen=is_chosen):
                 await self.shares.take_start(owned)
-                asked = await self._asked(name, path, env or {}, owned, given or {})
+                root = await self._services.isolation.root(owned.owner)
+                options = path, env or {}, owned, given or {}
+                asked = wanted_kernel(self.settings, root, name, *options)
                 kernel = await self._start(identity, asked, any_id=not (is_chosen or new_id))
                 await self._check_saved(kernel)
                 return kernel
@@ -290,26 +285,6 @@ class MultiKernelManager:
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise
-
-    async def _asked(
-        self,
-        name: str | None,
-        path: str | None,
-        env: Mapping[str, str],
-        ownership: Ownership,
-        given: Mapping[str, Value],
-    ) -> WantedKernel:
-        settings = self._settings
-        root = await self._services.isolation.root(ownership.owner)
-        inherited = kernel_environment(os.environ, settings.kernel_env_allow, env)
-        environment = {**QUIET, **inherited}
-        if path is not None:
-            cwd, place = cwd_for_path(root, path), _place(root, path)
-        else:
-            cwd = place = working_directory(root, env.get("KERNEL_WORKING_DIR")) or root
-        name = name or settings.default_kernel_name
-        name = "python3" if name == "python" else name
-        return WantedKernel(name, cwd, place, environment, given, ownership)
 
     async def _start(self, kernel_id: str, asked: WantedKernel, *, any_id: bool) -> Kernel:
         await self._forget_the_dead(asked.ownership.owner)
@@ -332,6 +307,8 @@ class MultiKernelManager:
                 given=asked.given,
             )
             kernel.reports = reports  # its start is the first of its events
+            # Listed before its turn comes: it can be seen, and stopped, while it waits. `_launch`
+            # removes it if it is never launched.
             self._kernels[kernel_id] = kernel
             await self._launch(kernel)
         if self.stopping:  # the server began to stop while this one was launched
@@ -348,17 +325,25 @@ class MultiKernelManager:
         kernel = await self.warm.claim(asked)
         if kernel is None:
             return None
+        # Nothing may be awaited between the claim and the `try` below: a kernel that is neither
+        # parked nor listed would be ended by nobody if this were cancelled there.
         kernel.hand_over(self._services, asked, self._forget)
         self._kernels[kernel.id] = kernel
         self.shares.taken(kernel_id)  # it counts by itself from now on, and has another id
+        # Under this id, too, its start is not answered yet. Should the server stop at one of the
+        # awaits below, `_stop_all` stops the kernel, of which its client will not hear.
+        self._starting[kernel.id] = self._starting[kernel_id]
         try:
             await kernel.impose_limits()
             await kernel.register()
-            if kernel.id not in self._kernels:  # another replica has ended it meanwhile
+            if kernel.id not in self._kernels:  # `_stop_all` or another replica has ended it
+                self.check_running()
                 raise KernelStartFailed("its replica was declared dead")
         except BaseException:
             await stop_quietly(kernel, now=True)
             raise
+        finally:
+            del self._starting[kernel.id]
         async with kernel.reports.action("start"):
             if self.stopping:
                 await kernel.stop(now=True)
@@ -379,10 +364,6 @@ class MultiKernelManager:
                 raise ServerStopping() from None
             raise
 
-    async def interrupt_kernel(self, kernel_id: str) -> None:
-        """Interrupt what a kernel runs. Raises `KernelNotFound` or `KernelNotRunning`."""
-        await self.get(kernel_id).interrupt()
-
     async def restart_kernel(
         self, kernel_id: str, *, now: bool = False, newports: bool = False
     ) -> Kernel:
@@ -394,6 +375,7 @@ class MultiKernelManager:
         """
         self.check_running()
         kernel = self.get(kernel_id)
+        # A kernel that dies behind this look is restarted without a place: it has just had one.
         is_dead = kernel.state.lifecycle is Lifecycle.DEAD
         async with self.shares.place(kernel_id, kernel.ownership) if is_dead else nullcontext():
             await self.shares.take_start(kernel.ownership)
@@ -413,6 +395,11 @@ class MultiKernelManager:
         Raises `KernelNotFound`.
         """
         kernel = self.get(kernel_id)
+        # A client may have begun to restart the kernel since the culler has looked. The stop would
+        # wait for that, and then end the new process; the culler's next look finds that in use. No
+        # await is between this and the moment when `Kernel.stop` has the kernel's lock.
+        if kernel.is_changing and not limit:
+            return
         why, clients = cull_reason(idle_seconds, limit), len(kernel.traffic.clients)
         kernel.reports.culled(limit or cull_cause(kernel), idle_seconds, clients, limit)
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
@@ -420,6 +407,7 @@ class MultiKernelManager:
 
     async def let_go(self, kernel_id: str) -> None:
         """Leave a kernel to another replica, which has it already."""
+        # First the list: no request may find the kernel here while it is left.
         kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
         if kernel is not None:
             await leave_now(kernel)
@@ -440,15 +428,20 @@ class MultiKernelManager:
         """Stop every kernel; returns when all are gone. Bounded by a kernel's stop."""
         self.begin_stop()
         assert self._stop_task is not None
+        # Whoever waits here may be cancelled: kernels that were asked to end are seen through.
         await asyncio.shield(self._stop_task)
 
     async def _stop_all(self) -> None:
+        # No cull begins from here on. Those that have begun go on: they hold their kernels' locks,
+        # and the stops below wait for that.
         for task in self._culling:
             task.cancel()
         self._usage_events.close()
         await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
+        # Before the kernels are left: late adoptions end, and no checkpoint comes behind a record
+        # that `leave` has stored. Starts end themselves from now on (`starts.stop`, `stopping`).
         await self._handover.close()
         if self._handover.hands_over:
             # A client that waits for the answer to a start gets an error: its kernel is stopped.
@@ -456,7 +449,7 @@ class MultiKernelManager:
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
             kernels = asked_for + await self._leave(kernels)
         own = (kernel.shutdown_seconds for kernel in kernels)
-        patience = max((self._settings.shutdown_wait_time, *own))
+        patience = max((self.settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
         await self._handover.hand_over()
 
@@ -468,12 +461,16 @@ class MultiKernelManager:
                 "%d kernels go on without a server, for %g s at most; "
                 "'kernelkeep kernels stop --all' ends them",
                 len(kernels) - len(here),
-                self._settings.orphan_timeout,
+                self.settings.orphan_timeout,
             )
         return here
 
     def _forget(self, kernel: Kernel) -> None:
-        self._kernels.pop(kernel.id, None)
+        # A kernel that is not listed has not gone: it has never come (`ExternalKernels`), or it is
+        # another replica's by now (`let_go`), and may even be here again as another object.
+        if self._kernels.get(kernel.id) is not kernel:
+            return
+        del self._kernels[kernel.id]
         where, whose = host_of(kernel), kernel.ownership
         self.departures.note(kernel.id, kernel.model, where, whose, time.time())
 
@@ -482,15 +479,12 @@ class MultiKernelManager:
         owned = self._kernels.found_by([("owner", owner)])
         dead = [kernel for kernel in owned if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
-            await stop_quietly(kernel)
+            # Its owner may have restarted it, or begun to, while the one before was removed.
+            if kernel.state.lifecycle is Lifecycle.DEAD and not kernel.is_changing:
+                await stop_quietly(kernel)
 
     async def close(self) -> None:
         """Stop all kernels (`stopped`), then leave the keepers, and remove what is left."""
         await self.stopped()
         self._kernels.clear()
         await self._services.close()
-
-
-def _place(root: Path, path: str) -> Path:
-    """The directory that an API path means for a kernel; it need not exist."""
-    return root / path.strip("/")

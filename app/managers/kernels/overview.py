@@ -263,11 +263,15 @@ class Overview:
             yield one.id, self._row(one) if isinstance(one, Kernel) else self._row_of(one)
 
     def _row_of(self, one: KernelElsewhere) -> KernelEvent:
+        # Looked up by the replica that has the kernel now: what the one before has told of it, and
+        # has not taken back yet, is not shown.
         row = self._told.get(one.replica or "", {}).get(one.id)
         # One that cannot be reached is not as it was told before.
         return row if row is not None and one.is_reachable else _as_registered(one)
 
     def _row(self, kernel: Kernel) -> KernelEvent:
+        # The kernel's state is told on iopub, and an execution's end on shell, too: either may be
+        # ahead. An execution is told of only while both say that it runs.
         traffic, series = kernel.traffic, self._kernels.samples(kernel)
         running = traffic.tracker.at_main_shell if kernel.state.busy else None
         if running is not None and not running.running:
@@ -300,6 +304,7 @@ class Overview:
         whole, last = False, time.monotonic()
         try:
             while self._is_running():
+                # Beside the looks: a host that answers slowly delays figures, and not states.
                 if sampling is None or sampling.done():
                     sampling = _retrieved(self._kernels.sample(SAMPLED_AT_ONCE))
                 await self._kernels.refresh()
@@ -329,6 +334,7 @@ class Overview:
         gone = set(told)
         # Lists: kernels come and go while the client takes what is told. An end is told before the
         # kernels that there are: one of them may have been started anew under the same id.
+        # Nothing is awaited between these two, nor until `rows` is made: no end falls between.
         ended = self._kernels.departures(self._departed)
         self._departed = self._kernels.departed
         rows = [*self.rows()]
@@ -345,6 +351,7 @@ class Overview:
             yield GoneEvent(one.kernel_id, at, msgspec.Raw(one.model), one.host)
         for kernel_id, row in rows:
             gone.discard(kernel_id)
+            # Compared as it is sent: a change that clients do not see is none.
             encoded = _encode(row)
             if told.get(kernel_id) != encoded:
                 told[kernel_id] = encoded

@@ -145,6 +145,7 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | None]]] = {
         # A restart that was cancelled between the end of one process and the launch of the next.
         **_IS_STOPPED,
         Event.HANDED_OVER: Phase.GONE,
+        # No end but these: a restart that fails has begun to launch by then (`Phase.STARTING`).
     },
     Phase.STOPPING: {
         Event.RETIRED: Phase.GONE,
@@ -189,6 +190,8 @@ class Course:
             if event not in TRANSITIONS[phase]:
                 raise WrongTurn(f"{event.name} cannot come to a kernel that is {phase.name}")
             self.phase = TRANSITIONS[phase][event] or self._before
+        # A stop of a kernel whose restart was cut short goes back, should it fail, to where the
+        # restart had begun.
         if event in _IS_STOPPED and phase is not Phase.REPLACING:
             self._before = phase
         self.asked = _asked_after(self.asked, phase, event)
@@ -218,6 +221,7 @@ def after_end(course: Course, *, autorestart: bool, within_limit: bool) -> Next:
     ``autorestart`` is the option, and ``within_limit`` whether the kernel has not died too often in
     a row (`RestartPolicy`).
     """
+    # First: a process that was asked to end for good may have been stranded before it did.
     if course.asked is EndAsked.SHUTDOWN:
         return Next.RETIRE
     if course.phase is Phase.STRANDED:

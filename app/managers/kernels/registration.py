@@ -45,6 +45,8 @@ class Registration:
         self._handover = services.handover
         self._note = note
         self.ownership = ownership
+        # How often something has changed that only the record tells, and how much of it is stored.
+        self._changes = self._stored = 0
 
     def hand_over(self, services: KernelServices) -> None:
         """Use ``services`` from now on."""
@@ -55,16 +57,23 @@ class Registration:
 
         Its process is not reached yet, so nothing else of it can be known.
         """
-        self._own(record)
+        self._note_changes(record)
+        self._stored = self._changes
 
         async def describe() -> KernelRecord:
             return record
 
         await self._handover.save(self._kernel.id, describe)
 
-    def _own(self, record: KernelRecord) -> None:
+    def _note_changes(self, record: KernelRecord) -> None:
+        record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
+        record.given = dict(self._launches.given)
         record.owner, record.owner_groups = self.ownership.owner, sorted(self.ownership.groups)
         record.shares = [*self.ownership]
+
+    def changed(self) -> None:
+        """Note that others have changed where the kernel works, or its shares."""
+        self._changes += 1
 
     async def register(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
@@ -74,7 +83,19 @@ class Registration:
 
     async def save(self) -> None:
         """Have the next server know the kernel as it is now."""
-        await self._handover.save(self._kernel.id, self._record)
+        # A change that comes while the record is being written is not in it, and whoever makes the
+        # change leaves it to whoever writes (`Kernel.save`): so the record is written once more.
+        while True:
+            changes = self._changes
+            await self._handover.save(self._kernel.id, self._record)
+            self._stored = changes
+            if self._changes == changes:
+                return
+
+    async def catch_up(self) -> None:
+        """Store what has changed and could not be stored when it did (`Kernel.save`)."""
+        if self._stored != self._changes:
+            await self.save()
 
     async def _record(self) -> KernelRecord | None:
         """The record by which the next server finds the kernel; None if it is out of date already.
@@ -108,9 +129,7 @@ class Registration:
         # A provisioner was asked, which takes time. `Kernel.relocate` or a share may have come
         # meanwhile: what they have changed is read only now. And the process may have been
         # replaced: then the launch saves a record of its own, which this one must not overwrite.
-        record.cwd, record.env = str(self._launches.place), dict(self._launches.env)
-        record.given = dict(self._launches.given)
-        self._own(record)
+        self._note_changes(record)
         return record if record.generation == state.generation else None
 
     async def disown(self) -> None:

@@ -45,7 +45,9 @@ class KernelShares:
         is a client's, and another replica may have it. Raises `TooManyKernels`, `KernelsLimit` or
         `BeyondLimit`, and with replicas `KernelElsewhereError` or `RegistryUnavailable`.
         """
-        if kernel_id in self._reserved:  # a second restart of a dead kernel
+        # A second restart of a dead kernel shares the place of the first, which may give it back
+        # first: the kernel counts by itself as soon as either has begun (`Kernel._restart`).
+        if kernel_id in self._reserved:
             yield
             return
         if self._max and self._count() >= self._max:
@@ -57,6 +59,7 @@ class KernelShares:
             if not (self._max or of_owner is not None or is_chosen):
                 yield
                 return
+            # Dead kernels hold no place, and the registry may not know yet which have died.
             dead = [kernel.id for kernel in self._table.values() if not kernel.counts]
             asked = ReservationRequest(kernel_id, ownership.owner, self._max, of_owner, dead)
             await self._reserve(asked, ownership)
@@ -76,6 +79,8 @@ class KernelShares:
 
     def taken(self, kernel_id: str) -> None:
         """Give a place back early: its kernel is there, with another id."""
+        # With replicas, the registry counts both until the start is over. For that moment it may
+        # refuse a start that would fit; it never grants one that would not.
         self._reserved.pop(kernel_id, None)
 
     async def take_start(self, ownership: Ownership) -> None:
@@ -83,7 +88,8 @@ class KernelShares:
         limit = self._shares.limits(ownership).starts_per_minute
         if limit and (seconds := await self.reservations.take_start(ownership.owner, limit)):
             raise self._shares.refuse_start(limit, seconds)
-        self._shares.take_start(ownership)  # what counts while the others cannot be asked
+        # Counted here, too: this is what counts while the other replicas cannot be asked.
+        self._shares.take_start(ownership)
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""

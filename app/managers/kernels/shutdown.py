@@ -73,9 +73,12 @@ class Shutdown:
         if not self._traffic.connected:  # it cannot be asked
             return False
         loop, seconds, process = asyncio.get_running_loop(), self._seconds, self._process
+        # Before the request: children that are started by exit hooks are not to be among them.
         children = await process.children() if self._may_wait_in_vain else set()
         deadline = loop.time() + seconds
         ask = self._traffic.own.ask("shutdown_request", {"restart": restart}, seconds, "control")
+        # The reply and the end of the process come by two ways, in either order, and some kernels
+        # send no reply: only the end counts. The reply tells that the kernel waits for children.
         answer = loop.create_task(ask)
         in_vain = 0
         try:

@@ -56,6 +56,7 @@ async def stop_all(
         # Streams and WebSockets end first: their clients are told that the server stops, and not
         # that their kernels do.
         await asyncio.sleep(FAREWELL_SECONDS)
+    # Side by side: each kernel has its own lock, and one that does not end delays no other.
     loop = asyncio.get_running_loop()
     stops: set[asyncio.Future[Any]] = {loop.create_task(stop_quietly(one)) for one in kernels}
     if not stops and not starting:
@@ -64,6 +65,8 @@ async def stop_all(
     _, late = await asyncio.wait({*stops, *starting}, timeout=patience + SLACK_SECONDS)
     if late:
         logger.error("%d kernels do not stop; the server ends without them", len(late))
+    # The record of a kernel that has begun to stop is gone (`Registration.disown`): the next server
+    # ends its process, or the keeper when no server comes.
     for stop in stops:
         stop.cancel()
 
@@ -91,6 +94,7 @@ async def leave_now(kernel: Kernel) -> None:
 
     Its streams and WebSockets end, so that their clients come back, and find that replica.
     """
+    # First, and without the lock: they would follow a log that this replica reads no further.
     kernel.executions.close_streams()
     try:
         async with asyncio.timeout(LEAVE_SECONDS):
@@ -111,6 +115,7 @@ async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
         )
     except Exception:
         about(logger, kernel_id=kernel.id).exception("kernel %s could not be stopped", kernel.id)
+        # Whatever has failed, a process that nobody knows of any more must not stay.
         with contextlib.suppress(Exception):
             await kernel.kill()
     else:

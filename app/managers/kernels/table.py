@@ -59,6 +59,7 @@ class KernelTable(MutableMapping[str, Kernel]):
         return self._kernels[kernel_id]
 
     def __setitem__(self, kernel_id: str, kernel: Kernel) -> None:
+        # Removed first, so that the newer one is the last in order, and in no group of the older.
         if kernel_id in self._kernels:
             del self[kernel_id]
         self._kernels[kernel_id] = kernel
@@ -89,6 +90,7 @@ class KernelTable(MutableMapping[str, Kernel]):
 
     def index(self, kernel: Kernel) -> None:
         """Take note that a kernel's shares have changed."""
+        # Its client may have looked the kernel up just before it was removed.
         if self._kernels.get(kernel.id) is not kernel:
             return
         self.version += 1
@@ -119,6 +121,8 @@ class KernelTable(MutableMapping[str, Kernel]):
             self._by_key.setdefault(key, {})[kernel_id] = kernel
 
     def _unindex(self, kernel_id: str) -> None:
+        # By the keys that it was put here with: its shares may have changed since, and `index` is
+        # yet to come.
         for key in self._keys.pop(kernel_id):
             self._remove(key, kernel_id)
 

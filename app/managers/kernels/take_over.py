@@ -1,14 +1,14 @@
 """Taking over a kernel whose process an earlier server has left.
 
-`TakeOver.reach` finds out what has become of the process, and puts the kernel's log and executions
-back. What follows from that, the kernel decides.
+It is found out what has become of the process, and the kernel's log and executions are put back.
+Then the kernel's life begins: with the process, with the next one, or with none.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
@@ -16,16 +16,19 @@ from ...keeper.hearings import Heard
 from ...keeper.processes import UNKNOWN_EXIT
 from ...keeper.sockets import ConnectionInfo
 from ...log_formats import about
-from ..errors import KeeperUnavailable
+from ..errors import KeeperUnavailable, KernelUnreachable
 from ..handover.adoption import Gone
 from ..handover.handover import HandedOver
 from ..handover.store import KernelRecord
 from ..state import Lifecycle
 from ..telemetry.reports import KernelReports
-from .launches import Launches
+from .launches import Launches, not_stopped
+from .life import Life
+from .phases import Course, Event
+from .registration import Registration
 from .services import KernelServices
 
-__all__ = ["REACH_SECONDS", "Fate", "Found", "TakeOver"]
+__all__ = ["TakeOver"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Fate(Enum):
 
 
 class Found(NamedTuple):
-    """What `TakeOver.reach` has found."""
+    """What has become of a process, as far as that is known."""
 
     fate: Fate
     why: str = ""
@@ -71,26 +74,108 @@ class LeftKernel(HandedOver, Protocol):
 class TakeOver:
     """Owns, for one kernel, the process that an earlier server has left.
 
-    ``on_reached`` is called when the process is reached, or is known to have ended.
+    `begin` and `at_once` are called with the kernel's lock. Between them the kernel's life tries to
+    reach the process. Both ways lead to `_take_over`, and never at the same time: `at_once` ends
+    the life first.
     """
 
     def __init__(
         self,
         kernel: LeftKernel,
         launches: Launches,
+        course: Course,
+        life: Life,
+        registration: Registration,
         services: KernelServices,
-        *,
-        on_reached: Callable[[], None],
     ) -> None:
         self.record: KernelRecord | None = None
         """The record that the earlier server has written."""
-        self._on_reached = on_reached
         self._kernel = kernel
         self._launches = launches
+        self._course = course
+        self._life = life
+        self._registration = registration
         self._services = services
         self._logger = about(logger, kernel_id=kernel.id)
 
-    async def reach(self) -> Found:
+    async def begin(self, record: KernelRecord) -> None:
+        """Take the kernel of this record over; a process out of reach is left to its life."""
+        self._course.on(Event.FOUND)
+        self.record = record
+        self._kernel.traffic.activity.last = record.last_activity
+        try:
+            await self._take_over()
+        except KernelUnreachable as error:
+            self._reach_later(error.message)
+
+    async def at_once(self) -> None:
+        """Reach the process, so that it can be ended. Raises `KernelNotStopped` if that fails."""
+        if not self._kernel.is_left:
+            return
+        await self._life.end()
+        # The life may have reached the process in the turn in which it was ended, or may have been
+        # cancelled behind that: `_reach` notes it before it awaits anything more. What was not read
+        # of the log then is not missed, as whoever calls this is about to end the process.
+        if not self._kernel.is_left:
+            return
+        try:
+            await self._take_over()
+        except KernelUnreachable as error:
+            self._reach_later(error.message)
+            raise not_stopped(error.message) from error
+
+    def _reach_later(self, why: str) -> None:
+        self._life.doubt(why)
+        self._life.begin(self._reach_in_time())
+
+    async def _reach_in_time(self) -> None:
+        """Try to reach the process that was left until that succeeds: a part of the kernel's life.
+
+        The process may run: meanwhile it is neither ended nor replaced.
+        """
+        pause, longest = REACH_SECONDS
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self._take_over()  # it begins the next part of this life
+            except KernelUnreachable as error:
+                self._life.doubt(error.message)
+            else:
+                return
+            pause = min(pause * 2, longest)
+
+    async def _take_over(self) -> None:
+        """Own the process that was left, or find that it has ended; then begin the next life.
+
+        Raises `KernelUnreachable`, and nothing has changed then.
+        """
+        kernel, life = self._kernel, self._life
+        found = await self._reach()
+        match found.fate:
+            case Fate.UNUSABLE:
+                await life.give_up("The server could not take the kernel over; see its log")
+                return
+            case Fate.DEAD:
+                await life.bury(found.why)
+                return
+            case Fate.REPLACED:
+                self._course.on(Event.RESTARTS)
+                kernel.state.begin(Lifecycle.RESTARTING)
+                life.begin(life.relaunch())
+                return
+            case Fate.READY:
+                life.take_for_ready()
+                if found.again or kernel.traffic.ends.has_loss:
+                    life.settle_loss()
+            case Fate.SILENT:
+                self._course.on(Event.WAS_UP)
+                life.doubt("It has not answered since this server was started")
+        # From here on `Kernel.save` stores the record. While the log was read it could not: the
+        # kernel was neither left any more nor heard yet.
+        await self._registration.catch_up()
+        life.begin()
+
+    async def _reach(self) -> Found:
         """Own the process that was left, or find that it has ended.
 
         Raises `KernelUnreachable`, and nothing has changed then.
@@ -100,9 +185,9 @@ class TakeOver:
         try:
             heard = await launches.find_again(record)
         except Gone as gone:
-            self._on_reached()
+            self._course.on(Event.REACHED)
             return await self._clean_up(record, str(gone), gone.code)
-        self._on_reached()
+        self._course.on(Event.REACHED)
         if await self.recover(record, launches.info, heard) is None:
             return Found(Fate.UNUSABLE)
         # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since.
@@ -144,7 +229,7 @@ class TakeOver:
         kernel = self._kernel
         try:
             heard = await self._services.handover.recover(kernel, record, info, heard)
-        except Exception:
+        except Exception:  # a damaged log or registry must not keep the kernel from being stopped
             self._logger.exception("kernel %s: what it has said and done is not known", kernel.id)
             return None
         if another:

@@ -78,6 +78,7 @@ class TimeLimits:
         # One that starts, or cannot be reached, is not idle.
         is_idle = lifecycle is Lifecycle.RUNNING and not kernel.state.at_work
         comes = due(limits, age=now - created, idle=idle if is_idle else None)
+        # An end that fails (the process cannot be killed) is begun again by a later look.
         ends, left = self._plans.setdefault(kernel, TimePlan()).next(comes, now)
         if comes is not None and left is not None:
             kernel.reports.ends_soon(comes.limit, left)

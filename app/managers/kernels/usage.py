@@ -219,7 +219,9 @@ class UsageSampler:
         series = self._series.get(kernel.id)
         if series is None:
             series = self._series[kernel.id] = Series()
-        if time.time() - series.at >= seconds:
+        # By the wall clock, as the time of a sample is told to clients. A sample from the future
+        # is one that was taken before the clock was set back.
+        if not 0 <= time.time() - series.at < seconds:
             await self._sample(kernel, series)
         return series
 
@@ -242,6 +244,7 @@ class UsageSampler:
         """
         newest = time.time() - 0.9 * PERIOD_SECONDS
         aged = [(self._age_key(kernel), kernel) for kernel in kernels]
+        # The number decides between samples of one age: kernels cannot be compared.
         stale = sorted((at, number) for number, (at, _) in enumerate(aged) if at <= newest)
         await self.refresh([aged[number][1] for _, number in stale[:most]], 0.9 * PERIOD_SECONDS)
 
@@ -260,6 +263,8 @@ class UsageSampler:
             task = asyncio.get_running_loop().create_task(self._take(kernel, series))
             self._sampling[kernel.id] = task
             task.add_done_callback(lambda done: self._on_taken(kernel.id, done))
+        # Several callers share the task: the cancellation of one, such as the timeout of `refresh`,
+        # must not reach it. The keeper's bound for an answer ends the task in any case.
         await asyncio.shield(task)
 
     def _on_taken(self, kernel_id: str, task: asyncio.Task[None]) -> None:
@@ -284,12 +289,22 @@ class UsageSampler:
                     about(logger, kernel_id=kernel_id).debug(
                         "kernel %s is not sampled: %s", *(kernel_id, error.message)
                     )
+                except Exception:  # one kernel must not end the samples of all others
+                    about(logger, kernel_id=kernel_id).exception(
+                        "kernel %s could not be sampled", kernel_id
+                    )
             self._forget_old()
+        # Nothing is awaited since the last look at the kernels: whoever asks about one after that
+        # look finds no task here, and begins the next one.
         self._periodic = None
 
     def _forget_old(self) -> None:
+        # A series whose sample is under way stays, however old it is: the sample goes into it, and
+        # a caller that comes meanwhile waits for that sample, and must find it in its series.
         oldest = time.time() - HISTORY_SECONDS
-        self._series = {one: series for one, series in self._series.items() if series.at >= oldest}
+        for kernel_id, series in [*self._series.items()]:
+            if series.at < oldest and kernel_id not in self._sampling:
+                del self._series[kernel_id]
 
     async def close(self) -> None:
         """Sample no more."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from ...log_formats import about
 from ..errors import KeeperUnavailable
 from ..state import KernelState
 from ..telemetry.events import Events
@@ -14,6 +15,8 @@ from ..telemetry.reports import KernelReports
 from .usage import Measured, UsageSampler
 
 __all__ = ["Reported", "UsageEvents"]
+
+logger = logging.getLogger(__name__)
 
 EVENT_SECONDS: Final = 60.0
 """Seconds between two events about a kernel that does something."""
@@ -58,10 +61,16 @@ class UsageEvents:
             self._told[kernel.id] = said
             if said == before.get(kernel.id) and not kernel.state.at_work:
                 continue
-            with contextlib.suppress(KeeperUnavailable):
+            try:
                 series = await self._sampler.latest(kernel, EVENT_SECONDS / 2)
                 if series.latest is not None:
                     kernel.reports.used(series.latest.cpu_seconds, series.latest.memory)
+            except KeeperUnavailable:
+                pass  # the kernel is told of when its keeper answers again and it does something
+            except Exception:  # one kernel must not end the events of all others
+                about(logger, kernel_id=kernel.id).exception(
+                    "what kernel %s uses could not be told", kernel.id
+                )
 
     def close(self) -> None:
         """Tell no more."""

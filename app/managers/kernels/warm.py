@@ -141,6 +141,8 @@ class WarmKernels:
         if shares_files(spec.metadata) and cwd != asked.cwd:
             return None
         move = plan(spec.env, self._as_started, (cwd, asked.env))
+        # Each is taken out before anything is awaited about it: of two claims at a time, or a claim
+        # and a look (`_check`), only one gets the kernel.
         while move is not None and (kernel := pool.oldest) is not None:
             if move.needed and kernel.traffic.own.implementation != MOVABLE:
                 return None
@@ -173,9 +175,10 @@ class WarmKernels:
                     await self._services.engines.own(kernel.id, owner)
         except (KeeperUnavailable, TimeoutError) as error:
             return f"could not be made somebody's ({str(error) or 'no answer'})"
-        except BaseException:
+        except BaseException:  # its client has gone, for one: nobody else knows of the kernel
             self._stop(kernel)
             raise
+        # It may have died, or have been restarted by another hand, while it was being moved.
         return "" if _is_fit(kernel) else "has become unfit"
 
     def drop(self, kernel_id: str) -> Kernel | None:
@@ -196,8 +199,7 @@ class WarmKernels:
             await pool.missing.wait()  # without a bound: there may never be a claim
             await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
             await self._starts.quiet()
-            if not pool.missing.is_set():
-                continue
+            # One is missing still: kernels are parked here alone, one after the other.
             try:
                 pool.park(await self._start(pool))
                 failure, times = "", 0
@@ -230,7 +232,8 @@ class WarmKernels:
             else:
                 with self._starts.admission():
                     await self._starts.launch(kernel.start, kernel.came_up)
-            # Bounded by kernel_info_timeout, and by how long the engine may have it wait.
+            # Bounded by kernel_info_timeout, and by how long the engine may have it wait. A
+            # cancellation cancels the future as well, which nobody else awaits of such a kernel.
             if not await kernel.came_up:
                 raise KernelStartFailed(kernel.state.reason)
             if kernel.id not in self._starting:
@@ -258,6 +261,8 @@ class WarmKernels:
             spec = await self._specs.find(pool.name)
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
+            # It may have been handed out while it was asked: then it is a client's, whatever it
+            # has answered.
             if why and pool.remove(kernel):
                 about(logger, kernel_id=kernel.id).info(
                     "warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why
@@ -297,6 +302,7 @@ class WarmKernels:
     async def close(self) -> None:
         """Stop every parked kernel, and start no more."""
         self._closing.set()
+        # First the tasks: `_fill` would park another kernel, and `_check` stop one a second time.
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -16,6 +16,7 @@ def not_to_give(maker: Principal, owner: str, groups: Set[str], scopes: Scopes) 
     What the token is to do with its owner's own things, its maker must be allowed to do with them.
     The groups of another owner count for nothing here: the maker names them.
     """
+    # "Everything" is no scope among others: it is compared first, in both directions.
     held = maker.scopes
     if held.everything:
         return ""

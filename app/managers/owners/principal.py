@@ -76,6 +76,8 @@ class Principal:
 
     def end(self) -> None:
         """End the credential: requests and connections that are open with it are closed."""
+        # Set first, and the set is taken out: whatever opens or closes while these are called finds
+        # the principal ended, and changes no set that is being gone through.
         self.ended = True
         closing, self._open = self._open, set()
         for close in closing:

@@ -123,7 +123,7 @@ class Scopes:
         if self.everything:
             return True
         question = action, resource
-        found = self._any.get(question)
+        found = self._any.get(question)  # `Scopes` never change, so no answer grows old
         if found is None:
             found = any(
                 scope.resource == resource and scope.includes(action) for scope in self._scopes

@@ -8,7 +8,7 @@ unknown token is shown. So a token works as soon as the command has printed it, 
 has no tokens looks at nothing.
 
 The thread has the file to itself (``_store``, ``_file``, ``_elsewhere``, ``_version``, ``_ids``),
-and the event loop has the rest. ``_asked`` is shared: see `TokenList._ask`.
+and the event loop has the rest. Two are shared: ``_asked`` (see `TokenList._ask`) and ``_is_out``.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class TokenList:
         self._watch: asyncio.Task[None] | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._asked: _Asked | None = None
+        self._is_out = False  # whether tokens were dropped that the thread takes for known
         # These belong to the thread:
         self._store: TokenTable | None = None
         self._file: Hashable | None = None
@@ -116,6 +117,7 @@ class TokenList:
         """Write when tokens were last used, and close the file."""
         if self._thread is None:
             return
+        # First the watch: it takes uses, too, and begins a look that this would have to wait for.
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
@@ -131,6 +133,8 @@ class TokenList:
         """Whose a token is, also when it has ended; None for one that is not known."""
         if not credentials.is_token(token):
             return None
+        # Looked up by its digest: how long the look takes tells of the token that is shown, and of
+        # no other. Expired by the clock counts at once; the watch comes up to `LOOK_SECONDS` later.
         principal = self._by_digest.get(credentials.digest(token))
         if principal is not None and not principal.ended:
             if principal.over:
@@ -146,6 +150,8 @@ class TokenList:
         """
         found = self.known(token)
         if found is None and credentials.is_token(token):
+            # All who show unknown tokens share one look: guessing costs the disk no more than that.
+            # The callback of `_ask` was added before this wait's, so the look is taken by now.
             done, _ = await asyncio.wait({self._ask()}, timeout=WAIT_SECONDS)
             found = self.known(token)
             if found is None and (not done or self._trusted_until != NEVER):
@@ -183,6 +189,8 @@ class TokenList:
 
     async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
+        # The thread makes the change whether or not its caller waits: what it has seen behind the
+        # change is taken in any case, and by whoever is still there to do it.
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
         try:
             done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
@@ -244,8 +252,10 @@ class TokenList:
 
     def _read(self) -> _Seen:
         """What has changed since the last look."""
+        # Another file may have been moved to this place: its versions mean nothing beside ours.
         found = self._place.key()
-        if found != self._file:
+        if found != self._file or self._is_out:
+            self._is_out = False
             self._forget_file()
         if found is None:
             return _Seen([], all=True)
@@ -277,6 +287,7 @@ class TokenList:
         self._ids = set()
 
     def _change_file(self, work: Callable[[TokenTable], T]) -> tuple[T, _Seen]:
+        # By a connection of its own, so that `changes_elsewhere` of the other one sees the change.
         store = self._place.open(create=True)
         with contextlib.closing(store):
             result = work(store)
@@ -292,6 +303,9 @@ class TokenList:
     # Taking what a look has found
 
     def _take(self, seen: _Seen, *, told: bool = True) -> None:
+        # A look behind a change is taken a turn later than others, by the task that has made the
+        # change: a request that revokes its own token is not closed by that (`app.api.endings`). So
+        # an older look may come behind a newer one; what has ended stays ended all the same.
         loop = asyncio.get_running_loop()
         if self._thread is None:
             return  # closed meanwhile
@@ -328,6 +342,8 @@ class TokenList:
                 token.principal.end()
 
     def _put(self, record: TokenRecord, loop: asyncio.AbstractEventLoop, *, told: bool) -> None:
+        # A principal is kept where it may do what it might before, as it has what is open with it.
+        # Where not, it ends, and with it its connections: they were permitted by other scopes.
         old = self._tokens.get(record.id)
         if old is not None and _same(old.record, record):
             principal, deadline = old.principal, old.deadline
@@ -395,6 +411,7 @@ class TokenList:
             if loop.time() >= uses_at and asked.done():
                 uses_at = loop.time() + USES_SECONDS
                 self._submit(self._write_uses, self._take_uses())
+        # Nothing is awaited since the last look at what is in force: `_take` begins another watch.
         self._watch = None
         self._submit(self._write_uses, self._take_uses())
 
@@ -420,12 +437,16 @@ class TokenList:
 
     def _distrust(self) -> None:
         """Take no token any more: the file cannot be read, and any may have been revoked."""
+        # Connections that are open end, too. A look that hangs may succeed after all, and find that
+        # nothing has changed: the one behind it reads everything again, which is nobody's doing and
+        # is not told (`_has_read`).
         if self._tokens:
             logger.error("the list of tokens cannot be read: no token of it is taken until it can")
             self._drop(set(self._tokens))
-            self._has_read = False
+            self._has_read, self._is_out = False, True
 
     def _take_uses(self) -> list[tuple[str, float]]:
+        # Taken in the loop's thread: the other one gets a list of its own.
         uses, self._used = [*self._used.items()], {}
         return uses
 

@@ -269,12 +269,15 @@ class TokenTable(ABC):
         revoked = [*ids]
 
         def work(execute: Execute) -> list[TokenRecord]:
+            # In one transaction, which keeps others from writing: a token that is made with one of
+            # these while this goes on finds its maker ended (`add`), or is found here.
             version = self._next_version(execute)
             end = f"UPDATE {self.table} SET revoked = ?, version = ? WHERE id = ? AND {_IN_FORCE}"
+            # Through tokens that have ended already, too: those made with them may be in force.
             left, seen = [*revoked], set[str]()
             while left:
                 token_id = left.pop()
-                if token_id in seen:
+                if token_id in seen:  # another program may have written tokens that made each other
                     continue
                 seen.add(token_id)
                 execute(end, now, version, token_id, now)

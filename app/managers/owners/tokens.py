@@ -106,6 +106,8 @@ class TokenStore(TokenTable):
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        # At once for writing: of two that both read first and then want to write, SQLite has one
+        # fail without waiting for `LOCK_SECONDS`.
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -174,6 +176,7 @@ def _create(path: Path) -> None:
         if owner != os.geteuid():
             # The server, which runs as that user, could not read a file of this one.
             raise UnusableTokens(f"{path.parent} belongs to another user ({owner}): be that one")
+        # Of two processes that come at a time, one makes the file, and both go on with it.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(path, flags, 0o600))
     except FileExistsError:

@@ -98,6 +98,8 @@ class SessionBook:
 
     def read_again(self) -> None:
         """Others have changed the database. A change of this server's that is under way holds."""
+        # What is loaded may be older than what this server has in memory and is about to write. Its
+        # write tells everybody, this server included, to read once more.
         found = {session.id: session for session in self._store.load()}
         for session_id in self._sessions.keys() - found.keys() - self._writing.keys():
             self._remove(session_id)
@@ -107,6 +109,7 @@ class SessionBook:
 
     async def forget_gone(self, sessions: Iterable[Session]) -> None:
         """Forget those of the sessions whose kernel is gone."""
+        # Nothing is awaited between the look and `forget`: no kernel of such an id comes between.
         gone = [session for session in sessions if not self.has_kernel(session)]
         for session in gone:
             about(logger, kernel_id=session.kernel_id).info("%s", farewell(session))
@@ -118,6 +121,7 @@ class SessionBook:
 
         A disk that does not answer holds this up no longer than a change; it is logged then.
         """
+        # The last work of the thread: every change was handed to it before, and it works in order.
         try:
             await self._write(self._store.close)
         finally:
@@ -136,6 +140,9 @@ class SessionBook:
                 del self._by_owner[session.owner]
 
     async def _write(self, work: Callable[[], None], ids: Collection[str] = ()) -> None:
+        # Nothing is awaited between the change in memory and this: the thread gets the changes in
+        # their order. A caller that is cancelled leaves its write to the thread, as `asyncio.wait`
+        # cancels nothing that it waits for.
         written = asyncio.wrap_future(self._writer.submit(work))
         self._writing.update(ids)
         written.add_done_callback(partial(self._on_written, ids))
@@ -147,6 +154,7 @@ class SessionBook:
             logger.error("a change of the sessions is not stored yet: its disk does not answer")
 
     def _on_written(self, ids: Collection[str], written: asyncio.Future[None]) -> None:
+        # Counted, as two changes of one session may be under way. What has come to 0 is dropped.
         self._writing -= Counter(ids)
         error = written.exception()
         if error is not None:
@@ -176,12 +184,15 @@ class _Writer:
 
     def end(self) -> None:
         """Take no more; the thread ends behind its work."""
+        # Set in the loop's thread alone, as `submit` is called there alone: no work comes behind.
         self._is_ended = True
         self._queue.put(None)
 
     def _run(self) -> None:
         while (found := self._queue.get()) is not None:
             work, done = found
+            # Whatever it raises: the thread goes on with the next change, and this one's error is
+            # logged in the event loop (`SessionBook._on_written`).
             try:
                 work()
             except BaseException as error:

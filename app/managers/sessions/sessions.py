@@ -16,7 +16,6 @@ from ..errors import (
     InvalidRequest,
     KernelkeepError,
     KernelNotFound,
-    KernelNotStopped,
     KernelSpecNotFound,
     KernelUnavailable,
     NoSuchKernel,
@@ -129,6 +128,7 @@ class SessionManager:
         In that case the session is removed, and the text of the error says why; later requests get
         the error for an unknown id.
         """
+        # Nothing is awaited from here to `forget`, so that no kernel of this id can come meanwhile.
         session = self._book.get(session_id)
         if session is None or not self._knows(session):
             hidden = {} if session is None else self._hidden(session)
@@ -198,6 +198,8 @@ class SessionManager:
         owner = self._principal.owner
         async with self._book.turn(f"{owner}\0{path}"):
             self._kernels.check_running()
+            # Looked for without the replicas' turn first, which costs a statement: most requests
+            # find a session that is there.
             session = await self._at(path)
             if session is not None:
                 return session
@@ -210,6 +212,7 @@ class SessionManager:
                 self._check_room(kernel_id)
                 if kernel_id is None or kernel_id not in self._kernels:
                     kernel_id = await self._start_for(path, env, kernel_name, kernel_id, given)
+                # The kernel may have ended since: then the next look removes the session again.
                 session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
                 await self._book.keep(session)
                 return session
@@ -235,6 +238,8 @@ class SessionManager:
         async with self._book.turn(session_id):
             self._kernels.check_running()
             before = await self._changed(session_id)
+            # The turn keeps other changes of this session away at this server. At another replica
+            # one may come meanwhile: what is stored last counts.
             after = msgspec.structs.replace(before, **changes)
             own = await self._environment(after.path, after.name)
             if kernel_id is not None:
@@ -262,8 +267,8 @@ class SessionManager:
         """End a session, and shut its kernel down even if other sessions have that kernel, too.
 
         A kernel that others share with the caller goes on: it is its owner's. Returns when the
-        kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped`,
-        after which the session still exists.
+        kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped` or
+        `ReplicaUnreachable`, after which the session still exists.
         """
         async with self._book.turn(session_id):
             session = await self._changed(session_id)
@@ -272,8 +277,11 @@ class SessionManager:
             await self._book.forget(session)
             try:
                 await self._shut_down(session.kernel_id)
-            except KernelNotStopped:
-                await self._book.keep(session)  # so that the client can ask again
+            except BaseException:
+                # Where the kernel goes on, so does its session, for the client to ask again: the
+                # kernel could not be stopped, its replica is away, or the server ends.
+                if self._book.has_kernel(session):
+                    await self._book.keep(session)
                 raise
 
     # Steps of these

@@ -28,6 +28,7 @@ class SharedSessions:
 
     def load(self) -> list[Session]:
         """As `SessionStore.load`."""
+        # From memory, which blocks nobody: `SessionBook.read_again` is called by the event loop.
         found = sorted(self._known.values(), key=lambda session: session.number)
         return [
             Session(one.id, one.path, one.name, one.type, one.kernel_id, one.owner) for one in found
@@ -47,6 +48,7 @@ class SharedSessions:
                     *(session.kernel_id, session.owner),
                 ),
             )
+            # In the transaction: PostgreSQL tells it when that is committed, and never before.
             tell(connection, "sessions", [session.id])
 
         self._database.run(work)

@@ -3,7 +3,7 @@
 A second table has the owners of sessions, as far as there are owners among whom to tell: a Jupyter
 server that opens the same file finds its own table as it knows it.
 
-Every function here blocks; `SessionManager` calls them in a thread.
+Every function here blocks. `SessionBook` calls those that write in a thread.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ class SessionStore:
     def __init__(self, filepath: str) -> None:
         check_database(filepath)
         try:
+            # Made before SQLite opens it, which would make it as the umask says.
             if filepath != MEMORY:
                 os.close(os.open(filepath, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 with contextlib.suppress(PermissionError):  # another user owns the file
@@ -182,6 +183,7 @@ class SessionStore:
             self._connection.execute(
                 "INSERT OR REPLACE INTO session_owner VALUES (?, ?)", (session.id, owner)
             )
+        # Updated in place, for the order of the rows is that in which the sessions were made.
         assignments = ", ".join(f"{column} = ?" for column in _COLUMNS)
         updated = self._connection.execute(
             f"UPDATE session SET {assignments} WHERE session_id = ?", (*values, session.id)
@@ -193,6 +195,8 @@ class SessionStore:
 
     def delete(self, session_ids: Iterable[str]) -> None:
         """Remove sessions. Raises `sqlite3.Error`."""
+        # The owners last, as `save` has them first: each statement is a transaction of its own, and
+        # a server that is killed between the two must leave no session without its owner.
         rows = [(session_id,) for session_id in session_ids]
         self._connection.executemany("DELETE FROM session WHERE session_id = ?", rows)
         self._connection.executemany("DELETE FROM session_owner WHERE session_id = ?", rows)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from app.managers.executions import execution as execution_module
 from app.managers.executions import tracker as execution_tracker
 from app.managers.executions.execution import ExecutionState
+from app.managers.executions.incomplete import Incomplete
 from app.managers.messages import own_requests
 from tests.managers.scripted import ScriptedKernel
 from tests.support.processes import eventually
@@ -91,3 +94,14 @@ async def test_each_is_waited_for_as_long_as_it_may_take(
     kernel.answers_probe(probe)
     await eventually(lambda: all(execution.ended for execution in both))
     assert [execution.state for execution in both] == [LOST, OK]
+
+
+async def test_a_short_wait_does_not_last_as_long_as_one_that_began_before() -> None:
+    finished: list[Any] = []
+    log: Any = SimpleNamespace(next_seq=1)
+    waits = Incomplete(log, finished.append, finished.append)
+    first, second = (cast(Any, SimpleNamespace(ended=False, idle=True)) for _ in range(2))
+    waits.add(first, 60.0)
+    waits.add(second, 0.01)
+    await eventually(lambda: finished == [second])
+    waits.clear()

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from app.managers.executions import stragglers
 from app.managers.executions.execution import ExecutionState
+from app.managers.executions.history import ExecutionReader
 from app.managers.executions.late_output import (
     MAX_STRETCHES,
     NEAR,
@@ -22,7 +23,7 @@ from app.managers.executions.late_output import (
     display_id_in,
     may_straggle,
 )
-from app.managers.executions.results import result
+from app.managers.executions.results import output, result
 from app.managers.log.entries import Position
 from tests.managers.scripted import ScriptedKernel
 from tests.support.messages import display, said_raw, stream
@@ -142,6 +143,25 @@ async def test_of_what_is_read_together_each_piece_counts() -> None:
     assert [output["text"] for output in found.outputs] == [early, late]
     found = await result(kernel.log, other, url, 1000)
     assert [output["text"] for output in found.outputs] == ["of the other\n" * 2]
+
+
+async def test_of_what_prints_without_end_one_output_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = ScriptedKernel()
+    execution, fetch = kernel.run(), ExecutionReader.fetch
+    kernel.is_busy(execution)
+
+    async def fetch_and_print(reader: ExecutionReader) -> Any:
+        batch = await fetch(reader)
+        kernel.says(execution, "stream", name="stdout", text="more")
+        return batch
+
+    kernel.says(execution, "stream", name="stdout", text="first")
+    monkeypatch.setattr(ExecutionReader, "fetch", fetch_and_print)
+    async with asyncio.timeout(5):
+        found = await output(kernel.log, execution, 0)
+    assert found.media_type == "text/plain; charset=utf-8"
 
 
 async def test_late_output_may_clear_all_that_came_before() -> None:

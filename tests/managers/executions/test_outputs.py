@@ -302,6 +302,13 @@ def test_of_an_error_the_name_and_the_end_of_its_traceback_stay(max_bytes: int) 
         _validate(assembler.outputs)
 
 
+def test_a_short_error_stays_whole_in_however_little_room() -> None:
+    error = failure("KeyError", "small", "one line")
+    assembler = assembled([error], max_bytes=0)
+    assert assembler.outputs == outputs(error)
+    assert assembler.cut is None
+
+
 def test_of_several_errors_the_newest_stays() -> None:
     errors = [failure("E", str(number), "x" * 500) for number in range(20)]
     assembler = assembled([*errors, stream("x" * 5000)], max_bytes=1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_checkpoint_is_restored_as_often_as_one_likes(place: Place) -> None:
     assert made.id == CHECKPOINT_ID
     for text in ("second", "third"):
         place.target.write_text(text)
-        checkpoints.restore(place, CHECKPOINT_ID)
+        checkpoints.restore(place, CHECKPOINT_ID, nullcontext())
         assert place.target.read_text() == "first"
 
 
@@ -36,7 +37,7 @@ def test_there_is_one(place: Place) -> None:
     checkpoints.create(place)
     assert len(checkpoints.of(place)) == 1
     place.target.write_text("third")
-    checkpoints.restore(place, CHECKPOINT_ID)
+    checkpoints.restore(place, CHECKPOINT_ID, nullcontext())
     assert place.target.read_text() == "second"
 
 
@@ -57,9 +58,10 @@ def test_it_goes_and_moves_with_its_file(place: Place, tmp_path: Path) -> None:
 def test_what_is_not_there_is_not_found(place: Place, checkpoint_id: str) -> None:
     if checkpoint_id != CHECKPOINT_ID:
         checkpoints.create(place)
-    for act in (checkpoints.restore, checkpoints.delete):
-        with pytest.raises(ContentsNotFound):
-            act(place, checkpoint_id)
+    with pytest.raises(ContentsNotFound):
+        checkpoints.restore(place, checkpoint_id, nullcontext())
+    with pytest.raises(ContentsNotFound):
+        checkpoints.delete(place, checkpoint_id)
     assert place.target.read_text() == "first"
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.managers.files import writing
 from app.managers.files.writing import copy_file, create_new, open_new, replacing
+from tests.support.full_disk import open_on_full_disk
 
 
 @pytest.fixture
@@ -112,3 +114,10 @@ def test_a_copy_is_made_from_the_present_position(target: Path, tmp_path: Path) 
         source.seek(5)
         copy_file(source, copy)
     assert (tmp_path / "copy").read_bytes() == content[5:]
+
+
+def test_on_a_full_disk_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "open_new", open_on_full_disk)
+    with pytest.raises(OSError, match="No space"):
+        create_new(tmp_path / "new", b"content")
+    assert [*tmp_path.iterdir()] == []

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.managers.kernels.culling import Candidate, CullingPolicy, timeout_of_spec
+from app.managers.kernels.culling import Candidate, Culler, CullingPolicy, timeout_of_spec
 
 KERNEL = Candidate(dead=False, busy=False, connections=0, idle_seconds=100.0, spec_timeout=None)
 POLICY = CullingPolicy(idle_timeout=60.0, connected=False, busy=False)
@@ -123,3 +124,20 @@ def test_a_timeout_that_makes_no_sense_counts_as_none_and_is_logged_with_the_spe
     (record,) = caplog.records
     assert "odd" in record.getMessage()
     assert "cull_idle_timeout" in record.getMessage()
+
+
+def test_a_kernel_that_cannot_be_looked_at_keeps_no_other_from_being_culled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[Any] = []
+
+    def look(_: Culler, kernel: Any, now: float) -> None:
+        looked.append(kernel)
+        assert kernel.id != "broken", now
+
+    async def stop(*_: object) -> None: ...
+
+    kernels: list[Any] = [SimpleNamespace(id="broken"), SimpleNamespace(id="other")]
+    monkeypatch.setattr(Culler, "cull_kernel_if_idle", look)
+    Culler(kernels, stop, POLICY, 1.0).cull_kernels()
+    assert looked == kernels

@@ -17,7 +17,12 @@ from uuid import uuid4
 
 import pytest
 
-from app.managers.errors import KernelkeepError, KernelNotStopped, KernelStartFailed
+from app.managers.errors import (
+    KernelkeepError,
+    KernelNotStopped,
+    KernelStartFailed,
+    ServerStopping,
+)
 from app.managers.executions.code import Code
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
@@ -26,11 +31,13 @@ from app.managers.kernels.callers import CallersKernels
 from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.launches import Launches
+from app.managers.kernels.life import Life
 from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.kernels.phases import Phase
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess
-from app.managers.replicas.errors import RegistryUnavailable
+from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
 from app.managers.sessions.book import SessionBook
 from app.managers.sessions.sessions import SessionManager
 from app.managers.sessions.store import SessionStore
@@ -38,6 +45,7 @@ from app.managers.telemetry.counters import Counters
 from app.managers.telemetry.events import Events
 from app.protocol.messages import ClientMessage, Header
 from app.settings import Settings
+from tests.managers.kernels.test_external import GOOD
 from tests.support.home import Home
 from tests.support.identities import principal
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
@@ -372,3 +380,256 @@ async def test_a_kernel_that_cannot_be_adopted_has_not_ended(
         assert kernel.id not in manager
         assert manager.departures.last == 0
         manager._kernels[kernel.id] = kernel  # so that it is ended
+
+
+async def test_a_look_at_connection_files_that_is_cut_short_is_made_up_for_by_the_next(
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the client of an overview goes away in the middle of a look."""
+
+    async def cut_short(action: str) -> None:
+        begun = asyncio.Event()
+
+        async def never(*_: Any, **__: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Traffic, action, never)
+            look = asyncio.create_task(manager.refresh())
+            await begun.wait()
+            look.cancel()
+            patch.undo()
+            await asyncio.wait({look})
+
+    file = tmp_path / "external" / "kernel.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(GOOD))
+    options: Any = {"allow_external_kernels": True, "external_connection_dir": file.parent}
+    async with kernels(state_dir, **options) as manager:
+        await cut_short("connect")
+        assert len(manager) == 0
+        await manager.refresh()
+        assert len(manager) == 1
+        file.unlink()
+        await cut_short("close")
+        await manager.refresh()
+        assert len(manager) == 0
+        assert manager.departures.last == 1
+        await manager.refresh()
+        assert manager.departures.last == 1
+
+
+async def test_a_connection_file_of_no_use_is_told_of_to_nobody(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "external").mkdir()
+    (tmp_path / "external" / "far.json").write_text(json.dumps({**GOOD, "ip": "192.0.2.7"}))
+    options: Any = {
+        "allow_external_kernels": True,
+        "external_connection_dir": tmp_path / "external",
+    }
+    async with kernels(state_dir, **options) as manager:
+        await manager.refresh()
+        assert len(manager) == 0
+        assert manager.departures.last == 0
+
+
+class Held:
+    """Calls of a coroutine function, which wait until they may go on."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.called, self.may_go_on = asyncio.Event(), asyncio.Event()
+        function = getattr(owner, name)
+
+        async def wait(*arguments: Any, **named: Any) -> Any:
+            self.called.set()
+            await self.may_go_on.wait()
+            return await function(*arguments, **named)
+
+        patch.setattr(owner, name, wait)
+
+
+def registry_of(manager: MultiKernelManager) -> Registry:
+    assert isinstance(manager._handover, RegisteredHandover)
+    return manager._handover._registry
+
+
+@pytest.mark.parametrize("moment", ["write", "adoption"])
+async def test_a_share_that_ends_meanwhile_has_ended_for_the_next_server(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        registry = registry_of(manager)
+        kernel.ownership.grant(Share("name", "ben", "read"))
+        if moment == "write":
+            held = Held(monkeypatch, registry, "save")
+            doing = asyncio.create_task(manager.shares_changed(kernel))
+        else:
+            await manager.shares_changed(kernel)
+            await manager.let_go(kernel.id)
+            held = Held(monkeypatch, Traffic, "resume")
+            [record] = await registry.load()
+            doing = asyncio.create_task(manager._adopt(record))
+        await held.called.wait()
+        kernel = manager.get(kernel.id)
+        assert kernel.ownership.revoke(("name", "ben"))
+        revoking = asyncio.create_task(manager.shares_changed(kernel))
+        await asyncio.wait({revoking}, timeout=0.01)
+        held.may_go_on.set()
+        await asyncio.gather(doing, revoking)
+        [record] = await registry.load()
+        assert record.shares == []
+
+
+async def test_a_warm_kernel_of_which_its_client_does_not_hear_is_not_left(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir, warm_kernels={"fake": 1}) as manager:
+        await eventually(lambda: manager.warm.parked == {"fake": 1}, 30)
+        (parked,) = manager.warm._pools["fake"].parked
+        pid = pid_of(parked)
+        held = Held(monkeypatch, Kernel, "register")
+        starting = asyncio.create_task(manager.start_kernel())
+        await held.called.wait()
+        manager.begin_stop()
+        await eventually(lambda: parked._course.phase is Phase.GONE)
+        held.may_go_on.set()
+        with pytest.raises(ServerStopping):
+            await starting
+        await manager.stopped()
+        assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("way", ["culled", "forgotten"])
+async def test_a_dead_kernel_that_is_being_restarted_is_not_removed(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr("app.managers.kernels.multikernel.MAX_DEAD", 1)
+    async with kernels(state_dir, autorestart=False) as manager:
+        kernel, other = [await manager.start_kernel() for _ in range(2)]
+        for one in (kernel, other):
+            await is_up(one)
+            os.kill(pid_of(one), signal.SIGKILL)
+        await eventually(lambda: {one.state.word for one in manager} == {"dead"}, 30)
+        with monkeypatch.context() as patch:
+            held = Held(patch, Launches, "check")
+            restarting = asyncio.create_task(manager.restart_kernel(kernel.id))
+            await held.called.wait()
+            if way == "culled":
+                removing = asyncio.create_task(manager.cull_kernel(kernel.id, 100.0))
+            else:
+                removing = asyncio.create_task(manager._forget_the_dead(kernel.ownership.owner))
+            await asyncio.wait({removing}, timeout=0.1)
+            held.may_go_on.set()
+            await asyncio.gather(restarting, removing)
+        assert kernel.id in manager
+        await is_up(kernel)
+
+
+async def test_a_session_whose_kernel_cannot_be_shut_down_can_be_deleted_again(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def is_away(*_: Any, **__: Any) -> None:
+        raise ReplicaUnreachable
+
+    async with kernels(state_dir) as manager, AsyncExitStack() as stack:
+        book = SessionBook(manager, SessionStore(":memory:"))
+        stack.push_async_callback(book.close)
+        hers = CallersKernels(manager, principal("anna", ("kernels:write", "sessions:write")))
+        sessions = SessionManager(hers, book)
+        session = await sessions.create("a.ipynb", "notebook")
+        with monkeypatch.context() as patch:
+            patch.setattr(hers, "shutdown_kernel", is_away)
+            with pytest.raises(ReplicaUnreachable):
+                await sessions.delete(session.id)
+        assert await sessions.get(session.id) == session
+        await sessions.delete(session.id)
+        assert len(manager) == 0
+
+
+async def test_a_stop_just_when_a_launch_is_left_to_the_life_ends_the_launch(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, ends = Life.begin, asyncio.Event()
+    stops: list[asyncio.Task[None]] = []
+
+    def stop_first(life: Life, *arguments: Any) -> None:
+        # Its turn comes before the first step of the life.
+        stops.append(asyncio.create_task(life._kernel.stop()))  # type: ignore[attr-defined]
+        begin(life, *arguments)
+
+    async def prepare(_: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.set()
+
+    monkeypatch.setattr("app.managers.kernels.life.QUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(Life, "begin", stop_first)
+    async with kernels(state_dir) as manager:
+        monkeypatch.setattr(manager._services.engines, "has", lambda _: True)
+        monkeypatch.setattr(manager._services.engines, "prepare", prepare)
+        await manager.start_kernel()
+        await stops[0]
+        assert len(manager) == 0
+        assert ends.is_set()
+
+
+async def test_a_launch_that_fails_in_any_way_after_its_start_was_answered_leaves_a_dead_kernel(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_fail = asyncio.Event()
+
+    async def prepare(_: str) -> None:
+        await may_fail.wait()
+        fails()
+
+    monkeypatch.setattr("app.managers.kernels.life.QUEUE_SECONDS", 0.0)
+    async with kernels(state_dir) as manager:
+        engines = manager._services.engines
+        monkeypatch.setattr(engines, "has", lambda _: True)
+        monkeypatch.setattr(engines, "prepare", prepare)
+        kernel = await manager.start_kernel()
+        assert kernel.state.word == "starting"
+        monkeypatch.setattr(engines, "has", lambda _: False)
+        may_fail.set()
+        await eventually(lambda: kernel.state.word == "dead", 30)
+
+
+async def test_a_process_that_could_not_be_taken_over_is_not_watched_again_and_again(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def kill(_: KernelProcess) -> str:
+        return "the keeper does not answer"
+
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        name = f"process {pid_of(kernel)}"
+        await manager.let_go(kernel.id)
+        [record] = await registry_of(manager).load()
+        record.replaced, record.execution_state = True, "restarting"
+        with monkeypatch.context() as patch:
+            patch.setattr(KernelProcess, "kill", kill)
+            await manager._adopt(record)
+        assert manager.get(kernel.id).is_left
+        await asyncio.sleep(0)  # in which a task that was cancelled ends
+        assert [task for task in asyncio.all_tasks() if task.get_name() == name] == []
+
+
+async def test_a_connection_file_that_has_changed_is_adopted_as_another_kernel(
+    state_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "external" / "kernel.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(GOOD))
+    async with kernels(state_dir, external_connection_dir=file.parent) as manager:
+        first = await manager.adopt_file(file.name, owned=False)
+        assert await manager.adopt_file(file.name, owned=False) is first
+        file.write_text(json.dumps({**GOOD, "key": "another"}))
+        second = await manager.adopt_file(file.name, owned=False)
+        assert second is not first
+        assert [*manager] == [second]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -130,6 +131,44 @@ async def test_many_who_ask_get_one_sample(sampler: UsageSampler) -> None:
     assert kernel.taken == 1
     await sampler.usage(kernel)  # a moment later
     assert kernel.taken == 1
+
+
+async def test_a_first_sample_that_takes_long_is_not_lost_by_a_look_at_others(
+    sampler: UsageSampler,
+) -> None:
+    kernel = Sampled()
+    kernel.may_answer.clear()
+    asked = [asyncio.ensure_future(sampler.usage(kernel))]
+    await eventually(lambda: kernel.taken == 1)
+    await sampler.refresh([])
+    asked.append(asyncio.ensure_future(sampler.usage(kernel)))
+    await asyncio.sleep(0)
+    kernel.may_answer.set()
+    assert [told.memory for told in await asyncio.gather(*asked)] == [4096, 4096]
+    series = sampler.last("k")
+    assert series is not None
+    assert series.latest is not None
+
+
+async def test_a_sample_from_the_future_is_taken_again(
+    sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = Sampled()
+    await sampler.usage(kernel)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)  # the clock was set back
+    await sampler.usage(kernel)
+    assert kernel.taken == 2
+
+
+async def test_a_kernel_whose_sample_fails_in_any_way_does_not_end_those_of_others(
+    sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_module, "PERIOD_SECONDS", 0.01)
+    kernel = Sampled()
+    await sampler.usage(kernel)
+    kernel.answer = KeyError("k")
+    await eventually(lambda: kernel.taken >= 3)
 
 
 async def test_a_kernel_without_a_process_uses_nothing(sampler: UsageSampler) -> None:

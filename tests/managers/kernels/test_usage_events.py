@@ -74,8 +74,9 @@ async def test_nothing_is_sampled_for_nobody(bench: Bench) -> None:
     assert bench.kernel.taken == taken
 
 
-async def test_one_that_cannot_be_sampled_is_told_of_later(bench: Bench) -> None:
-    bench.kernel.answer = KeeperUnavailable("gone")
+@pytest.mark.parametrize("error", [KeeperUnavailable("gone"), KeyError("a bug")])
+async def test_one_that_cannot_be_sampled_is_told_of_later(bench: Bench, error: Exception) -> None:
+    bench.kernel.answer = error
     bench.kernel.state.at_work = True
     await turns(bench)
     told = len(bench.kernel.told)

@@ -384,3 +384,22 @@ async def test_a_change_that_takes_longer_than_its_caller_waits_is_known_here(
     go.set()
     await eventually(lambda: principal.ended)
     assert tokens.records() == []
+
+
+async def test_tokens_count_again_when_a_disk_that_has_hung_for_long_answers(
+    tokens: TokenList, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TRUSTED_SECONDS", 0.1)
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    _, token = elsewhere.make()
+    principal = await found(tokens, token)
+    answers, key = threading.Event(), TokenFile.key
+
+    def hang(self: TokenFile) -> object:
+        assert answers.wait(20)
+        return key(self)
+
+    monkeypatch.setattr(TokenFile, "key", hang)
+    await eventually(lambda: principal.over)
+    answers.set()
+    assert not (await found(tokens, token)).over

@@ -1,0 +1,70 @@
+"""Two requests that change one file at a time: neither overwrites what it has not seen."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.managers.files.checkpoints import CHECKPOINT_ID
+from app.managers.files.contents import Contents, Precondition, Save
+from app.managers.files.errors import VersionMismatch
+from app.managers.files.uploads import LAST
+
+ANY = Precondition()
+
+
+@pytest.fixture
+def contents(tmp_path: Path) -> Contents:
+    (tmp_path / "root").mkdir()
+    return Contents(tmp_path / "root", tmp_path / "state")
+
+
+def text(content: str, chunk: int | None = None) -> Save:
+    return Save(type="file", format="text", content=content, chunk=chunk)
+
+
+class Held(Precondition):
+    """A condition that holds, and during whose second look another thread wants to change files."""
+
+    other: threading.Thread
+    looks = 0
+
+    def check(self, target: Path) -> None:
+        self.looks += 1
+        if self.looks == 2:  # under the lock
+            self.other.start()
+            self.other.join(0.2)  # it has to wait until the file is saved
+
+
+@pytest.mark.parametrize("way", ["restore", "upload"])
+def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
+    contents: Contents, tmp_path: Path, way: str
+) -> None:
+    contents.save("a.txt", text("other"), ANY)
+    contents.create_checkpoint("a.txt")
+    contents.save("a.txt", text("oth", 1), ANY)
+
+    def change() -> None:
+        if way == "restore":
+            contents.restore_checkpoint("a.txt", CHECKPOINT_ID)
+        else:
+            contents.save("a.txt", text("er", LAST), ANY)
+
+    held = Held()
+    held.other = threading.Thread(target=change)
+    contents.save("a.txt", text("saved"), held)
+    held.other.join()
+    assert (tmp_path / "root" / "a.txt").read_text() == "other"
+    contents.close()
+
+
+def test_a_file_in_chunks_relies_on_a_version_too(contents: Contents, tmp_path: Path) -> None:
+    seen = contents.save("a.txt", text("old"), ANY).version
+    relying = Precondition((seen,))
+    contents.save("a.txt", text("n", 1), relying)
+    contents.save("a.txt", text("other"), ANY)
+    with pytest.raises(VersionMismatch):
+        contents.save("a.txt", text("ew", LAST), relying)
+    assert [path.read_text() for path in (tmp_path / "root").iterdir()] == ["other"]
