@@ -46,7 +46,8 @@ class JoinedReplica:
         self.directory = Directory(url, self.member.wake)
         self.keepers = SharedKeepers(url, self.member, self.terms, self.directory)
         self.store = SharedStore(
-            self._database, name, self.terms, lambda _: DIAL, self.fenced.append
+            *(self._database, name, self.terms, lambda _: DIAL),
+            lambda kernel_id, _: self.fenced.append(kernel_id),
         )
         self._files = directory / name
         self._port = 0

@@ -250,8 +250,7 @@ class ExecutionTracker:
     def take_back(self, execution: Execution, reason: str) -> None:
         """End an execution that was never sent, and know nothing of it any more.
 
-        The registry may have it already, as one that waits. It is deleted there; if this server
-        cannot do that any more, the next one runs it.
+        The registry may have it, and the next server runs it if this one cannot delete it there.
         """
         self.give_up(execution, reason, never_ran=True)
         if self._by_id.get(execution.id) is execution:

@@ -65,17 +65,27 @@ _decoder = msgspec.msgpack.Decoder(_Stored)
 class RegisteredExecutions:
     """Stores the executions of one kernel in the registry, in batches.
 
-    The kernel's `ExecutionTracker` calls it. ``count`` is how many the kernel has had before.
+    The kernel's `ExecutionTracker` calls it. ``count`` is how many the kernel has had before. This
+    is of the term in which the server has the kernel when this is made. Behind that another replica
+    has the kernel, or this one has taken it anew, by another tracker: nothing is stored any more.
     """
 
     def __init__(self, registry: Registry, kernel_id: str, count: int = 0) -> None:
         self._registry = registry
         self._kernel_id = kernel_id
+        self._term = registry.term_of(kernel_id)
         self._numbers: dict[str, int] = {}
         self._count = count
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether the term has ended."""
+        return self._registry.term_of(self._kernel_id) != self._term
+
     def changed(self, execution: Execution) -> None:
         """Store an execution soon, in the state that it has at the time of writing."""
+        if self._is_over:
+            return
         # Numbers give the order in which the next server puts executions back. An id that comes
         # again behind `forgotten` is a new execution, and gets a new number.
         if execution.id not in self._numbers:
@@ -85,8 +95,9 @@ class RegisteredExecutions:
 
     def forgotten(self, execution: Execution) -> None:
         """Delete an execution from the registry soon."""
-        self._numbers.pop(execution.id, None)
-        self._registry.forget(self._kernel_id, execution.id)
+        if not self._is_over:
+            self._numbers.pop(execution.id, None)
+            self._registry.forget(self._kernel_id, execution.id)
 
     async def stored(self) -> None:
         """Return when every change until now is on disk, or when the disk has taken too long."""
@@ -94,7 +105,7 @@ class RegisteredExecutions:
 
     async def kept(self, execution: Execution) -> None:
         """As `ExecutionStore.kept`."""
-        await self._registry.kept(self._kernel_id, execution.id)
+        await self._registry.kept(self._kernel_id, execution.id, self._term)
 
     def known(self, record: ExecutionRecord) -> None:
         """Note that a record is in the registry already, so that its number is not used again."""

@@ -51,7 +51,7 @@ that the kernel has begun one of the old keeper's."""
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
-LetGo = Callable[[str], Awaitable[None]]
+LetGo = Callable[[str], Callable[[], Awaitable[None]]]
 
 
 class HandedOver(Protocol):
@@ -89,7 +89,7 @@ class Handover:
     """Whether kernels go on for another server."""
 
     let_go: LetGo
-    """Called with the id of a kernel that another replica has."""
+    """Called with the id of a kernel that another replica has. It returns the rest of the work."""
 
     async def adopt(self, one: Adopt) -> None:
         """Have ``one`` adopt each kernel that an earlier server has left.

@@ -19,19 +19,24 @@ KNOWN_SECONDS: Final = 5.0
 
 
 class RegisteredPlaces:
-    """A `PlaceStore` for the clients of one kernel: in the registry, in batches."""
+    """A `PlaceStore` for the clients of one kernel: in the registry, in batches.
+
+    As `RegisteredExecutions`, this is of one term.
+    """
 
     def __init__(
         self, registry: Registry, kernel_id: str, log: MessageLog, clients: Attachments
     ) -> None:
         self._registry = registry
         self._kernel_id = kernel_id
+        self._term = registry.term_of(kernel_id)
         self._log = log
         self._clients = clients
 
     def moved(self) -> None:
         """Store the places soon, as they are at the time of writing."""
-        self._registry.note_places(self._kernel_id, self._places)
+        if self._registry.term_of(self._kernel_id) == self._term:
+            self._registry.note_places(self._kernel_id, self._places)
 
     async def stored(self) -> None:
         """Return when the places are stored, or cannot be stored just now. Bounded."""

@@ -244,7 +244,7 @@ class Registry:
         self._activity.pop(record.id, None)  # the record has a later one
         self._newest[record.id] = record
         try:
-            saved = await self._write(self._store.save, record)
+            saved = await self._write(self._present.save, record)
         except asyncio.CancelledError:  # nobody learns whether it is written: it is once more
             if self._newest.get(record.id) is record:
                 self._missed[record.id] = record
@@ -269,7 +269,7 @@ class Registry:
         self._missed.pop(kernel_id, None)
         self._newest.pop(kernel_id, None)
         # If a kernel of the same id is saved meanwhile, the row is that one's.
-        deleted = await self._write(self._store.delete, kernel_id)
+        deleted = await self._write(self._present.delete, kernel_id)
         if not deleted and kernel_id not in self._newest:
             self._missed[kernel_id] = None
 
@@ -364,8 +364,11 @@ class Registry:
         await asyncio.wait({flush}, timeout=seconds)
         return flush.done() and not flush.cancelled() and flush.exception() is None
 
-    async def kept(self, kernel_id: str, execution_id: str) -> None:  # noqa: ARG002
-        """Return when an execution is stored, or when the disk has taken too long."""
+    async def kept(self, kernel_id: str, execution_id: str, term: int) -> None:  # noqa: ARG002
+        """Return when an execution is stored, or when the disk has taken too long.
+
+        ``term`` is the kernel's (`term_of`) when the execution was asked for.
+        """
         await self.stored()
 
     async def _flush_all(self) -> None:
@@ -383,7 +386,7 @@ class Registry:
         forgotten, self._forgotten = self._forgotten, set()
         moved, self._places = self._places, {}
         ids = {key[0] for key in (*changed, *forgotten)} | activity.keys() | moved.keys()
-        terms = {kernel_id: self._term_of(kernel_id) for kernel_id in ids}
+        terms = {kernel_id: self.term_of(kernel_id) for kernel_id in ids}
         touched = [(key, *what) for key, what in activity.items()]
         records = _records(changed)
         places = [each() for each in moved.values()]
@@ -391,11 +394,11 @@ class Registry:
             return
         # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
         # order in which it is asked to.
-        if await self._write(self._write_all, touched, records, forgotten, places):
+        if await self._write(_write_all, self._present, touched, records, forgotten, places):
             return
         # Nothing is put back of a kernel that is another replica's meanwhile, even if it has come
         # back in a later term.
-        own = {kernel_id for kernel_id, term in terms.items() if self._term_of(kernel_id) == term}
+        own = {kernel_id for kernel_id, term in terms.items() if self.term_of(kernel_id) == term}
         # A failure may be of the whole batch or of a part (`_write_all`): what was written is
         # written again, which does no harm.
         for key, record in changed.items():
@@ -407,25 +410,14 @@ class Registry:
         for kernel_id in own & moved.keys():
             self._places.setdefault(kernel_id, moved[kernel_id])
 
-    def _term_of(self, kernel_id: str) -> int:
-        """The term in which this server has a kernel, if it is one of several replicas."""
+    def term_of(self, kernel_id: str) -> int:
+        """The term in which this server has a kernel; 0 if it is not one of several replicas."""
         return 0 if self.replica_terms is None else self.replica_terms.term_of(kernel_id)
 
-    def _write_all(
-        self,
-        touched: list[tuple[str, float, str, bytes]],
-        records: list[ExecutionRecord],
-        forgotten: set[tuple[str, str]],
-        places: list[Places],
-    ) -> None:
-        # Executions first, as they matter most: the others are not reached if that fails. They are
-        # transactions of their own, and the next server may see the one without the other.
-        if records or forgotten:
-            self._store.save_executions(records, forgotten)
-        if places:
-            self._store.save_places(places)
-        if touched:
-            self._store.touch(touched)
+    @property
+    def _present(self) -> RegistryStore:
+        """The store for what is written of kernels as this server has them now."""
+        return self._store
 
     async def _renew(self) -> None:
         while True:
@@ -482,3 +474,20 @@ def _records(
             told = about(logger, kernel_id=kernel_id, execution_id=execution_id)
             told.exception("execution %s cannot be stored for the next server", execution_id)
     return records
+
+
+def _write_all(
+    store: RegistryStore,
+    touched: list[tuple[str, float, str, bytes]],
+    records: list[ExecutionRecord],
+    forgotten: set[tuple[str, str]],
+    places: list[Places],
+) -> None:
+    # Executions first, as they matter most: the others are not reached if that fails. They are
+    # transactions of their own, and the next server may see the one without the other.
+    if records or forgotten:
+        store.save_executions(records, forgotten)
+    if places:
+        store.save_places(places)
+    if touched:
+        store.touch(touched)

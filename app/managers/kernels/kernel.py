@@ -339,6 +339,10 @@ class Kernel:
         self.traffic.share_log(log_share(self._services.shares, ownership))
         self._model.own(ownership.owner)
 
+    def lose(self) -> None:
+        """Store nothing more of the kernel: another replica has it."""
+        self._registration.lose()
+
     async def interrupt(self) -> None:
         """Interrupt what the kernel runs, by signal or by message as its kernelspec says.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -126,7 +127,8 @@ class MultiKernelManager:
         try:
             await kernel.adopt(record)
         except BaseException:
-            self._kernels.pop(kernel.id, None)  # it has not ended
+            if self._kernels.get(kernel.id) is kernel:  # it may have been lost, and be here again
+                self._kernels.pop(kernel.id)  # it has not ended
             raise
 
     # Looking
@@ -405,10 +407,18 @@ class MultiKernelManager:
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
         await kernel.stop(why=why)
 
-    async def let_go(self, kernel_id: str) -> None:
-        """Leave a kernel to another replica, which has it already."""
-        # First the list: no request may find the kernel here while it is left.
+    def let_go(self, kernel_id: str) -> Callable[[], Awaitable[None]]:
+        """Leave a kernel to another replica, which has it already.
+
+        When this returns, no request finds the kernel here, and its record is not stored any more:
+        this replica may take the kernel anew, and then knows it better. The rest is to be called.
+        """
         kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
+        if kernel is not None:
+            kernel.lose()
+        return partial(self._let_go, kernel_id, kernel)
+
+    async def _let_go(self, kernel_id: str, kernel: Kernel | None) -> None:
         if kernel is not None:
             await leave_now(kernel)
         self.keepers.let_go(kernel_id)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from jupyter_client.kernelspec import KernelSpec
 
-from ..handover.handover import HandedOver
+from ..handover.handover import HandedOver, Handover
 from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
 from ..processes.keeper.provisioner import KeeperProvisioner
@@ -51,6 +51,10 @@ class Registration:
     def hand_over(self, services: KernelServices) -> None:
         """Use ``services`` from now on."""
         self._handover = services.handover
+
+    def lose(self) -> None:
+        """Store nothing more: another replica has the kernel."""
+        self._handover = Handover()
 
     async def save_again(self, record: KernelRecord) -> None:
         """Store the record that an earlier server has written, with what has changed since.

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -92,7 +92,8 @@ class SharedHandover(RegisteredHandover):
         # A kernel may be lost, taken and lost again before the first leave is done: they are done
         # one after the other, and an adoption waits for the last.
         before = self._leaving.get(kernel_id)
-        leaving = self._leaving[kernel_id] = self._do(self._let_go(kernel_id, before))
+        rest = self.let_go(kernel_id)
+        leaving = self._leaving[kernel_id] = self._do(self._let_go(kernel_id, rest, before))
 
         def forget(_: object) -> None:
             if self._leaving.get(kernel_id) is leaving:
@@ -122,11 +123,13 @@ class SharedHandover(RegisteredHandover):
             logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
-    async def _let_go(self, kernel_id: str, before: asyncio.Future[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait({before})
+    async def _let_go(
+        self, kernel_id: str, rest: Callable[[], Awaitable[None]], before: asyncio.Task[None] | None
+    ) -> None:
         try:
-            await self.let_go(kernel_id)
+            if before is not None:
+                await asyncio.wait({before})
+            await rest()
         except Exception:
             about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 

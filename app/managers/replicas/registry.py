@@ -25,7 +25,7 @@ from ... import __version__
 from ...machine import network_file_system
 from ...settings import Settings
 from ..handover.registry import Lock, Registry
-from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
+from ..handover.store import KernelRecord, RegistryStore, StoreAway, UnusableRegistry
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
@@ -139,9 +139,10 @@ class SharedRegistry(Registry):
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
         """What replicas do one at a time."""
-        self._begin(
-            SharedStore(self._database, identity, self.terms, self._keeper_of, self._fence_later)
+        self._shared_store = SharedStore(
+            self._database, identity, self.terms, self._keeper_of, self._fence_later
         )
+        self._begin(self._shared_store)
 
     @classmethod
     async def open(cls, settings: Settings) -> SharedRegistry:
@@ -193,7 +194,7 @@ class SharedRegistry(Registry):
         # write returns to the loop, in whose order its effect comes first.
         return kernel_id in self.terms and kernel_id not in self._missed
 
-    async def kept(self, kernel_id: str, execution_id: str) -> None:
+    async def kept(self, kernel_id: str, execution_id: str, term: int) -> None:
         """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
 
         The replica that has the kernel next would not know an execution that is here alone, while
@@ -204,7 +205,7 @@ class SharedRegistry(Registry):
         # All three can be after the wait: it has taken too long, the kernel was taken meanwhile, or
         # the write has failed, and the flush has put the execution back (`Registry.flush`).
         is_done = await self.stored()
-        if kernel_id not in self.terms:
+        if not term or self.terms.of(kernel_id) != term:
             raise ReplicaUnreachable
         if not is_done or (kernel_id, execution_id) in self._changed:
             raise RegistryUnavailable
@@ -221,9 +222,18 @@ class SharedRegistry(Registry):
             return self._here
         return SSH if name == SSH_PROVISIONER else DIAL
 
-    def _fence_later(self, kernel_id: str) -> None:
+    def _fence_later(self, kernel_id: str, term: int) -> None:
+        def fence() -> None:
+            # The write may have been of an earlier term than that in which the kernel is here now.
+            if self.terms.of(kernel_id) == term:
+                self.fence(kernel_id)
+
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self.fence, kernel_id)
+            self._loop.call_soon_threadsafe(fence)
+
+    @property
+    def _present(self) -> RegistryStore:
+        return self._shared_store.at(self.terms.now())
 
     def fence(self, kernel_id: str) -> None:
         """Another replica has this kernel."""

@@ -9,6 +9,7 @@ the write is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Final
 
 import msgspec
@@ -32,8 +33,8 @@ class SharedStore:
     """A `RegistryStore` in PostgreSQL, for the replica with the id ``replica``.
 
     ``keeper_of`` tells how the keeper of a recorded kernel is reached. ``on_fenced`` is called, in
-    the thread of the write, with the id of a kernel that another replica has. Every method may
-    raise `StoreAway`.
+    the thread of the write, with the id of a kernel that another replica has, and the term of the
+    write. Every method may raise `StoreAway`.
     """
 
     def __init__(
@@ -42,13 +43,23 @@ class SharedStore:
         replica: str,
         terms: Terms,
         keeper_of: Callable[[KernelRecord], str],
-        on_fenced: Callable[[str], None],
+        on_fenced: Callable[[str, int], None],
     ) -> None:
         self._database = database
         self._replica = replica
         self._terms = terms
         self._keeper_of = keeper_of
         self._on_fenced = on_fenced
+
+    def at(self, terms: Terms) -> SharedStore:
+        """This store, whose writes go with these terms.
+
+        A write may wait in its thread for as long as the registry is away. Meanwhile a kernel may
+        have become another replica's, and this one's again: the write is of an earlier term then.
+        """
+        store = copy(self)
+        store._terms = terms
+        return store
 
     def load(self) -> list[KernelRecord]:
         """None: a replica takes kernels, and does not find itself their owner."""
@@ -98,7 +109,7 @@ class SharedStore:
 
         # Not in the transaction: what is told is committed.
         if not self._database.run(work):
-            self._on_fenced(record.id)
+            self._on_fenced(record.id, term)
 
     def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
         """As `RegistryStore.touch`."""
@@ -200,7 +211,7 @@ class SharedStore:
             return others
 
         for kernel_id in self._database.run(work):
-            self._on_fenced(kernel_id)
+            self._on_fenced(kernel_id, terms[kernel_id])
 
     def load_places(self, kernel_id: str) -> Places | None:
         """As `RegistryStore.load_places`."""
@@ -234,7 +245,7 @@ class SharedStore:
             return others
 
         for kernel_id in self._database.run(work):
-            self._on_fenced(kernel_id)
+            self._on_fenced(kernel_id, terms[kernel_id])
 
     def _others(self, connection: Connection, terms: Mapping[str, int]) -> set[str]:
         """Those of the kernels with these terms that another replica has.

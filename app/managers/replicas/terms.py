@@ -38,6 +38,12 @@ class Terms:
         # (`SharedHandover.forget`), even in the same second, or when the clock was set back.
         self._terms[kernel_id] = max(self.of(kernel_id) + 1, int(time.time()))
 
+    def now(self) -> Terms:
+        """The terms as they are now, whatever becomes of them."""
+        terms = Terms()
+        terms._terms = dict(self._terms)
+        return terms
+
     def of(self, kernel_id: str) -> int:
         """The term of a kernel; 0, in which nothing is granted, if this replica has it not."""
         return self._terms.get(kernel_id, 0)

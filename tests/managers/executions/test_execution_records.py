@@ -20,9 +20,21 @@ class _Registry:
 
     def __init__(self) -> None:
         self.records: list[ExecutionRecord] = []
+        self.forgotten: list[str] = []
+        self.asked_for_in: list[int] = []
+        self.term = 1
+
+    def term_of(self, _kernel: str) -> int:
+        return self.term
 
     def note(self, _kernel: str, _execution: str, make: Callable[[], ExecutionRecord]) -> None:
         self.records.append(make())
+
+    def forget(self, _kernel: str, execution: str) -> None:
+        self.forgotten.append(execution)
+
+    async def kept(self, _kernel: str, _execution: str, term: int) -> None:
+        self.asked_for_in.append(term)
 
 
 def kept(execution: Execution) -> Execution:
@@ -61,3 +73,20 @@ def test_one_that_runs_is_known_as_it_was() -> None:
     found = kept(execution)
     assert found.state is ExecutionState.RUNNING
     assert fields(found) == fields(execution)
+
+
+async def test_nothing_is_stored_in_a_later_term() -> None:
+    """The kernel was another replica's meanwhile, or is, and may be here anew."""
+    registry = _Registry()
+    store = RegisteredExecutions(cast(Registry, registry), "kernel")
+    first, second = (Execution(name, "session", Position(7, 700)) for name in "ab")
+    store.changed(first)
+    store.changed(second)
+    store.forgotten(first)
+    registry.term = 2
+    store.changed(second)
+    store.forgotten(second)
+    assert [one.id for one in registry.records] == ["a", "b"]
+    assert registry.forgotten == ["a"]
+    await store.kept(second)
+    assert registry.asked_for_in == [1]

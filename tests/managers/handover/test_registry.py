@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from app.kernels_cli import kernels_command
+from app.managers.handover import registry as module
 from app.managers.handover.registry import Registry, check_registry
 from app.managers.handover.store import (
     _MIGRATIONS,
@@ -371,7 +372,7 @@ async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_
         registry.touch(kernel_id, 3.0, "busy")
         registry.note_places(kernel_id, lambda: Places.of("k", "e", []))
     with monkeypatch.context() as patch:
-        patch.setattr(registry, "_write_all", fail)
+        patch.setattr(module, "_write_all", fail)
         await asyncio.sleep(0)  # all is on its way to the thread
         assert registry._writer is not None
         assert not registry._changed

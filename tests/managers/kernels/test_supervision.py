@@ -469,7 +469,7 @@ async def test_a_share_that_ends_meanwhile_has_ended_for_the_next_server(
             doing = asyncio.create_task(manager.shares_changed(kernel))
         else:
             await manager.shares_changed(kernel)
-            await manager.let_go(kernel.id)
+            await manager.let_go(kernel.id)()
             held = Held(monkeypatch, Traffic, "resume")
             [record] = await registry.load()
             doing = asyncio.create_task(manager._adopt(record))
@@ -609,7 +609,7 @@ async def test_a_process_that_could_not_be_taken_over_is_not_watched_again_and_a
         kernel = await manager.start_kernel()
         await is_up(kernel)
         name = f"process {pid_of(kernel)}"
-        await manager.let_go(kernel.id)
+        await manager.let_go(kernel.id)()
         [record] = await registry_of(manager).load()
         record.replaced, record.execution_state = True, "restarting"
         with monkeypatch.context() as patch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -40,12 +41,12 @@ async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Pa
     async def adopt(taken: KernelRecord) -> None:
         done.append(f"adopted {taken.id}")
 
-    async def let_go(kernel_id: str) -> None:
+    async def rest(kernel_id: str) -> None:
         done.append(f"leaves {kernel_id}")
         await goes_on.wait()
         done.append(f"left {kernel_id}")
 
-    handover.let_go = let_go
+    handover.let_go = lambda kernel_id: partial(rest, kernel_id)
     await handover.adopt(adopt)
     try:
         # The others have declared this replica dead, and died themselves: it has all again.

@@ -38,10 +38,11 @@ class Member:
     def __init__(self, database: Database, name: str, seconds: float = 60.0) -> None:
         self.database = database
         self.terms = Terms()
-        self.fenced: list[str] = []
+        self.fenced: list[tuple[str, int]] = []
         self.replica = Replica(f"id-{name}", name, f"unix:host:{name}", "0", "digest")
         self.store = SharedStore(
-            database, self.replica.id, self.terms, lambda _: "here", self.fenced.append
+            *(database, self.replica.id, self.terms, lambda _: "here"),
+            lambda kernel_id, term: self.fenced.append((kernel_id, term)),
         )
         self.join(seconds)
 
@@ -107,12 +108,33 @@ def test_a_write_of_an_earlier_term_changes_nothing_and_is_reported(
     first.store.save_executions([ExecutionRecord("a", "e", 1, b"x")], [])
     first.store.touch([("a", 99.0, "busy", b"{}")])
     first.store.delete("a")
-    assert first.fenced == ["a", "a"]
+    assert first.fenced == 2 * [("a", first.terms.of("a"))]
     assert second.store.load_executions("a") == []
     second.store.save(record("a", reason="no, mine"))
     second.store.save_executions([ExecutionRecord("a", "e", 1, b"y")], [])
     assert second.fenced == []
     assert [one.data for one in second.store.load_executions("a")] == [b"y"]
+
+
+def test_a_write_that_comes_late_is_of_the_term_in_which_it_was_asked_for(
+    first: Member, second: Member
+) -> None:
+    first.save(record("a"))
+    asked_for, term = first.store.at(first.terms.now()), first.terms.of("a")
+    first.store.save_executions([ExecutionRecord("a", "e", 1, b"old")], [])
+    for loser, winner in ((first, second), (second, first)):
+        loser.database.run(lambda one, id=loser.replica.id: leave(one, id))  # type: ignore[misc]
+        loser.terms.drop("a")
+        loser.join()
+        winner.take()
+    assert first.terms.of("a") > term
+    first.store.save_executions([ExecutionRecord("a", "e", 1, b"new")], [])
+    asked_for.save_executions([ExecutionRecord("a", "e", 1, b"old")], [])
+    asked_for.save_executions([], [("a", "e")])
+    asked_for.save(record("a", reason="old"))
+    asked_for.delete("a")
+    assert first.fenced == 3 * [("a", term)]
+    assert [one.data for one in first.store.load_executions("a")] == [b"new"]
 
 
 def test_a_replica_that_was_declared_dead_brings_no_kernel_back(
@@ -123,12 +145,12 @@ def test_a_replica_that_was_declared_dead_brings_no_kernel_back(
     second.take()
     second.store.delete("a")
     first.save(record("a"))
-    assert first.fenced == ["a"]
+    assert first.fenced == [("a", first.terms.of("a"))]
     assert second.take() == []
     first.join()
     first.terms.drop("a")
     first.store.save(record("a"))
-    assert first.fenced == ["a", "a"]
+    assert first.fenced[1:] == [("a", 0)]
 
 
 def test_executions_may_be_stored_before_their_kernel(first: Member) -> None:
@@ -151,7 +173,7 @@ def test_places_of_clients_are_read_by_whoever_takes_the_kernel(
     first.database.run(lambda one: leave(one, first.replica.id))
     second.take()
     first.store.save_places([before])  # it wakes up
-    assert first.fenced == ["a"]
+    assert first.fenced == [("a", first.terms.of("a"))]
     assert second.store.load_places("a") == later
     second.store.delete("a")
     assert second.store.load_places("a") is None

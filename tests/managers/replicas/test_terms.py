@@ -30,3 +30,13 @@ def test_a_kernel_that_begins_anew_in_the_same_second_has_a_term_of_its_own() ->
     assert terms.of("k") > gone
     terms.drop("k", gone)  # what was to be dropped later is the term of the one that is gone
     assert terms.of("k") > gone
+
+
+def test_terms_as_they_were_stay_as_they_were() -> None:
+    terms = Terms()
+    terms.take("k", 5)
+    before = terms.now()
+    terms.take("k", 7)
+    terms.take("other", 1)
+    assert before.of("k") == 5
+    assert [*before] == ["k"]
