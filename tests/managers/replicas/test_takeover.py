@@ -230,7 +230,11 @@ async def test_clients_of_a_replica_that_is_stopped_are_cut_by_the_one_that_they
         executions = Executions(rest, kernel["id"])
         await channels.execute("x = 1")
         waiting = asyncio.create_task(executions.post("input()", query={"wait": 60}))
-        await eventually(lambda: executions.listed(), TAKEOVER_SECONDS)
+
+        async def are_both_there() -> bool:
+            return len(await executions.listed()) == 2
+
+        await eventually(are_both_there, TAKEOVER_SECONDS)
         replicas.send("first", signal.SIGSTOP)
         try:
             assert (await channels.closed(TAKEOVER_SECONDS)).code == 1012
