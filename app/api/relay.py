@@ -147,8 +147,12 @@ class Remote:
         return self._writer.transport.is_closing() or self._reader.at_eof()
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, once the other replica has taken what waits to be sent."""
         self._writer.close()
+
+    def cut_off(self) -> None:
+        """Hang up at once. A replica that is stopped would never take what waits to be sent."""
+        cut_off(self._writer.transport)
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Send a request, and its client what is answered; False if the kernel is not there.
@@ -333,6 +337,11 @@ class RelayServer:
         if fields.get("frames"):
             scope["extensions"] = {**scope["extensions"], EXTENSION: served}
         try:
+            # Until it has sent an event, the other replica may give this one up as silent, and send
+            # the request elsewhere, or once more. So nothing is done of a request before that: if
+            # this process was stopped meanwhile, it finds that the other end has hung up.
+            if not await served.begun():
+                return False
             await self._app(scope, served.receive, served.send)
             _say(writer, "end", None)
             await writer.drain()
@@ -370,6 +379,7 @@ class _Served:
         if _is_websocket(scope):
             self._gone = {"type": "websocket.disconnect", "code": 1006, "reason": None}
         self._events: asyncio.Queue[Message] = asyncio.Queue(WAITING_EVENTS)
+        self._begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
         self._is_over = False  # whether the application has ended
         self._reading = asyncio.get_running_loop().create_task(self._read())
@@ -382,15 +392,25 @@ class _Served:
                 kind, value = await _unpack(self._reader)
                 is_told = kind == "over"
                 if kind == "event" and not self._is_over:
+                    self._tell_begun(True)
                     await self._events.put(_event(value))
                 elif kind == "acknowledged":
                     self.acknowledged = Position(*value)
         except _ENDS:
             pass
+        self._tell_begun(False)
         self._lost.set()
         if not self._is_over:
             await self._events.put(self._gone)
         return is_told
+
+    def _tell_begun(self, begun: bool) -> None:
+        if not self._begun.done():
+            self._begun.set_result(begun)
+
+    async def begun(self) -> bool:
+        """Whether an event of the client comes, before the other replica hangs up."""
+        return await self._begun
 
     async def receive(self) -> Message:
         """The next event of the client; the last one again and again."""

@@ -126,7 +126,7 @@ class Links:
         """
         for replica in self._busy.keys() - replicas:
             for remote in self._busy[replica]:
-                remote.close()
+                remote.cut_off()
         for replica in self._idle.keys() - replicas:
             self._drop(replica)
 
