@@ -17,13 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..managers.owners.principal import Principal
-from ..ws.sending import EXTENSION, FrameWriter
+from ..ws.sending import CREDENTIAL_ENDED, EXTENSION, FrameWriter
 from .errors import error_response
 
-__all__ = ["CREDENTIAL_ENDED", "serve_while_valid"]
-
-CREDENTIAL_ENDED: Final = 4401
-"""Close code of a WebSocket whose token has expired or was revoked: a new one is needed."""
+__all__ = ["serve_while_valid"]
 
 CLOSE_SECONDS: Final = 0.4
 """How long the close frame may wait behind output that the client does not take."""

@@ -16,7 +16,14 @@ from ..protocol import legacy, v1
 from ..protocol.frames import FrameError
 from ..protocol.messages import Message
 
-__all__ = ["EXTENSION", "SERVICE_RESTART", "FrameWriter", "Sender", "sender_for"]
+__all__ = [
+    "CREDENTIAL_ENDED",
+    "EXTENSION",
+    "SERVICE_RESTART",
+    "FrameWriter",
+    "Sender",
+    "sender_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +33,9 @@ EXTENSION = "kernelkeep.frames"
 
 SERVICE_RESTART = 1012
 """Close code of every WebSocket when the server stops: the client should reconnect soon."""
+
+CREDENTIAL_ENDED = 4401
+"""Close code of a WebSocket whose token has expired or was revoked: a new one is needed."""
 
 
 class FrameWriter(Protocol):
