@@ -142,7 +142,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.messages.attachments": ("ws/test_returning", "ws/test_same_session"),
     "app.managers.messages.conclusions": ("managers/executions/test_executions",),
     "app.managers.messages.interrupts": ("managers/messages/test_interrupt_watch",),
-    "app.managers.messages.outbox": ("managers/messages/test_unsent", "ws/test_holding"),
     "app.managers.messages.reading": ("managers/messages/test_unsent",),
     "app.managers.messages.request_ends": ("managers/executions/test_unanswered",),
     "app.managers.messages.submissions": ("ws/test_core",),

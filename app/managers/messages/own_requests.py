@@ -55,6 +55,9 @@ class OwnRequests:
 
     def on_launch(self) -> None:
         """Forget what is known of the process before: a new one has been launched."""
+        # `Traffic.disconnect` has read all that the process before has said (where the keeper could
+        # be asked), so no reply of that one counts for the new one. Whoever awaits a reply of that
+        # one waits until the time is over.
         self.answered = self.heard_iopub = False
         self._reachable.clear()
         self.tells_control = True
@@ -106,6 +109,8 @@ class OwnRequests:
         # reply that comes after the timeout finds no future, and is dropped.
         self._asked[header.msg_id] = answer
         try:
+            # If the line has no room, the kernel takes no requests just now. That is what no answer
+            # in time means to every caller.
             self._line.send(ClientMessage(channel, header, parts), self.session)
             async with asyncio.timeout(seconds):
                 return await answer

@@ -71,6 +71,7 @@ class Voice:
                 self._line.kernel_id,
             )
             self._unsaid.clear()  # all of them, so that there is one warning for many messages
+        # Before the keeper gets the message: if the link is lost with it, `go_on` says it again.
         self._unsaid.append((message, owner, transient))
         if self.has_log and not self._is_held:
             self._line.say(message, owner, transient=transient)
