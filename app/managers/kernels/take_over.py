@@ -146,6 +146,7 @@ class TakeOver:
             heard = await self._services.handover.recover(kernel, record, info, heard)
         except Exception:
             self._logger.exception("kernel %s: what it has said and done is not known", kernel.id)
+            kernel.traffic.read_from_end()
             return None
         if another:
             kernel.traffic.expect_process()

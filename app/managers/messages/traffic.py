@@ -411,6 +411,15 @@ class Traffic:
         self.ends.was_unheard = heard.again
         self.ends.end_undelivered()
 
+    def read_from_end(self) -> None:
+        """Go on at the end of the log: the kernel could not be taken over, after `meet`.
+
+        What lies before is an earlier process's, or of one that is of no use. Without this nothing
+        that a later process says would be read, and none could come up.
+        """
+        self.reading.skip()
+        self._conclusions.replaying = False
+
 
 def _nothing() -> None:
     """Do nothing, in place of a method whose object is gone."""
