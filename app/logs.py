@@ -57,6 +57,8 @@ class TokenFilter(logging.Filter):
         hidden: tuple[str, ...] = record.__dict__.get("hidden", ())
         if self.secret in hidden:
             return True
+        # The record is changed in place, for all handlers and loggers behind this one. A record is
+        # made for one call, and seen by one thread.
         record.hidden = (*hidden, self.secret)
         if record.args and not self._is_plain(record.args):
             if isinstance(record.args, tuple):

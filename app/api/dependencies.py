@@ -252,6 +252,8 @@ async def _as_json(request: Request, limit: int) -> Request:
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
     headers.append((b"content-type", b"application/json"))
 
+    # FastAPI alone reads from this, once. A response that waits for its client to go away is given
+    # the ASGI server's own `receive`.
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -279,6 +281,8 @@ async def _discard(stream: AsyncIterator[bytes]) -> None:
     taken = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_SECONDS):
+            # The pace of a body has a bound of its own (`KernelkeepHTTPProtocol.check`); the bounds
+            # here are for one that comes fast and never ends, under any ASGI server.
             async for chunk in stream:
                 taken += len(chunk)
                 if taken > DISCARD_BYTES:

@@ -106,6 +106,8 @@ class IdentityProviders:
         """
         failed: IdentityUnavailable | None = None
         for provider in self._others if token else ():
+            # One provider that hangs costs a request this time, and the next one is asked all the
+            # same: it may be the one that knows the token.
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)

@@ -88,6 +88,7 @@ async def _followed(
     def ended(replica: str) -> None:
         told.pop(replica, None)
 
+    # Followed before the first event: the stream tells every kernel first, those of others, too.
     async with AsyncExitStack() as stack:
         if (others := others_of(request)) is not None:
             await stack.enter_async_context(others.lines(request.scope, take, ended))

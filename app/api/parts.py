@@ -131,6 +131,8 @@ class Others:
             late = [one for one, task in tasks.items() if not task.done()]
             self._silent |= dict.fromkeys(late, self._loop.time() + SILENT_SECONDS)
         finally:
+            # A task that is late closes its connection: the late answer is not taken for that of a
+            # later request.
             for task in tasks.values():
                 task.cancel()
             await asyncio.wait(tasks.values())
@@ -145,6 +147,7 @@ class Others:
         return found
 
     async def _answer(self, way: Way, scope: Scope, body: bytes) -> bytes | None:
+        # Nothing of it counts unless it has come to its end: half a list is no list.
         answer, status, is_whole = bytearray(), 0, False
 
         async def send(message: Message) -> None:
@@ -260,6 +263,7 @@ class _Following:
         try:
             while True:
                 ways = {way.replica: way for way in self._group.others()}
+                # Not awaited: nothing here depends on the end of such a stream.
                 for gone in self._tasks.keys() - ways.keys():
                     self._tasks.pop(gone).cancel()
                 for replica in ways.keys() - self._tasks.keys():

@@ -174,6 +174,8 @@ class Remote:
             if kind != "ready":
                 self.is_kept = kind == "elsewhere"
                 return False
+            # Only now is anything received of the client. So whoever was refused until here can be
+            # sent to another replica with the whole of its request.
             tasks = [loop.create_task(self._upstream(receive))]
             if self._frames is not None:
                 tasks.append(loop.create_task(self._acknowledge(self._frames)))
@@ -183,6 +185,8 @@ class Remote:
             for task in tasks:
                 task.cancel()
             if tasks:
+                # A task that is cancelled leaves no half of a frame behind: `_say` writes a whole
+                # one without awaiting.
                 await asyncio.wait(tasks)
                 with contextlib.suppress(OSError):
                     _say(self._writer, "over", None)
@@ -206,6 +210,7 @@ class Remote:
         with contextlib.suppress(*_ENDS):  # `_downstream` sees it, too
             while True:
                 event = await receive()
+                # Before it is sent: the connection may take it, and break, before this goes on.
                 self._asked = True
                 _say(self._writer, "event", dict(event))
                 await self._writer.drain()
@@ -222,6 +227,7 @@ class Remote:
                 return False
             if kind == "end":
                 return True
+            # Before the client gets it: if the connection breaks meanwhile, the answer has begun.
             self._begun = True
             if kind == "event":
                 await send(_event(value))
@@ -283,6 +289,7 @@ class RelayServer:
 
     async def close(self) -> None:
         """Listen no longer, and end what is under way."""
+        # First: no further connection is accepted while these are awaited.
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -391,6 +398,9 @@ class _Served:
             while not is_told:
                 kind, value = await _unpack(self._reader)
                 is_told = kind == "over"
+                # When `WAITING_EVENTS` wait, this reads no further, and the socket's own
+                # back-pressure holds the client up. Neither an acknowledgement nor the end of the
+                # connection is seen then, as with a client's own socket that is not read.
                 if kind == "event" and not self._is_over:
                     self._tell_begun(True)
                     await self._events.put(_event(value))
@@ -414,6 +424,7 @@ class _Served:
 
     async def receive(self) -> Message:
         """The next event of the client; the last one again and again."""
+        # What came before the end is received first.
         if self._lost.is_set() and self._events.empty():
             return dict(self._gone)
         return await self._events.get()
@@ -451,8 +462,10 @@ class _Served:
 
     async def over(self) -> bool:
         """The application has ended; whether the request has, too, so that another may follow."""
+        # What the client still says is read, for "over" lies behind it, and is thrown away. `_read`
+        # may be waiting for a place in the queue: it gets one, and puts nothing more there.
         self._is_over = True
-        while not self._events.empty():  # an event may be waiting for its place
+        while not self._events.empty():
             self._events.get_nowait()
         done, _ = await asyncio.wait({self._reading}, timeout=OVER_SECONDS)
         return bool(done) and self._reading.result()

@@ -215,6 +215,9 @@ class ChannelsConnection:
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
             await sender.send(first, reader.position)
+            # Whatever ends this loop wakes the readers of the log: a newer connection, the end of a
+            # share, the end of the log, the end of the server. Between the looks here and the wait
+            # nothing is suspended, so none of them is missed.
             while not reader.finished and self.is_permitted():
                 gap, entries = reader.take()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
@@ -284,6 +287,7 @@ class ChannelsConnection:
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
                 return False
+            # Nothing awaits between the look at the permission and this.
             passed = traffic.submit(message, self._session)
             self._kernel.reports.received(message, self._session, passed=passed)
             if not traffic.has_room:
@@ -295,6 +299,8 @@ class ChannelsConnection:
         Nothing is received from the client meanwhile, so `receive` would not tell of its loss.
         """
         loop = asyncio.get_running_loop()
+        # All connections of the kernel are let go together, and each may submit one request more
+        # before it looks again. So the bound is exceeded by one request of each, at the most.
         events = {
             loop.create_task(self._kernel.traffic.room()),
             loop.create_task(sender.lost()),
@@ -315,6 +321,7 @@ class ChannelsConnection:
         return legacy.decode_binary(data or b"", self._session)
 
     async def _close(self, code: int, reason: str) -> None:
+        # The pump and `_listen` may each close, and the client may be gone: the first close counts.
         shortened = reason.encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
         with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError):
             await self._websocket.close(code, shortened)

@@ -39,6 +39,8 @@ class AuditFiles:
             if self._is_full(descriptor, len(data)) and self._move(descriptor):
                 os.close(descriptor)
                 descriptor = open_audit_file(self._path)
+            # With O_APPEND, and in one write: what two servers write to one file does not mix. If
+            # another server has moved the file since it was opened, the lines are in the older one.
             return os.write(descriptor, data)
         finally:
             os.close(descriptor)
