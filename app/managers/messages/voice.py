@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ...keeper.requests import MAX_REQUESTS
 from ...log_formats import about
 from ...protocol.compose import make_message
 from ...protocol.messages import ClientMessage, Message
@@ -20,8 +21,10 @@ __all__ = ["Voice"]
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSAID: Final = 4096
-"""How many messages of the server may wait to be in the log."""
+MAX_UNSAID: Final = 4 * MAX_REQUESTS
+"""How many messages of the server may wait to be in the log: more than the end of a process has
+said at once, in one turn of the loop, which is three for each pending request at the most. While
+the keeper is away, clients that ask a busy kernel for its ``kernel_info`` add four for each."""
 
 SAY_SECONDS: Final = 2.0
 """How many seconds `Voice.wait_until_said` waits for a message to be in the log."""
