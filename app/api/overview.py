@@ -74,6 +74,8 @@ async def _followed(
 ) -> AsyncIterator[OverviewEvent | None]:
     """The overview as it changes; ``told`` follows what the other replicas tell meanwhile."""
 
+    # Called from the tasks that follow the others, also while the client takes what was yielded.
+    # `Overview.follow` makes a list of the rows at the beginning of each turn.
     def take(replica: str, line: bytes) -> bool:
         event = _event(line)
         rows = told.setdefault(replica, {})

@@ -49,19 +49,22 @@ RELAYED: Final = "kernelkeep.relayed"
 
 MAX_FRAME: Final = 2**30
 FIRST_SECONDS: Final = 10.0
-"""How long the first frame of a connection may take."""
+"""How long the first frame of either end may take. It is sent in the next turn of a loop, so that
+a replica which takes longer is stopped, or hangs."""
 
 KEPT_SECONDS: Final = 90.0
 """How long a connection is kept for the next request: longer than its other end keeps it."""
 
 OVER_SECONDS: Final = 10.0
-"""How long the end of a request may take to come when its answer has ended."""
+"""How long the end of a request may take to come when its answer has ended: its client may take the
+last part slowly. After that the connection is closed, and the next request needs a new one."""
 
 WAITING_EVENTS: Final = 16
 """Events of a client that may wait for the application."""
 
 ACKNOWLEDGED_SECONDS: Final = 0.1
-"""How often the other replica is told what a client has acknowledged."""
+"""How often the other replica is told what a client has acknowledged: as often as the client is
+asked (`PING_SECONDS`)."""
 
 _SCOPE: Final = (
     *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),

@@ -15,7 +15,8 @@ from .line import Line
 __all__ = ["OwnRequests"]
 
 BEHIND_SECONDS: Final = 30.0
-"""How many seconds the server waits for output that the kernel published before its reply."""
+"""How many seconds the server waits for output that the kernel published before its reply: a flood
+of it may still have to be read."""
 
 SUBSHELL_SECONDS: Final = 5.0
 """How many seconds a kernel may take to answer which subshells it has."""

@@ -27,7 +27,8 @@ said at once, in one turn of the loop, which is three for each pending request a
 the keeper is away, clients that ask a busy kernel for its ``kernel_info`` add four for each."""
 
 SAY_SECONDS: Final = 2.0
-"""How many seconds `Voice.wait_until_said` waits for a message to be in the log."""
+"""How many seconds `Voice.wait_until_said` waits for a message to be in the log: far longer than a
+keeper at work takes. One that is away is not waited for; it may never come back."""
 
 
 class Voice:
