@@ -97,7 +97,10 @@ class TokenFilter(logging.Filter):
         if argument is None or isinstance(argument, int | float):
             return argument
         if not isinstance(argument, str):  # at the level trace, uvicorn logs whole ASGI scopes
-            text = str(argument)
+            try:
+                text = str(argument)
+            except Exception:  # of another package's object: whoever logs it must not fail by that
+                return f"[{type(argument).__name__}]"
             hidden = self._hide(text)
             return argument if hidden == text else hidden
         # At the level debug, websockets logs each header as a name and a value.
