@@ -47,6 +47,10 @@ MAX_CONTROL_FRAMES: Final = 100
 """Pings and unsolicited pongs that a client may send in a second. After more the client is not read
 for the rest of that second."""
 
+CLOSED_SECONDS: Final = 20.0
+"""How long a connection that was closed may last; uvicorn gives the client half of that for its own
+close frame. Output that the client does not take would keep the connection for ever."""
+
 MAX_UNREAD_BYTES: Final = 2**20
 """Unparsed bytes that a client which is not read may have; an event loop reads less at once."""
 
@@ -81,6 +85,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
     _control_frames = 0  # counted in the second that began at _second, by the loop's clock
     _second = 0.0
     _rests: asyncio.TimerHandle | None = None  # set while a client that floods is not read
+    _cut: asyncio.TimerHandle | None = None  # set when either side has closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -171,6 +176,22 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             # The handshake was refused. uvicorn would log an error that it was never completed.
             self.handshake_complete = True
+        if message["type"] == "websocket.close":
+            self._cut_later()
+
+    def _cut_later(self) -> None:
+        if self._cut is None and not self.disconnected:
+            self._cut = self.loop.call_later(CLOSED_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """Close the connection, as the server stops."""
+        # A client that has closed may not take what lies before the answer to its close frame. Then
+        # the connection is there still, and uvicorn would fail to close it a second time; with that
+        # error the end of the lifespan would be skipped.
+        if self.handshake_complete and not self.close_sent and self.conn.state is not OPEN:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def _log_answer(self, status: int) -> None:
         self._log_access(*self.request_line, status)
@@ -316,6 +337,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         if not self.transport.get_write_buffer_size() and self._unconfirmed_bytes() == 0:
             self._acknowledgements.all_arrived()
         super().handle_close(event)
+        self._cut_later()
 
     def _unconfirmed_bytes(self) -> int | None:
         """Bytes in the socket that the peer's TCP has not acknowledged; None if not known."""
@@ -339,12 +361,10 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
-        if self._ping_plan is not None:
-            self._ping_plan.cancel()
-            self._ping_plan = None
-        if self._rests is not None:
-            self._rests.cancel()
-            self._rests = None
+        for plan in (self._ping_plan, self._rests, self._cut):
+            if plan is not None:
+                plan.cancel()
+        self._ping_plan = self._rests = self._cut = None
         if self.handshake_complete and self.conn.close_rcvd is None:
             # No close frame has come, so the code is 1006 [RFC 6455, section 7.1.5]. uvicorn queues
             # an event with 1005, as for an empty close frame; the application sees the first one.

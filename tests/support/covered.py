@@ -198,7 +198,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.store": ("managers/sessions/test_session_store",),
     "app.protocol.frames": ("protocol/test_v1", "protocol/test_legacy"),
     "app.ws.channels": ("ws/test_core",),
-    "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
     "app.managers.owners.principal": ("api/test_identities",),
 }
