@@ -157,6 +157,9 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()) or _TOO_LARGE)
             self.logger.warning("WebSocket refused: %s", self.conn.handshake_exc)
             self.transport.close()
+        elif self.handshake_complete and self.conn.state is not OPEN:
+            # The client has closed, or has sent what is no frame; or its handshake was refused.
+            self._cut_later()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -337,7 +340,6 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         if not self.transport.get_write_buffer_size() and self._unconfirmed_bytes() == 0:
             self._acknowledgements.all_arrived()
         super().handle_close(event)
-        self._cut_later()
 
     def _unconfirmed_bytes(self) -> int | None:
         """Bytes in the socket that the peer's TCP has not acknowledged; None if not known."""

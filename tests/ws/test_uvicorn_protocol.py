@@ -85,7 +85,15 @@ async def test_the_server_stops_although_a_client_does_not_take_the_answer_to_it
     await eventually(lambda: not protocol.connections)
 
 
-@pytest.mark.parametrize("sent", [frame(Opcode.CLOSE, b"\x03\xe8"), frame(Opcode.TEXT, b"close")])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        frame(Opcode.CLOSE, b"\x03\xe8"),
+        frame(Opcode.TEXT, b"close"),
+        frame(Opcode.TEXT, b"\xff"),
+        b"\xff\xff",
+    ],
+)
 async def test_one_that_was_closed_is_cut_in_the_end(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
