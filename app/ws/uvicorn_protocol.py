@@ -48,8 +48,8 @@ MAX_CONTROL_FRAMES: Final = 100
 for the rest of that second."""
 
 CLOSED_SECONDS: Final = 20.0
-"""How long a connection that was closed may last; uvicorn gives the client half of that for its own
-close frame. Output that the client does not take would keep the connection for ever."""
+"""How long the client may take nothing when the connection was closed. uvicorn gives the client half
+of that for a close frame, and then waits, for ever, until all output is taken."""
 
 MAX_UNREAD_BYTES: Final = 2**20
 """Unparsed bytes that a client which is not read may have; an event loop reads less at once."""
@@ -184,7 +184,17 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     def _cut_later(self) -> None:
         if self._cut is None and not self.disconnected:
-            self._cut = self.loop.call_later(CLOSED_SECONDS, self.transport.abort)
+            self._plan_cut()
+
+    def _plan_cut(self) -> None:
+        self._cut = self.loop.call_later(CLOSED_SECONDS, self._cut_if_stuck, self._queued_bytes())
+
+    def _cut_if_stuck(self, before: int) -> None:
+        """Cut the connection, unless its client still takes what was sent before the close."""
+        if self._queued_bytes() < before:
+            self._plan_cut()
+        else:
+            self.transport.abort()
 
     def shutdown(self) -> None:
         """Close the connection, as the server stops."""
@@ -341,6 +351,12 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self._acknowledgements.all_arrived()
         super().handle_close(event)
 
+    def _queued_bytes(self) -> int:
+        """Bytes that the peer has not taken."""
+        # The transport's buffer alone tells too late that a slow peer takes something: a socket
+        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
+        return self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
+
     def _unconfirmed_bytes(self) -> int | None:
         """Bytes in the socket that the peer's TCP has not acknowledged; None if not known."""
         connection: socket.socket | None = self.transport.get_extra_info("socket")
@@ -379,10 +395,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         The peer is not at fault when the ping waits behind output that the peer is still taking, or
         when the server does not read because the kernel takes no more requests.
         """
-        # The transport's buffer alone tells too late that a slow peer takes something: a socket
-        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
-        queued = self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
-        taken = self._written - queued
+        taken = self._written - self._queued_bytes()
         progress = taken > self._taken
         self._taken = taken
         if self.read_paused or self._rests is not None:

@@ -1,4 +1,4 @@
-"""A connection whose client has closed it, and takes nothing more."""
+"""A connection that was closed, whose client takes nothing more."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Stuck(asyncio.Transport):
     protocol: KernelkeepWebSocketProtocol
     closing = False
     aborted = False
+    queued = 1
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         pass
@@ -34,7 +35,7 @@ class Stuck(asyncio.Transport):
         pass
 
     def get_write_buffer_size(self) -> int:
-        return 1
+        return self.queued
 
     def pause_reading(self) -> None:
         pass
@@ -102,3 +103,23 @@ async def test_one_that_was_closed_is_cut_in_the_end(
     protocol.data_received(sent)
     await eventually(lambda: transport.aborted)
     await eventually(lambda: not protocol.connections)
+
+
+async def test_one_that_was_closed_is_not_cut_while_its_client_takes_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uvicorn_protocol, "CLOSED_SECONDS", 0.01)
+    protocol, transport = await opened()
+    transport.queued = 4
+    looks = []
+
+    def take() -> int:
+        looks.append(transport.queued)
+        transport.queued = max(1, transport.queued - 1)
+        return looks[-1]
+
+    monkeypatch.setattr(transport, "get_write_buffer_size", take)
+    protocol.data_received(frame(Opcode.CLOSE, b"\x03\xe8"))
+    await eventually(lambda: transport.aborted)
+    assert looks[-2:] == [1, 1]
+    assert 3 in looks
