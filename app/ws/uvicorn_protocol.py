@@ -48,8 +48,8 @@ MAX_CONTROL_FRAMES: Final = 100
 for the rest of that second."""
 
 CLOSED_SECONDS: Final = 20.0
-"""How long the client may take nothing when the connection was closed. uvicorn gives the client half
-of that for a close frame, and then waits, for ever, until all output is taken."""
+"""How long the client may take nothing when the connection was closed. uvicorn gives it half of
+that for a close frame, and then waits, for ever, until all output is taken."""
 
 MAX_UNREAD_BYTES: Final = 2**20
 """Unparsed bytes that a client which is not read may have; an event loop reads less at once."""
