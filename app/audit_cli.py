@@ -1,4 +1,4 @@
-"""``kernelkeep audit``: prints the audit log, or the lines of it that somebody asks for."""
+"""``kernelkeep audit``: prints the audit log, or those lines of it that the options choose."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class Logins:
         self._waiting: OrderedDict[bytes, tuple[float, str | KernelkeepError]] = OrderedDict()
 
     async def begin(self, word: str, url: str) -> tuple[str, str]:
-        """Begin to log somebody in; ``url`` is the address to come back to.
+        """Begin to log a person in; ``url`` is the address to come back to.
 
         Returns the value of the browser's cookie, and the address that the browser is to go to.
         Raises `NotFound` if there is no such way, and `IdentityUnavailable`.
@@ -105,7 +105,7 @@ class Logins:
         return cookie, await way.address(self._asked(way, cookie, url))
 
     async def come_back(self, cookie: str, state: str, code: str, url: str) -> None:
-        """Somebody comes back from the service: get a token, which waits to be taken.
+        """A browser comes back from the service: get a token, which waits to be taken.
 
         An error waits in place of the token, for the page to show. Raises
         `LoginNotBegun` for a browser that has not begun a login here.

@@ -100,8 +100,8 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated and not self.handshake_complete:
-            # A client must wait for the answer to its handshake [RFC 6455, section 4.1]. An answer
-            # to a frame that it sends earlier would go out before that one.
+            # A client must wait for the answer to its handshake [RFC 6455, section 4.1]. Otherwise
+            # the answer to its frame would go out before the answer to its handshake.
             self.disconnected = True
             self.transport.close()
             return

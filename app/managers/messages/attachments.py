@@ -94,8 +94,9 @@ class Attachments:
     async def known(self, reader: Reader) -> None:
         """Return when the next server would know the session of this reader. Bounded.
 
-        The place of a session that comes back is known, and one that is stored late has it get
-        something twice. Without any place it would miss what is said while no server is there.
+        The place of a session that comes back is stored already; a place that is stored late only
+        has the client get some messages twice. A session without any place would miss the messages
+        that the kernel sends while no server is there.
         """
         if self.store is not None and reader.session in self._new:
             await self.store.stored()

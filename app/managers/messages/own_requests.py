@@ -57,8 +57,8 @@ class OwnRequests:
     def on_launch(self) -> None:
         """Forget what is known of the process before: a new one has been launched."""
         # `Traffic.disconnect` has read all that the process before has said (where the keeper could
-        # be asked), so no reply of that one counts for the new one. Whoever awaits a reply of that
-        # one waits until the time is over.
+        # be asked), so no reply of the old process counts for the new one. An `ask` of the old
+        # process, which gets no reply any more, returns None in time.
         self.answered = self.heard_iopub = False
         self._reachable.clear()
         self.tells_control = True
