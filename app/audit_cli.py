@@ -1,4 +1,4 @@
-"""``kernelkeep audit``: prints the audit log, or the lines of it that somebody asks for."""
+"""``kernelkeep audit``: prints the audit log, or those lines of it that the options choose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn
 
 from .commands import CommandParser, printable, say, settings_of
 from .durations import InvalidDuration, parse_duration
@@ -38,10 +38,7 @@ def audit_command(arguments: list[str]) -> NoReturn:
         parser.error("no server is set up to have an audit log here: say which (--audit-log FILE)")
     try:
         path = path.expanduser().absolute()
-        files = audit_files(path)
-        if not files:
-            raise FileNotFoundError(2, os.strerror(2), path)
-        damaged = _print(files, options)
+        damaged = _print(path, options)
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(0)
@@ -90,36 +87,37 @@ def _since(text: str) -> float:
         raise argparse.ArgumentTypeError("a span of time, 2h, or a time, 2026-11-29") from None
 
 
-def _print(files: list[Path], options: argparse.Namespace) -> int:
-    """Print what fits; returns how many lines are no records."""
-    damaged = 0
+def _print(path: Path, options: argparse.Namespace) -> int:
+    """Print what fits; returns how many lines are no records. Raises `OSError`."""
+    damaged, file = 0, None
     since: float = options.since or 0.0
     try:
         earliest = format_timestamp(since) if since else ""
     except (ValueError, OverflowError, OSError):
         earliest = ""
-    for file in files:
-        if file.stat().st_mtime < since:
+    for file in audit_files(path):
+        if os.fstat(file.fileno()).st_mtime < since:
             continue  # its last line is older
         for line, record in _records(file):
             if record is None:
                 damaged += 1
             elif str(record.get("time", "")) >= earliest and _fits(record, options):
                 print(line if options.json else _shown(record))
+    if file is None:
+        raise FileNotFoundError(2, os.strerror(2), path)
     sys.stdout.flush()
     return damaged
 
 
-def _records(file: Path) -> Iterator[tuple[str, Record | None]]:
-    with open(file, "rb") as lines:
-        while line := lines.readline(MAX_LINE):
-            text = line.decode("utf-8", "replace").strip()
-            try:
-                record = json.loads(text) if text else {}
-            except (ValueError, RecursionError):
-                record = None
-            if text:
-                yield text, record if isinstance(record, dict) else None
+def _records(file: BinaryIO) -> Iterator[tuple[str, Record | None]]:
+    while line := file.readline(MAX_LINE):
+        text = line.decode("utf-8", "replace").strip()
+        try:
+            record = json.loads(text) if text else {}
+        except (ValueError, RecursionError):
+            record = None
+        if text:
+            yield text, record if isinstance(record, dict) else None
 
 
 def _fits(record: Record, options: argparse.Namespace) -> bool:

@@ -35,6 +35,8 @@ class Caller:
         self.over = False
 
 
+# A task copies the variables of whoever makes it. So a task that outlives its request still has the
+# request's caller: `over`, which all of them see, is what makes that caller none.
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 

@@ -95,6 +95,8 @@ def _listen(settings: Settings) -> socket.socket:
             host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+        # The next server can listen while connections of the last one linger. Two servers at once
+        # cannot: on Linux the option does not allow that for sockets that listen.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)

@@ -132,6 +132,8 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
     if unknown:
         raise _NotDone(f"there is no kernel {unknown[0]}")
     problems: list[str] = []  # a kernel that cannot be ended keeps no other from being ended
+    # Whoever has the lock may end kernels by itself: no server has them then, nor can one start
+    # while this goes on. Otherwise the server is asked, which knows of them what is in no file.
     try:
         lock = Lock(state_dir)
     except UnusableRegistry:

@@ -105,6 +105,8 @@ async def _build(
     policy: LimitPolicy,
     stack: AsyncExitStack,
 ) -> State:
+    # In this order. What is taken down later may still be used by what is taken down before: the
+    # manager notes the ends of its kernels in the audit log and in the registry.
     counters = Counters()
     shares = Shares(policy, counters)
     audit = AuditLog(
@@ -123,6 +125,8 @@ async def _build(
     # Before the first request, so that no client finds a kernel missing that the last server has
     # left. (Kernels whose adoption takes too long come later.)
     await manager.adopt_kernels()
+    # Behind the adoption: a signal that comes before this ends the server when it has started, and
+    # `close` then does what `begin_stop` would have begun.
     stack.enter_context(at_stop_signals(manager.begin_stop))
     shared = _shared(settings, registry)
     group = _group(shared, manager)
@@ -196,6 +200,8 @@ async def _open_relay(
     state["links"] = links = Links(None if wire is None else wire.client)
     stack.callback(links.close)
     state["others"] = Others(group, links)
+    # The last to be opened, and the first to be closed: a request of another replica finds all that
+    # a client's request finds.
     group.watch(links.keep)
     relay = RelayServer(app, dict(state), group.socket, is_here)
     await relay.open()

@@ -57,6 +57,8 @@ class TokenFilter(logging.Filter):
         hidden: tuple[str, ...] = record.__dict__.get("hidden", ())
         if self.secret in hidden:
             return True
+        # The record is changed in place, for all handlers and loggers behind this one. A record is
+        # made for one call, and seen by one thread.
         record.hidden = (*hidden, self.secret)
         if record.args and not self._is_plain(record.args):
             if isinstance(record.args, tuple):
@@ -95,7 +97,10 @@ class TokenFilter(logging.Filter):
         if argument is None or isinstance(argument, int | float):
             return argument
         if not isinstance(argument, str):  # at the level trace, uvicorn logs whole ASGI scopes
-            text = str(argument)
+            try:
+                text = str(argument)
+            except Exception:  # of another package's object: whoever logs it must not fail by that
+                return f"[{type(argument).__name__}]"
             hidden = self._hide(text)
             return argument if hidden == text else hidden
         # At the level debug, websockets logs each header as a name and a value.

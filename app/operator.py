@@ -46,6 +46,7 @@ class OperatorSocket:
         """
         self._path.unlink(missing_ok=True)
         self._path.with_name(OLD_FILE).unlink(missing_ok=True)
+        # Nobody can connect between `bind` and `chmod`: the socket does not listen yet.
         with address_of(self._path) as name:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(name)
@@ -65,6 +66,8 @@ class OperatorSocket:
         ):
             if not is_own_peer(writer.get_extra_info("socket")):
                 return
+            # The waits for the client have bounds. What is done has its own (a stop), and goes on
+            # if the client is gone meanwhile: that shows only when the answer is written.
             async with asyncio.timeout(ASK_SECONDS):
                 asked = json.loads(await reader.readline())
             try:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-__all__ = ["CannotLoad", "load_class"]
+__all__ = ["CannotLoad", "load_class", "load_object"]
 
 T = TypeVar("T")
 
@@ -36,3 +36,20 @@ def load_class(option: str, name: str, base: type[T]) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CannotLoad(f"--{option.replace('_', '-')}: {name} is no {base.__name__}")
     return found
+
+
+def load_object(option: str, name: str, *methods: str) -> Any:
+    """An object of the class that ``option`` names, which takes no arguments and has ``methods``.
+
+    Raises `CannotLoad`.
+    """
+    kind, flag = load_class(option, name, object), f"--{option.replace('_', '-')}"
+    try:
+        made = kind()
+    except Exception as error:  # the class is not ours, and may raise anything
+        text = " ".join(str(error).split())
+        raise CannotLoad(f"{flag}: {type(error).__name__}: {text}") from error
+    for method in methods:
+        if not callable(getattr(made, method, None)):
+            raise CannotLoad(f"{flag}: {name} has no method {method}")
+    return made

@@ -147,6 +147,8 @@ class _Server(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        # asyncio accepts as many connections in one turn as the backlog that it was given, so that
+        # is small, and the operating system is told the large one behind asyncio's back.
         for listener in sockets or ():
             listener.listen(WAITING_TO_BE_ACCEPTED)
         if self.started and self._operated is not None:
@@ -179,6 +181,8 @@ class _Server(Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
+        # This runs in a signal handler, between any two instructions of the loop's thread: no event
+        # of asyncio may be set here, nor would the loop wake for it.
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._exits.set)
         # uvicorn would skip the end of the lifespan at a second Ctrl+C, and leave kernels behind.
@@ -190,10 +194,13 @@ class _Server(Server):
         if self._operator is not None:
             self._operator.close()
         kernels: MultiKernelManager = self.lifespan_state["kernels"]
+        # Before uvicorn's own shutdown, which closes the listening socket and every connection. It
+        # has a bound: each kernel's stop has one, and they stop side by side.
         try:
             await kernels.stopped()
         finally:
             left = GRACE_SECONDS - round(loop.time() - began)
+            # Not 0, which uvicorn takes for no time at all: an answer may be just being sent.
             self.config.timeout_graceful_shutdown = max(1, left)
             await super().shutdown(sockets)
 

@@ -235,7 +235,7 @@ class Settings(
     def wants_token(self) -> bool:
         """Whether a token is to be made, for nobody could come in without.
 
-        Where a service says who is who, there is no such token unless somebody has set one: it may
+        Where a service says who is who, there is no such token unless one was set: it may
         do everything, and would be in the log of whoever has started the server.
         """
         asks_others = self.jupyterhub_tokens or self.oidc_issuer
@@ -255,7 +255,7 @@ class Settings(
 
     @property
     def forked_by_name(self) -> list[str]:
-        """The kernelspecs that somebody has named to be forked."""
+        """The kernelspecs that the option names to be forked."""
         if self.fork_kernels in ([FORK_AUTOMATICALLY], [FORK_NONE]):
             return []
         return self.fork_kernels
@@ -286,7 +286,7 @@ class Settings(
 
     @cached_property
     def keeps(self) -> bool:
-        """Whether kernels outlive the server: as somebody has said, or wherever that is of use."""
+        """Whether kernels outlive the server: as `on_shutdown` says, or by `why_not_kept`."""
         if "on_shutdown" in self.model_fields_set:
             return self.on_shutdown == "keep"
         return not self.why_not_kept

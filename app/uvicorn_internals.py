@@ -124,7 +124,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     hooks: ClassVar = (
         *("connection_made", "data_received", "connection_lost", "resume_writing"),
         *("handle_connect", "handle_cont", "handle_ping", "handle_pong", "handle_close"),
-        *("send_receive_event_to_app", "keepalive_timeout", "receive", "send"),
+        *("send_receive_event_to_app", "keepalive_timeout", "receive", "send", "shutdown"),
     )
 
     loop: asyncio.AbstractEventLoop

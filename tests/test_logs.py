@@ -152,6 +152,15 @@ def test_things_that_are_no_text(written: io.StringIO, argument: object) -> None
     check(written.getvalue(), "what came was: ", "/api?token=")
 
 
+def test_a_thing_without_a_text_is_no_error_of_whoever_logs_it(written: io.StringIO) -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    logging.getLogger("app").warning("it failed: %s (%s)", Broken(), SECRET)
+    assert written.getvalue().endswith("it failed: [Broken] ([hidden])\n")
+
+
 def test_a_message_without_arguments(written: io.StringIO) -> None:
     logging.getLogger("app").warning(f"called with /api?token={SECRET} and 100%")
 

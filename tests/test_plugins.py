@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.plugins import CannotLoad, load_class
+from app.plugins import CannotLoad, load_class, load_object
 
 
 @pytest.fixture
@@ -83,3 +83,23 @@ def test_a_module_of_ones_own_is_found(modules: Path) -> None:
     loaded = load_class("some_option", "mine_of_test_plugins:Mine", dict)
     assert loaded.__name__ == "Mine"
     assert issubclass(loaded, dict)
+
+
+def test_an_object_is_made_of_a_class_with_these_methods() -> None:
+    assert load_object("some_option", "collections:OrderedDict", "keys", "pop") == OrderedDict()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("collections:OrderedDict", "collections:OrderedDict has no method answer"),
+        ("collections:namedtuple", "collections:namedtuple is no object"),
+        ("fractions:Nothing", "has no attribute 'Nothing'"),
+        ("datetime:date", "TypeError: "),
+    ],
+)
+def test_an_object_that_cannot_be_made_or_used_is_refused(name: str, says: str) -> None:
+    with pytest.raises(CannotLoad) as caught:
+        load_object("some_option", name, "answer")
+    assert str(caught.value).startswith("--some-option: ")
+    assert says in str(caught.value)

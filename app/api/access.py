@@ -228,6 +228,8 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
+        # From the look at `over` to `Principal.opened` (`serve_while_valid`) nothing awaits: no
+        # credential ends unnoticed in between.
         guesses, shown = bool(token) and principal is None, principal
         if principal is not None and principal.over:
             principal = None
@@ -261,6 +263,7 @@ class AccessMiddleware:
     ) -> None:
         """Serve a request, or refuse it if its owner's share is used up."""
         is_websocket = scope["type"] == "websocket"
+        # A request that is taken is not given back if the WebSocket is refused: asking costs, too.
         try:
             shares.take_request(principal)
             if is_websocket:

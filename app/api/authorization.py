@@ -11,13 +11,13 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from starlette.requests import HTTPConnection
 
 from ..managers.errors import AuthorizerFailed, NotAuthorized, ScopeMissing
 from ..managers.owners.principal import Principal
-from ..plugins import CannotLoad, load_class
+from ..plugins import load_object
 from .identity import Identity, User, principal_of
 
 __all__ = [
@@ -104,14 +104,5 @@ def authorization_of(connection: HTTPConnection) -> Authorization:
 
 def load_authorizer(name: str) -> Authorizer:
     """An authorizer of the class ``module:Class``. Raises `CannotLoad`."""
-    try:
-        authorizer: Any = load_class("authorizer_class", name, object)()
-    except CannotLoad:
-        raise
-    except Exception as error:  # the class is not ours, and may raise anything
-        text = " ".join(str(error).split())
-        raise CannotLoad(f"--authorizer-class: {type(error).__name__}: {text}") from error
-    if not callable(getattr(authorizer, "is_authorized", None)):
-        raise CannotLoad(f"--authorizer-class: {name} has no method is_authorized")
-    loaded: Authorizer = authorizer
-    return loaded
+    authorizer: Authorizer = load_object("authorizer_class", name, "is_authorized")
+    return authorizer

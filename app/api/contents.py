@@ -8,7 +8,6 @@ from urllib.parse import quote
 import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.routing import APIRoute
-from starlette.requests import HTTPConnection
 from starlette.routing import Match
 from starlette.types import Scope
 
@@ -29,7 +28,7 @@ from ..managers.files.service import ContentsService
 from ..managers.limits.errors import BeyondLimit, ContentsLimit
 from ..managers.limits.shares import CallersShare
 from .access import requires
-from .dependencies import read_body
+from .dependencies import of_state, read_body
 from .openapi import BODY, errors
 from .schemas import schema_of
 
@@ -63,20 +62,8 @@ _LOCATION: Final = {
 _encode = msgspec.json.Encoder().encode
 
 
-async def _service(connection: HTTPConnection) -> ContentsService:
-    service: ContentsService = connection.state.contents
-    return service
-
-
-ContentsDep = Annotated[ContentsService, Depends(_service)]
-
-
-async def _share(connection: HTTPConnection) -> CallersShare:
-    share: CallersShare = connection.state.share
-    return share
-
-
-ShareDep = Annotated[CallersShare, Depends(_share)]
+ContentsDep = Annotated[ContentsService, of_state("contents")]
+ShareDep = Annotated[CallersShare, of_state("share")]
 PathDep = Annotated[str, Path(description="A path relative to the root directory.")]
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "TokensDep",
     "UserDep",
     "fingerprint",
+    "of_state",
     "read_body",
 ]
 
@@ -63,12 +64,21 @@ DISCARD_SECONDS: Final = 5.0
 # The dependencies are coroutines although they await nothing: FastAPI calls functions in a thread.
 
 
-async def _manager(connection: HTTPConnection) -> CallersKernels:
-    manager: CallersKernels = connection.state.kernels
-    return manager
+def of_state(name: str) -> Any:
+    """The dependency on what a request's state has under this name (`app.lifespan.State`)."""
+
+    async def get(connection: HTTPConnection) -> Any:
+        return getattr(connection.state, name)
+
+    return Depends(get)
 
 
-ManagerDep = Annotated[CallersKernels, Depends(_manager)]
+ManagerDep = Annotated[CallersKernels, of_state("kernels")]
+SessionsDep = Annotated[SessionManager, of_state("sessions")]
+EventsDep = Annotated[CallersEvents, of_state("events")]
+IdempotencyDep = Annotated[OwnersKeys, of_state("idempotency")]
+TokensDep = Annotated[CallersTokens, of_state("tokens")]
+AuditDep = Annotated[AuditLog, of_state("audit")]
 KernelIdDep = Annotated[str, Path(description="The kernel's id.")]
 
 
@@ -86,22 +96,6 @@ async def _permission(manager: ManagerDep, kernel: KernelDep) -> Permission:
 PermissionDep = Annotated[Permission, Depends(_permission)]
 
 
-async def _sessions(connection: HTTPConnection) -> SessionManager:
-    sessions: SessionManager = connection.state.sessions
-    return sessions
-
-
-SessionsDep = Annotated[SessionManager, Depends(_sessions)]
-
-
-async def _events(connection: HTTPConnection) -> CallersEvents:
-    events: CallersEvents = connection.state.events
-    return events
-
-
-EventsDep = Annotated[CallersEvents, Depends(_events)]
-
-
 IdempotencyKeyDep = Annotated[
     str | None,
     Header(
@@ -109,30 +103,6 @@ IdempotencyKeyDep = Annotated[
         json_schema_extra={"pattern": "^[ -~]{1,255}$"},
     ),
 ]
-
-
-async def _idempotency(connection: HTTPConnection) -> OwnersKeys:
-    keys: OwnersKeys = connection.state.idempotency
-    return keys
-
-
-async def _tokens(connection: HTTPConnection) -> CallersTokens:
-    tokens: CallersTokens = connection.state.tokens
-    return tokens
-
-
-TokensDep = Annotated[CallersTokens, Depends(_tokens)]
-
-
-async def _audit(connection: HTTPConnection) -> AuditLog:
-    audit: AuditLog = connection.state.audit
-    return audit
-
-
-AuditDep = Annotated[AuditLog, Depends(_audit)]
-
-
-IdempotencyDep = Annotated[OwnersKeys, Depends(_idempotency)]
 
 
 _GENERATION: Final = "^[1-9][0-9]{0,8}$"
@@ -252,6 +222,8 @@ async def _as_json(request: Request, limit: int) -> Request:
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
     headers.append((b"content-type", b"application/json"))
 
+    # FastAPI alone reads from this, once. A response that waits for its client to go away is given
+    # the ASGI server's own `receive`.
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -279,6 +251,8 @@ async def _discard(stream: AsyncIterator[bytes]) -> None:
     taken = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DISCARD_SECONDS):
+            # The pace of a body has a bound of its own (`KernelkeepHTTPProtocol.check`); the bounds
+            # here are for one that comes fast and never ends, under any ASGI server.
             async for chunk in stream:
                 taken += len(chunk)
                 if taken > DISCARD_BYTES:

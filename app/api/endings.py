@@ -17,13 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..managers.owners.principal import Principal
-from ..ws.sending import EXTENSION, FrameWriter
+from ..ws.sending import CREDENTIAL_ENDED, EXTENSION, FrameWriter
 from .errors import error_response
 
-__all__ = ["CREDENTIAL_ENDED", "serve_while_valid"]
-
-CREDENTIAL_ENDED: Final = 4401
-"""Close code of a WebSocket whose token has expired or was revoked: a new one is needed."""
+__all__ = ["serve_while_valid"]
 
 CLOSE_SECONDS: Final = 0.4
 """How long the close frame may wait behind output that the client does not take."""
@@ -58,6 +55,8 @@ class _Open:
 
     async def run(self, app: ASGIApp, principal: Principal) -> None:
         self._task = asyncio.current_task()
+        # `AccessMiddleware` has just seen that the principal is not over, and nothing has awaited
+        # since: no end lies between that look and this.
         principal.opened(self._end)
         try:
             await app(self._scope, self.receive, self.send)
@@ -66,6 +65,8 @@ class _Open:
                 raise
         finally:
             principal.closed(self._end)
+        # The refusal or the close frame is sent by the task that `_end` has made. The ASGI server
+        # takes nothing more of a request whose application has returned.
         if self._ending is not None:
             await self._ending
 
@@ -110,6 +111,8 @@ class _Request(_Open):
     async def _close(self) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
+        # Nothing awaits between this look and the first send of `_refuse`, and what the route sends
+        # has failed since `_end`: a client never gets two answers.
         if not self._begun:
             self._complete = True
             await self._refuse()
@@ -135,6 +138,7 @@ class _Request(_Open):
         events: set[asyncio.Future[Any]] = {receiving, over}
         try:
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            # A body has been received before, so nothing is lost with what is cancelled here.
             return receiving.result() if receiving.done() else _GONE
         finally:
             receiving.cancel()

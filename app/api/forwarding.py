@@ -105,6 +105,9 @@ class ForwardingMiddleware:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + group.patience
         while True:
+            # This process may have been stopped for longer than its lease, and another replica have
+            # taken the kernel: so it is not enough that the kernel is here (`Group.is_own`). Behind
+            # the awaits of this loop everything is looked up anew.
             if group.is_here(kernel_id) and await group.is_own(kernel_id):
                 return False
             try:
@@ -116,6 +119,8 @@ class ForwardingMiddleware:
             way = None if found.replica is None else group.way_to(found.replica)
             # A request that another replica has sent is not sent on: no request goes in circles.
             if found.replica != group.id and way is not None and RELAYED not in scope:
+                # False: the kernel is there no more, or is just being adopted. Nothing has been
+                # received of the client then, nor behind a failure that has not `begun`.
                 try:
                     if await links.run(way, scope, receive, send):
                         return True

@@ -98,6 +98,8 @@ class IdempotencyKeys:
 
         So an owner who uses many keys has others forget none.
         """
+        # The one that is forgotten may be under way: `_make` looks whether its own is still there.
+        # Nobody has so many under way; a request that comes twice then would be done twice.
         if self._count >= MAX_KEYS:
             most = max(self._by_owner, key=lambda one: len(self._by_owner[one]))
             self.forget(most, next(iter(self._by_owner[most])))
@@ -169,6 +171,8 @@ class OwnersKeys:
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:
+            # Also if the request was cancelled. The use is forgotten before those that wait are
+            # woken: what they find is another use, or none.
             if use.made is None and self._keys.uses(self._owner).get(name) is use:
                 self._keys.forget(self._owner, name)
             use.done.set_result(None)

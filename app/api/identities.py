@@ -11,13 +11,13 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from ..managers.errors import IdentityUnavailable
 from ..managers.owners.names import InvalidName
 from ..managers.owners.principal import Identity, Principal
 from ..managers.owners.scopes import EVERYTHING
-from ..plugins import CannotLoad, load_class
+from ..plugins import load_object
 
 __all__ = ["IdentityProvider", "IdentityProviders", "ServerToken", "load_provider"]
 
@@ -106,6 +106,8 @@ class IdentityProviders:
         """
         failed: IdentityUnavailable | None = None
         for provider in self._others if token else ():
+            # One provider that hangs costs a request this time, and the next one is asked all the
+            # same: it may be the one that knows the token.
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)
@@ -140,18 +142,9 @@ def load_provider(name: str) -> IdentityProvider | None:
     """A provider of the class ``module:Class``; None for no name. Raises `CannotLoad`."""
     if not name:
         return None
-    try:
-        provider: Any = load_class("identity_provider_class", name, object)()
-    except CannotLoad:
-        raise
-    except Exception as error:  # the class is not ours, and may raise anything
-        text = " ".join(str(error).split())
-        raise CannotLoad(f"--identity-provider-class: {type(error).__name__}: {text}") from error
-    for method in ("known", "identify", "close"):
-        if not callable(getattr(provider, method, None)):
-            raise CannotLoad(f"--identity-provider-class: {name} has no method {method}")
-    loaded: IdentityProvider = provider
-    return loaded
+    methods = ("known", "identify", "close")
+    provider: IdentityProvider = load_object("identity_provider_class", name, *methods)
+    return provider
 
 
 def _name(provider: IdentityProvider) -> str:

@@ -123,6 +123,8 @@ async def _follow(
         gap, entries = reader.take()
         if gap is not None:
             yield GapEvent(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
+        # At each yield the client may hold this up, and the log go on. Entries that were taken stay
+        # what they are, even if their file is gone. What the log drops meanwhile is the next gap.
         for entry in entries:
             yield _message(entry)
         if reader.behind:

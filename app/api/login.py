@@ -24,10 +24,10 @@ COOKIE: Final = "kernelkeep-login"
 """The cookie of a browser in which a login has begun. It lets nobody do anything."""
 
 LOGIN_SECONDS: Final = 600
-"""How long somebody may take to log in."""
+"""How many seconds a person may take to log in."""
 
 CALLBACK: Final = "/oauth_callback"
-"""The path at which somebody comes back: JupyterHub's for its services."""
+"""The path at which the browser comes back: JupyterHub's for its services."""
 
 
 class LoginWayModel(msgspec.Struct):
@@ -84,7 +84,7 @@ def login_router(logins: Logins) -> APIRouter:
     @router.get(CALLBACK, name="oauth_callback", include_in_schema=False)
     async def callback(request: Request, state: str = "", code: str = "") -> Response:
         """Come back from the service, and go on to the page, which takes the token."""
-        # Whoever reloads this address comes to the page, too, and is told there.
+        # A browser that reloads this address comes to the page, too, which tells what is wrong.
         try:
             await logins.come_back(
                 request.cookies.get(COOKIE, ""), state, code, _callback_url(request)

@@ -74,6 +74,8 @@ async def _followed(
 ) -> AsyncIterator[OverviewEvent | None]:
     """The overview as it changes; ``told`` follows what the other replicas tell meanwhile."""
 
+    # Called from the tasks that follow the others, also while the client takes what was yielded.
+    # `Overview.follow` makes a list of the rows at the beginning of each turn.
     def take(replica: str, line: bytes) -> bool:
         event = _event(line)
         rows = told.setdefault(replica, {})
@@ -88,6 +90,7 @@ async def _followed(
     def ended(replica: str) -> None:
         told.pop(replica, None)
 
+    # Followed before the first event: the stream tells every kernel first, those of others, too.
     async with AsyncExitStack() as stack:
         if (others := others_of(request)) is not None:
             await stack.enter_async_context(others.lines(request.scope, take, ended))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Path, Request, Response
-from starlette.requests import HTTPConnection
+from fastapi import APIRouter, Path, Request, Response
 
 from ..managers.kernels.owners import CallersOwners, OwnerModel, together
 from ..managers.limits.errors import OwnerNotFound
 from .access import requires
+from .dependencies import of_state
 from .openapi import ERRORS, errors
 from .parts import others_of
 from .schemas import schema_of
@@ -22,12 +22,7 @@ _models = msgspec.json.Decoder(list[OwnerModel]).decode
 _model = msgspec.json.Decoder(OwnerModel).decode
 
 
-async def _owners(connection: HTTPConnection) -> CallersOwners:
-    owners: CallersOwners = connection.state.owners
-    return owners
-
-
-OwnersDep = Annotated[CallersOwners, Depends(_owners)]
+OwnersDep = Annotated[CallersOwners, of_state("owners")]
 
 
 @router.get(

@@ -36,7 +36,8 @@ ANSWER_SECONDS: Final = 1.0
 """How long the other replicas may take to answer, or to begin a stream."""
 
 SILENT_SECONDS: Final = 5.0
-"""How long one that has not answered in time is not asked again."""
+"""How long one that has not answered in time is not asked again, so that it does not hold up each
+request of a page that polls."""
 
 LOOK_SECONDS: Final = 1.0
 """How often a stream looks for replicas that have come or gone."""
@@ -131,6 +132,8 @@ class Others:
             late = [one for one, task in tasks.items() if not task.done()]
             self._silent |= dict.fromkeys(late, self._loop.time() + SILENT_SECONDS)
         finally:
+            # A task that is late closes its connection: the late answer is not taken for that of a
+            # later request.
             for task in tasks.values():
                 task.cancel()
             await asyncio.wait(tasks.values())
@@ -145,6 +148,7 @@ class Others:
         return found
 
     async def _answer(self, way: Way, scope: Scope, body: bytes) -> bytes | None:
+        # Nothing of it counts unless it has come to its end: half a list is no list.
         answer, status, is_whole = bytearray(), 0, False
 
         async def send(message: Message) -> None:
@@ -185,6 +189,7 @@ class Others:
             async def send(message: Message) -> None:
                 if message["type"] == "http.response.start" and message["status"] != 200:
                     raise OSError(f"it answers {message['status']}")
+                # A part of the body may end in the middle of a line.
                 *lines, rest = (bytes(begun) + message.get("body", b"")).split(b"\n")
                 begun[:] = rest
                 _check_length(begun)
@@ -208,6 +213,8 @@ class Others:
 
         async def follow(way: Way, ready: Callable[[], None]) -> None:
             async def send(message: Message) -> None:
+                # The other replica accepts when it has subscribed: none of its events is missed
+                # from then on.
                 if message["type"] == "websocket.accept":
                     ready()
                 elif message["type"] == "websocket.send":
@@ -252,6 +259,7 @@ class _Following:
 
     async def begun(self) -> None:
         """Return when all those have begun that were there when this was made."""
+        # One after the other will do: each of these events stays set.
         for begun in self._begun.values():
             await begun.wait()
 
@@ -260,6 +268,7 @@ class _Following:
         try:
             while True:
                 ways = {way.replica: way for way in self._group.others()}
+                # Not awaited: nothing here depends on the end of such a stream.
                 for gone in self._tasks.keys() - ways.keys():
                     self._tasks.pop(gone).cancel()
                 for replica in ways.keys() - self._tasks.keys():

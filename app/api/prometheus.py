@@ -65,6 +65,8 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All metrics, in Prometheus's text format (`prometheus_client.CONTENT_TYPE_LATEST`)."""
+        # In the loop's thread, and without an await: no kernel comes or goes, and no counter moves,
+        # while the collectors look.
         self._lag.watch()
         return generate_latest(self._registry)
 

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 FRESH_SECONDS: Final = 1.0
 """How long an answer is reused."""
 
+LOOK_SECONDS: Final = 5.0
+"""How long a look may take. While a file system hangs, the server is not ready."""
+
 MIN_FREE_BYTES: Final = 16 * 2**20
 """Bytes on the disk of the state directory that a kernel's connection file, output and log need."""
 
@@ -51,6 +54,7 @@ class Readiness:
         self._problem: str | None = None
         self._looked = float("-inf")
         self._looking = asyncio.Lock()
+        self._look: asyncio.Task[str | None] | None = None  # one that takes longer goes on
 
     async def check(self) -> bool:
         """Whether a kernel could be started, as of at most `FRESH_SECONDS` ago."""
@@ -59,13 +63,23 @@ class Readiness:
         # Requests that come while one looks wait for the lock, and then find a fresh answer.
         async with self._looking:
             if time.monotonic() >= self._looked + FRESH_SECONDS:
-                try:
-                    problem = await asyncio.to_thread(self._look)
-                except OSError as error:
-                    problem = str(error)
-                self._note(problem)
+                self._note(await self._found())
                 self._looked = time.monotonic()
         return self._problem is None
+
+    async def _found(self) -> str | None:
+        """What a look finds, or that it finds nothing within `LOOK_SECONDS`."""
+        # A thread that hangs cannot be ended. The next look is the same one, as long as it hangs:
+        # threads of many probes would leave none for kernels.
+        look = self._look = self._look or asyncio.create_task(asyncio.to_thread(self._problem_now))
+        await asyncio.wait({look}, timeout=LOOK_SECONDS)
+        if not look.done():
+            return f"a look at the file system takes longer than {LOOK_SECONDS:g} s"
+        self._look = None
+        try:
+            return look.result()
+        except OSError as error:
+            return str(error)
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:
@@ -74,7 +88,7 @@ class Readiness:
             logger.warning("ready again")
         self._problem = problem
 
-    def _look(self) -> str | None:
+    def _problem_now(self) -> str | None:
         """What would keep a kernel from starting, or None. Raises `OSError`, and blocks."""
         if not self._kernels.specs.exist():
             return "there is no kernelspec"

@@ -49,19 +49,22 @@ RELAYED: Final = "kernelkeep.relayed"
 
 MAX_FRAME: Final = 2**30
 FIRST_SECONDS: Final = 10.0
-"""How long the first frame of a connection may take."""
+"""How long the first frame of either end may take. It is sent in the next turn of a loop, so that
+a replica which takes longer is stopped, or hangs."""
 
 KEPT_SECONDS: Final = 90.0
 """How long a connection is kept for the next request: longer than its other end keeps it."""
 
 OVER_SECONDS: Final = 10.0
-"""How long the end of a request may take to come when its answer has ended."""
+"""How long the end of a request may take to come when its answer has ended: its client may take the
+last part slowly. After that the connection is closed, and the next request needs a new one."""
 
 WAITING_EVENTS: Final = 16
 """Events of a client that may wait for the application."""
 
 ACKNOWLEDGED_SECONDS: Final = 0.1
-"""How often the other replica is told what a client has acknowledged."""
+"""How often the other replica is told what a client has acknowledged: as often as the client is
+asked (`PING_SECONDS`)."""
 
 _SCOPE: Final = (
     *("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"),
@@ -147,8 +150,12 @@ class Remote:
         return self._writer.transport.is_closing() or self._reader.at_eof()
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, once the other replica has taken what waits to be sent."""
         self._writer.close()
+
+    def cut_off(self) -> None:
+        """Hang up at once. A replica that is stopped would never take what waits to be sent."""
+        cut_off(self._writer.transport)
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Send a request, and its client what is answered; False if the kernel is not there.
@@ -170,6 +177,8 @@ class Remote:
             if kind != "ready":
                 self.is_kept = kind == "elsewhere"
                 return False
+            # Only now is anything received of the client. So whoever was refused until here can be
+            # sent to another replica with the whole of its request.
             tasks = [loop.create_task(self._upstream(receive))]
             if self._frames is not None:
                 tasks.append(loop.create_task(self._acknowledge(self._frames)))
@@ -179,6 +188,8 @@ class Remote:
             for task in tasks:
                 task.cancel()
             if tasks:
+                # A task that is cancelled leaves no half of a frame behind: `_say` writes a whole
+                # one without awaiting.
                 await asyncio.wait(tasks)
                 with contextlib.suppress(OSError):
                     _say(self._writer, "over", None)
@@ -202,6 +213,7 @@ class Remote:
         with contextlib.suppress(*_ENDS):  # `_downstream` sees it, too
             while True:
                 event = await receive()
+                # Before it is sent: the connection may take it, and break, before this goes on.
                 self._asked = True
                 _say(self._writer, "event", dict(event))
                 await self._writer.drain()
@@ -218,6 +230,7 @@ class Remote:
                 return False
             if kind == "end":
                 return True
+            # Before the client gets it: if the connection breaks meanwhile, the answer has begun.
             self._begun = True
             if kind == "event":
                 await send(_event(value))
@@ -279,6 +292,7 @@ class RelayServer:
 
     async def close(self) -> None:
         """Listen no longer, and end what is under way."""
+        # First: no further connection is accepted while these are awaited.
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -333,6 +347,11 @@ class RelayServer:
         if fields.get("frames"):
             scope["extensions"] = {**scope["extensions"], EXTENSION: served}
         try:
+            # Until it has sent an event, the other replica may give this one up as silent, and send
+            # the request elsewhere, or once more. So nothing is done of a request before that: if
+            # this process was stopped meanwhile, it finds that the other end has hung up.
+            if not await served.begun():
+                return False
             await self._app(scope, served.receive, served.send)
             _say(writer, "end", None)
             await writer.drain()
@@ -370,6 +389,7 @@ class _Served:
         if _is_websocket(scope):
             self._gone = {"type": "websocket.disconnect", "code": 1006, "reason": None}
         self._events: asyncio.Queue[Message] = asyncio.Queue(WAITING_EVENTS)
+        self._begun: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._lost = asyncio.Event()
         self._is_over = False  # whether the application has ended
         self._reading = asyncio.get_running_loop().create_task(self._read())
@@ -381,19 +401,33 @@ class _Served:
             while not is_told:
                 kind, value = await _unpack(self._reader)
                 is_told = kind == "over"
+                # When `WAITING_EVENTS` wait, this reads no further, and the socket's own
+                # back-pressure holds the client up. Neither an acknowledgement nor the end of the
+                # connection is seen then, as with a client's own socket that is not read.
                 if kind == "event" and not self._is_over:
+                    self._tell_begun(True)
                     await self._events.put(_event(value))
                 elif kind == "acknowledged":
                     self.acknowledged = Position(*value)
         except _ENDS:
             pass
+        self._tell_begun(False)
         self._lost.set()
         if not self._is_over:
             await self._events.put(self._gone)
         return is_told
 
+    def _tell_begun(self, begun: bool) -> None:
+        if not self._begun.done():
+            self._begun.set_result(begun)
+
+    async def begun(self) -> bool:
+        """Whether an event of the client comes, before the other replica hangs up."""
+        return await self._begun
+
     async def receive(self) -> Message:
         """The next event of the client; the last one again and again."""
+        # What came before the end is received first.
         if self._lost.is_set() and self._events.empty():
             return dict(self._gone)
         return await self._events.get()
@@ -431,8 +465,10 @@ class _Served:
 
     async def over(self) -> bool:
         """The application has ended; whether the request has, too, so that another may follow."""
+        # What the client still says is read, for "over" lies behind it, and is thrown away. `_read`
+        # may be waiting for a place in the queue: it gets one, and puts nothing more there.
         self._is_over = True
-        while not self._events.empty():  # an event may be waiting for its place
+        while not self._events.empty():
             self._events.get_nowait()
         done, _ = await asyncio.wait({self._reading}, timeout=OVER_SECONDS)
         return bool(done) and self._reading.result()

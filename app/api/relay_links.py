@@ -126,7 +126,7 @@ class Links:
         """
         for replica in self._busy.keys() - replicas:
             for remote in self._busy[replica]:
-                remote.close()
+                remote.cut_off()
         for replica in self._idle.keys() - replicas:
             self._drop(replica)
 
@@ -151,6 +151,7 @@ class Links:
     async def _use(
         self, remote: Remote, replica: str, scope: Scope, receive: Receive, send: Send
     ) -> bool:
+        # Nothing awaits between the two: an empty set is taken out below as soon as it is empty.
         busy = self._busy.setdefault(replica, set())
         busy.add(remote)
         try:
@@ -159,6 +160,7 @@ class Links:
             busy.discard(remote)
             if not busy:
                 self._busy.pop(replica, None)
+        # `keep` may have cut the connection off while the last frame was read: `_take` sees that.
         if remote.is_kept:
             idle = self._idle.setdefault(replica, [])
             if len(idle) < IDLE:
@@ -172,6 +174,7 @@ class Links:
         """A connection that is idle, the one that was used last."""
         found = None
         while found is None and (idle := self._idle.get(replica)):
+            # The others come to their end by time: no more stay than are needed at once.
             remote, timer = idle.pop()
             timer.cancel()
             if remote.is_gone:
@@ -195,6 +198,8 @@ class Links:
 
     def _note_lost(self, way: Way, why: Broken) -> None:
         now = self._loop.time()
+        # Only failures tell that time passes here, for nobody dials but for a request. So a replica
+        # counts as lost for a while when requests have failed at both ends of that while.
         first, last = self._lost.get(way.replica, (now, now))
         if way.replica in self._lost and now - last < LOST_SECONDS:
             self._lost[way.replica] = first, now

@@ -59,7 +59,8 @@ class Fetcher:
         if self._client is None:  # made in the loop that it works in
             self._client = AsyncHTTPClient(
                 force_instance=True,
-                # A question that was given up ends by its own timeout, and must hold up no other.
+                # A question that was given up gives its turn back, and goes on in tornado until its
+                # own timeout. It must hold up no other.
                 max_clients=2 * AT_ONCE,
                 max_body_size=MAX_BYTES,
                 max_buffer_size=MAX_BYTES + MAX_HEADER_BYTES,

@@ -90,7 +90,7 @@ class JupyterHub:
 
     async def close(self) -> None:
         """Ask nothing more."""
-        await self._sweeper.close()
+        await self._sweeper.close()  # first: it asks questions
         questions = [*self._questions.values()]
         for question in questions:
             question.cancel()
@@ -112,6 +112,8 @@ class JupyterHub:
 
         Raises `IdentityUnavailable` if too many others are being asked.
         """
+        # One question about a token at a time, so that the answers come in the order of asking. A
+        # task that has just ended is here until `_answered` is called: its answer is fresh.
         task = self._questions.get(digest)
         if task is None:
             if len(self._questions) >= MAX_QUESTIONS:
@@ -158,6 +160,8 @@ class JupyterHub:
 
     def _found(self, told: HubUser, token: str, digest: bytes, asked: float) -> HubUser:
         """Remember what the Hub has told; the time counts from the question."""
+        # Looked up behind the await: a sweep may have ended the principal while the Hub was asked.
+        # An ended one stays ended, and the token gets another principal.
         before = self._remembered.get(digest)
         if before is not None and not before.ended and before.says_the_same(told):
             told = before

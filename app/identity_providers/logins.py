@@ -93,7 +93,7 @@ class Logins:
         self._waiting: OrderedDict[bytes, tuple[float, str | KernelkeepError]] = OrderedDict()
 
     async def begin(self, word: str, url: str) -> tuple[str, str]:
-        """Begin to log somebody in; ``url`` is the address to come back to.
+        """Begin to log a person in; ``url`` is the address to come back to.
 
         Returns the value of the browser's cookie, and the address that the browser is to go to.
         Raises `NotFound` if there is no such way, and `IdentityUnavailable`.
@@ -105,7 +105,7 @@ class Logins:
         return cookie, await way.address(self._asked(way, cookie, url))
 
     async def come_back(self, cookie: str, state: str, code: str, url: str) -> None:
-        """Somebody comes back from the service: get a token, which waits to be taken.
+        """A browser comes back from the service: get a token, which waits to be taken.
 
         An error waits in place of the token, for the page to show. Raises
         `LoginNotBegun` for a browser that has not begun a login here.
@@ -113,6 +113,8 @@ class Logins:
         way = self.ways.get(cookie.partition(".")[0])
         if way is None:
             raise LoginNotBegun
+        # A page of another site cannot have a browser come back with a state of its own: it knows
+        # neither the cookie nor the key, from which the state is derived.
         asked = self._asked(way, cookie, url)
         if not hmac.compare_digest(state.encode("utf-8", "replace"), asked.state.encode()):
             raise LoginNotBegun
@@ -121,6 +123,8 @@ class Logins:
             outcome = await self._token(way, code, asked)
         except KernelkeepError as error:
             outcome = error
+        # If a browser comes back twice at once, one exchange is refused, as the service takes a
+        # code once. The outcome that comes last waits, and may be the refusal.
         self._waiting[_digest(cookie)] = self._clock() + TAKE_SECONDS, outcome
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popitem(last=False)
@@ -130,6 +134,7 @@ class Logins:
 
         Raises `LoginNotBegun` if there is none, or what went wrong.
         """
+        # Taken out whatever it is: an error, too, is told once.
         until, outcome = self._waiting.pop(_digest(cookie), (0.0, ""))
         if not outcome or self._clock() > until:
             raise LoginNotBegun

@@ -129,7 +129,8 @@ class OpenIDConnect:
                 raise _unavailable(pause)
             self._begin_fetch()
         assert self._fetch is not None
-        # A request that is given up does not end the fetch, for which others may wait.
+        # One fetch serves all who need a key, and a request that is given up does not end it. If it
+        # fails, nothing is raised here: the ring and `_failure` tell, as they are behind the await.
         await asyncio.shield(self._fetch)
         now = self._clock()
         if not self._ring.usable(now) or self._failure:
@@ -160,6 +161,8 @@ class OpenIDConnect:
             logger.info("the keys of %s are there again", self._rules.issuer)
         self._failure = ""
         self._ring.fetched(keys, self._clock())
+        # Whoever was verified by a key that is withdrawn is shown out. No token slips through: in
+        # `identify` nothing awaits between the look for a token's key and `Remembered.put`.
         for digest, principal in self._remembered.items():
             if not (principal.ended or self._ring.has(principal.key)):
                 self._remembered.end(digest)

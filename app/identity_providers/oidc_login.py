@@ -79,6 +79,8 @@ class OpenIDLogin:
 
     async def _places(self) -> tuple[str, str]:
         """The endpoints for authorization and tokens. Raises `IdentityUnavailable`."""
+        # Several logins that begin at once may each ask: the fetcher's turns bound that, and of the
+        # answers the last one is remembered.
         if self._clock() < self._until:
             if not self._endpoints[0]:
                 raise IdentityUnavailable

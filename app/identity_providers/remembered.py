@@ -70,6 +70,8 @@ class Remembered(Generic[P]):
         It is remembered still, so that whoever goes on showing its token is not taken for one who
         guesses.
         """
+        # `Principal.end` calls what is open, which neither waits nor raises. So nobody sees the
+        # moment in which the principal is in neither place.
         principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
         if principal is not None:
             principal.end()
@@ -82,4 +84,5 @@ class Remembered(Generic[P]):
 
     def items(self) -> Iterator[tuple[bytes, P]]:
         """All that are known, as of now."""
+        # A copy: whoever goes through them ends and releases some.
         return iter([*self._recent.items(), *self._open.items()])

@@ -11,7 +11,7 @@ from typing import Final
 
 from ..protocol.messages import ClientMessage, Header, Message, reply_type
 
-__all__ = ["PendingRequests", "Request"]
+__all__ = ["MAX_REQUESTS", "PendingRequests", "Request"]
 
 MAX_REQUESTS: Final = 8192
 """How many requests are remembered per kernel: one that never goes idle would fill any room."""

@@ -26,7 +26,7 @@ from ..settings import Settings
 from .holding import held
 from .limiting import OutputLimit
 from .rate_limits import RateLimits
-from .sending import SERVICE_RESTART, Sender, sender_for
+from .sending import CREDENTIAL_ENDED, SERVICE_RESTART, Sender, sender_for
 
 __all__ = ["ChannelsConnection", "channels_endpoint"]
 
@@ -44,6 +44,14 @@ WRONG_TYPE: Final = 1003
 ABNORMAL: Final = 1006  # the connection was cut [RFC 6455, section 7.4.1]
 MALFORMED: Final = 1007
 INTERNAL_ERROR: Final = 1011
+
+_NOT_OF_THE_CLIENT: Final = frozenset(
+    {ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE}
+)
+"""Codes with which a connection ends that its client has not closed. uvicorn tells the application
+that a connection has ended with the code of the close frame that came first, the server's too."""
+
+_NOT_SHARED: Final = (KERNEL_GONE, "the kernel is not shared any more")
 
 MAX_REASON_BYTES: Final = 123  # RFC 6455, section 5.5: a control frame holds 125 bytes
 
@@ -160,7 +168,7 @@ class ChannelsConnection:
             await traffic.clients.known(reader)
             try:
                 await self._accept()
-            except WebSocketDisconnect:
+            except OSError:
                 closed = True  # the client has gone, and was shown nothing
                 return
             closed = await self._move(reader, first, live_from)
@@ -207,6 +215,9 @@ class ChannelsConnection:
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
             await sender.send(first, reader.position)
+            # Whatever ends this loop wakes the readers of the log: a newer connection, the end of a
+            # share, the end of the log, the end of the server. Between the looks here and the wait
+            # nothing is suspended, so none of them is missed.
             while not reader.finished and self.is_permitted():
                 gap, entries = reader.take()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
@@ -224,7 +235,7 @@ class ChannelsConnection:
                 else:
                     await reader.wait()
             if not self.is_permitted():
-                await self._close(KERNEL_GONE, "the kernel is not shared any more")
+                await self._close(*_NOT_SHARED)
             elif reader.replaced:
                 await self._close(REPLACED, "a newer connection has this session")
             elif self._kernel.executions.closing:
@@ -261,10 +272,13 @@ class ChannelsConnection:
         traffic = self._kernel.traffic
         while True:
             event = await self._websocket.receive()
-            if not self.is_permitted():
-                return False
             if event["type"] == "websocket.disconnect":
-                return event.get("code") != ABNORMAL
+                return event.get("code") not in _NOT_OF_THE_CLIENT
+            if not self.is_permitted():
+                # The pump was woken by the end of the share, and has not run yet: the client's
+                # frame came in the same turn of the loop. The end of this cancels the pump.
+                await self._close(*_NOT_SHARED)
+                return False
             try:
                 message = self._decode(event.get("text"), event.get("bytes"))
             except _WrongType as error:
@@ -273,6 +287,7 @@ class ChannelsConnection:
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
                 return False
+            # Nothing awaits between the look at the permission and this.
             passed = traffic.submit(message, self._session)
             self._kernel.reports.received(message, self._session, passed=passed)
             if not traffic.has_room:
@@ -284,6 +299,8 @@ class ChannelsConnection:
         Nothing is received from the client meanwhile, so `receive` would not tell of its loss.
         """
         loop = asyncio.get_running_loop()
+        # All connections of the kernel are let go together, and each may submit one request more
+        # before it looks again. So the bound is exceeded by one request of each, at the most.
         events = {
             loop.create_task(self._kernel.traffic.room()),
             loop.create_task(sender.lost()),
@@ -304,6 +321,7 @@ class ChannelsConnection:
         return legacy.decode_binary(data or b"", self._session)
 
     async def _close(self, code: int, reason: str) -> None:
+        # The pump and `_listen` may each close, and the client may be gone: the first close counts.
         shortened = reason.encode()[:MAX_REASON_BYTES].decode("utf-8", "ignore")
         with contextlib.suppress(WebSocketDisconnect, OSError, RuntimeError):
             await self._websocket.close(code, shortened)

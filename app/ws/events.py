@@ -70,9 +70,9 @@ async def _serve(websocket: WebSocket, subscription: Subscription) -> None:
         while (await websocket.receive())["type"] != "websocket.disconnect":
             pass
     finally:
+        # The subscription ends behind this, when the pump takes no more from it. `wait`, for `await
+        # pump` would raise CancelledError also when only the pump was cancelled.
         pump.cancel()
-        # `wait`, for `await pump` would raise CancelledError also when only the pump was
-        # cancelled.
         await asyncio.wait({pump})
 
 

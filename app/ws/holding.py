@@ -46,10 +46,12 @@ async def held(
         leaving.cancel()
         answering.cancel()
         await asyncio.wait({leaving, answering})
+    # First whether the client has gone: it is owed no answer, whatever the kernel does meanwhile.
     if not leaving.cancelled():
         if leaving.result()["type"] == "websocket.disconnect":
             return False
         raise InvalidRequest("A frame has come before the handshake was answered")
+    # Each of these may have come true in the same turn of the loop, or in the waits above.
     if not permission():
         raise no_longer_shared(kernel)
     if kernel.executions.closing:

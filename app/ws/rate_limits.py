@@ -40,10 +40,13 @@ class RateLimiter:
     has fallen to four fifths of it (`resume_at`), or until the kernel goes idle.
     """
 
+    # Lower than the limit: at the limit itself, output that comes just as fast would be let through
+    # and held back in turns, with two notices each time.
     resume_at = 0.8
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
+        # When each message that was sent leaves the window, and the bytes that count of it.
         self._window: deque[tuple[float, int]] = deque()
         self._bytes = 0
         self._exceeded: str | None = None
@@ -62,6 +65,8 @@ class RateLimiter:
         self._exceeded = self._exceeds(
             (len(window) + 1) / seconds, (self._bytes + counted) / seconds
         )
+        # What is held back is not in the window. So the rate is that of what the client was sent,
+        # and falls while the limit is in force, however much the kernel says.
         if self._exceeded is not None:
             self._held_messages += 1
             self._held_bytes += size

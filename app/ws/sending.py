@@ -16,7 +16,14 @@ from ..protocol import legacy, v1
 from ..protocol.frames import FrameError
 from ..protocol.messages import Message
 
-__all__ = ["EXTENSION", "SERVICE_RESTART", "FrameWriter", "Sender", "sender_for"]
+__all__ = [
+    "CREDENTIAL_ENDED",
+    "EXTENSION",
+    "SERVICE_RESTART",
+    "FrameWriter",
+    "Sender",
+    "sender_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +33,9 @@ EXTENSION = "kernelkeep.frames"
 
 SERVICE_RESTART = 1012
 """Close code of every WebSocket when the server stops: the client should reconnect soon."""
+
+CREDENTIAL_ENDED = 4401
+"""Close code of a WebSocket whose token has expired or was revoked: a new one is needed."""
 
 
 class FrameWriter(Protocol):
@@ -56,7 +66,8 @@ class FrameWriter(Protocol):
 
 
 KEPT_BYTES: Final = 2**20
-"""The largest batch whose frames are reused; a larger one is framed again for each reader."""
+"""The largest batch whose frames are reused; a larger one is framed again for each reader. So much
+stays in memory for each kernel, whoever is connected: as much as a reader takes at once."""
 
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
@@ -135,6 +146,8 @@ class _BatchSender:
         await self._writer.write(chunks, place)
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
+        # Before the first pong nothing is known to have arrived: a client that comes back is sent
+        # all of it again.
         return self._writer.acknowledged or self._start
 
     async def lost(self) -> None:
@@ -183,6 +196,8 @@ def _legacy_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
         try:
             frame = legacy.encode(message)
         except FrameError as error:
+            # It would pass 4 GiB. One message less is better for the client than a connection that
+            # breaks at this message whenever the client comes back to it.
             logger.warning("a %s cannot be sent: %s", message.msg_type, error)
             continue
         frames.append((frame, not message.buffer_count))

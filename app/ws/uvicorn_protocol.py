@@ -47,6 +47,10 @@ MAX_CONTROL_FRAMES: Final = 100
 """Pings and unsolicited pongs that a client may send in a second. After more the client is not read
 for the rest of that second."""
 
+CLOSED_SECONDS: Final = 20.0
+"""How long the client may take nothing when the connection was closed. uvicorn gives it half of
+that for a close frame, and then waits, for ever, until all output is taken."""
+
 MAX_UNREAD_BYTES: Final = 2**20
 """Unparsed bytes that a client which is not read may have; an event loop reads less at once."""
 
@@ -81,6 +85,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
     _control_frames = 0  # counted in the second that began at _second, by the loop's clock
     _second = 0.0
     _rests: asyncio.TimerHandle | None = None  # set while a client that floods is not read
+    _cut: asyncio.TimerHandle | None = None  # set when either side has closed
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -95,8 +100,8 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated and not self.handshake_complete:
-            # A client must wait for the answer to its handshake [RFC 6455, section 4.1]. An answer
-            # to a frame that it sends earlier would go out before that one.
+            # A client must wait for the answer to its handshake [RFC 6455, section 4.1]. Otherwise
+            # the answer to its frame would go out before the answer to its handshake.
             self.disconnected = True
             self.transport.close()
             return
@@ -152,6 +157,9 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()) or _TOO_LARGE)
             self.logger.warning("WebSocket refused: %s", self.conn.handshake_exc)
             self.transport.close()
+        elif self.handshake_complete and self.conn.state is not OPEN:
+            # The client has closed, or has sent what is no frame; or its handshake was refused.
+            self._cut_later()
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -171,6 +179,32 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             # The handshake was refused. uvicorn would log an error that it was never completed.
             self.handshake_complete = True
+        if message["type"] == "websocket.close":
+            self._cut_later()
+
+    def _cut_later(self) -> None:
+        if self._cut is None and not self.disconnected:
+            self._plan_cut()
+
+    def _plan_cut(self) -> None:
+        self._cut = self.loop.call_later(CLOSED_SECONDS, self._cut_if_stuck, self._queued_bytes())
+
+    def _cut_if_stuck(self, before: int) -> None:
+        """Cut the connection, unless its client still takes what was sent before the close."""
+        if self._queued_bytes() < before:
+            self._plan_cut()
+        else:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        """Close the connection, as the server stops."""
+        # A client that has closed may not take what lies before the answer to its close frame. Then
+        # the connection is there still, and uvicorn would fail to close it a second time; with that
+        # error the end of the lifespan would be skipped.
+        if self.handshake_complete and not self.close_sent and self.conn.state is not OPEN:
+            self.transport.abort()
+        else:
+            super().shutdown()
 
     def _log_answer(self, status: int) -> None:
         self._log_access(*self.request_line, status)
@@ -317,6 +351,12 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             self._acknowledgements.all_arrived()
         super().handle_close(event)
 
+    def _queued_bytes(self) -> int:
+        """Bytes that the peer has not taken."""
+        # The transport's buffer alone tells too late that a slow peer takes something: a socket
+        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
+        return self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
+
     def _unconfirmed_bytes(self) -> int | None:
         """Bytes in the socket that the peer's TCP has not acknowledged; None if not known."""
         connection: socket.socket | None = self.transport.get_extra_info("socket")
@@ -339,12 +379,10 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost.set()
-        if self._ping_plan is not None:
-            self._ping_plan.cancel()
-            self._ping_plan = None
-        if self._rests is not None:
-            self._rests.cancel()
-            self._rests = None
+        for plan in (self._ping_plan, self._rests, self._cut):
+            if plan is not None:
+                plan.cancel()
+        self._ping_plan = self._rests = self._cut = None
         if self.handshake_complete and self.conn.close_rcvd is None:
             # No close frame has come, so the code is 1006 [RFC 6455, section 7.1.5]. uvicorn queues
             # an event with 1005, as for an empty close frame; the application sees the first one.
@@ -357,10 +395,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         The peer is not at fault when the ping waits behind output that the peer is still taking, or
         when the server does not read because the kernel takes no more requests.
         """
-        # The transport's buffer alone tells too late that a slow peer takes something: a socket
-        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
-        queued = self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
-        taken = self._written - queued
+        taken = self._written - self._queued_bytes()
         progress = taken > self._taken
         self._taken = taken
         if self.read_paused or self._rests is not None:

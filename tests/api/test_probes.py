@@ -5,15 +5,23 @@ These are the tests of `app.api.readiness`.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import psutil
 import pytest
 
+from app.api import readiness
+from app.api.readiness import Readiness
+from app.managers.kernels.multikernel import MultiKernelManager
 from tests.api.errors import error_of
 from tests.conftest import servers
 from tests.support.processes import eventually
@@ -97,3 +105,29 @@ async def test_metrics_can_be_switched_off(limited: ServerProcess) -> None:
     async with RestClient(limited.url, limited.token) as rest:
         error_of(await rest.http.get("/metrics"), 404, "not_found")
         await rest.request("GET", "/readyz")
+
+
+async def test_a_file_system_that_hangs_holds_up_no_probe_and_one_thread(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(readiness, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(readiness, "LOOK_SECONDS", 0.05)
+    goes_on, looks = threading.Event(), []
+
+    def hang() -> None:
+        looks.append(threading.current_thread())
+        goes_on.wait(30)
+
+    kernels = SimpleNamespace(
+        stopping=False,
+        specs=SimpleNamespace(exist=lambda: True),
+        settings=SimpleNamespace(state_dir=tmp_path),
+    )
+    ready = Readiness(cast(MultiKernelManager, kernels), hang)
+    try:
+        for _ in range(3):
+            assert not await asyncio.wait_for(ready.check(), 10)
+        assert len(looks) == 1
+    finally:
+        goes_on.set()
+    await eventually(ready.check)

@@ -366,6 +366,40 @@ async def test_silence_is_bounded_at_every_step(
     forever.set()
 
 
+async def test_a_request_that_was_given_up_before_it_began_is_not_done_late(other: Replica) -> None:
+    assert other.near.socket is not None
+    with address_of(other.near.socket) as name:
+        reader, writer = await asyncio.open_unix_connection(name)
+    writer.write(_pack("scope", (1, {**Client("/unread").scope, "frames": False})))
+    writer.write_eof()
+    assert await reader.read() == _pack("ready", None)
+    assert other.answered == 0
+    writer.close()
+
+
+async def test_who_is_declared_dead_and_takes_nothing_holds_no_request(links: Links) -> None:
+    forever = asyncio.Event()
+
+    async def stopped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await _unpack(reader)
+        writer.write(_pack("ready", None))
+        await forever.wait()
+
+    def has_unsent() -> bool:
+        return any(
+            one._writer.transport.get_write_buffer_size() for one in links._busy.get("id-x", ())
+        )
+
+    async with unix_server(stopped) as way:
+        asking = asyncio.ensure_future(Client("/", bytes(2**22)).by(links, way))
+        await eventually(has_unsent, WAIT)
+        links.keep([])
+        with pytest.raises(Broken) as broken:
+            await asyncio.wait_for(asking, WAIT)
+        assert broken.value.begun
+        forever.set()
+
+
 async def test_strangers_are_bounded(
     other: Replica,
     links: Links,

@@ -1,4 +1,4 @@
-"""A token that ends closes what is open with it, and is refused from then on."""
+"""A token that ends closes what is open with it, and is refused (`app.api.endings`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import InvalidStatus
 
-from app.api.endings import CREDENTIAL_ENDED
 from app.api.wrong_tokens import ALLOWED
 from app.managers.owners.credentials import shown
 from app.managers.owners.scopes import Scopes
 from app.managers.owners.token_table import NewToken
 from app.managers.owners.tokens import TokenStore
+from app.ws.sending import CREDENTIAL_ENDED
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.channels import Connector

@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.async_api import expect
 
-from app.api.endings import CREDENTIAL_ENDED
+from app.ws.sending import CREDENTIAL_ENDED
 from tests.support.browser import browser
 from tests.support.channels import JupyterChannels
 from tests.support.hub import Hub

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.api.endings import CREDENTIAL_ENDED
+from app.ws.sending import CREDENTIAL_ENDED
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.documented import block

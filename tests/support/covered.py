@@ -142,7 +142,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.messages.attachments": ("ws/test_returning", "ws/test_same_session"),
     "app.managers.messages.conclusions": ("managers/executions/test_executions",),
     "app.managers.messages.interrupts": ("managers/messages/test_interrupt_watch",),
-    "app.managers.messages.outbox": ("managers/messages/test_unsent", "ws/test_holding"),
     "app.managers.messages.reading": ("managers/messages/test_unsent",),
     "app.managers.messages.request_ends": ("managers/executions/test_unanswered",),
     "app.managers.messages.submissions": ("ws/test_core",),
@@ -199,7 +198,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.sessions.store": ("managers/sessions/test_session_store",),
     "app.protocol.frames": ("protocol/test_v1", "protocol/test_legacy"),
     "app.ws.channels": ("ws/test_core",),
-    "app.ws.uvicorn_protocol": ("ws/test_connection_class", "test_uvicorn_internals"),
     "app.managers.files.errors": ("managers/files/test_bodies",),
     "app.managers.owners.principal": ("api/test_identities",),
 }

@@ -231,6 +231,7 @@ class TakeOver:
             heard = await self._services.handover.recover(kernel, record, info, heard)
         except Exception:  # a damaged log or registry must not keep the kernel from being stopped
             self._logger.exception("kernel %s: what it has said and done is not known", kernel.id)
+            kernel.traffic.read_from_end()
             return None
         if another:
             kernel.traffic.expect_process()

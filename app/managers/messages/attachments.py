@@ -69,6 +69,8 @@ class Attachments:
         told that it is replaced, and the new one begins behind the last message that has arrived
         at the older connection's client.
         """
+        # Nothing here awaits. So the newer reader begins just where the older one's client is known
+        # to have come to, and the log does not move between the two.
         self._forget_departed()
         left_at, _ = self._departed.pop(session_key(session), (None, 0.0))
         # A client can come back before its broken connection is noticed: both are there for a
@@ -92,11 +94,14 @@ class Attachments:
     async def known(self, reader: Reader) -> None:
         """Return when the next server would know the session of this reader. Bounded.
 
-        The place of a session that comes back is known, and one that is stored late has it get
-        something twice. Without any place it would miss what is said while no server is there.
+        The place of a session that comes back is stored already; a place that is stored late only
+        has the client get some messages twice. A session without any place would miss the messages
+        that the kernel sends while no server is there.
         """
         if self.store is not None and reader.session in self._new:
             await self.store.stored()
+            # The session may have ended its connection during the await, or have made another one:
+            # its place is stored in any case.
             self._new.discard(reader.session)
 
     def open_prompts(self, reader: Reader) -> list[Message]:
@@ -208,6 +213,8 @@ class Attachments:
 
     def _forget_departed(self) -> None:
         """Drop the places of sessions that left too long ago, and the oldest of too many."""
+        # The order is that of leaving, for `attach` takes a session out that comes back. So behind
+        # one that is young enough there is none that is too old.
         too_old = time.monotonic() - self._session_seconds
         for key, (_, since) in tuple(self._departed.items()):
             if since >= too_old and len(self._departed) <= MAX_PLACES:

@@ -110,6 +110,7 @@ class Conclusions:
         except MalformedMessage as error:  # the keeper verifies messages: the file is damaged
             self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
         except Exception:
+            # By a bug of the server's. The reading goes on, or all clients would see nothing more.
             self._logger.exception(
                 "kernel %s: number %d is not understood", self._kernel_id, entry.seq
             )
@@ -122,6 +123,8 @@ class Conclusions:
             return
         if not entry.published:
             self._voice.on_said(message)
+            # The server that has said something has drawn its conclusions then. A server that
+            # takes over learns here which requests the one before has ended.
             if not self.replaying:
                 return
         if not self.replaying:
@@ -193,6 +196,8 @@ class Conclusions:
                 state.changes += 1
             if state.at_work:
                 self._activity.idle_since = time.monotonic()
+        # Behind the change of the state: at the end of an execution the tracker's listener looks
+        # whether the kernel is free for the next one.
         if reported:
             self._tracker.on_status(reported, message)
         elif msg_type in OUTPUT_TYPES:
@@ -203,6 +208,7 @@ class Conclusions:
     def _on_error(self, parent: Header) -> None:
         if parent.msg_type != "execute_request" or parent.subshell_id is not None:
             return
+        # An error of an execution that is not known, or that has gone idle, is an old one.
         request = self._ends.pending.find(parent)
         if request is not None and not request.idle:
             self._outbox.on_error(parent.msg_id)
@@ -216,9 +222,12 @@ class Conclusions:
             return ""
         parent = message.parent
         was_at_work = self._state.at_work
+        # Looked up before `on_idle`, below, which forgets a request that is finished.
         request = self._ends.pending.find(parent)
         ours = parent.session == self._own.session  # a probe of the server's is not a client's work
         self._activity.begun += reported == "busy" and not ours
+        # Control has a thread of its own in the kernel: its requests go busy and idle whatever the
+        # main shell does.
         if by_kernel and not ours and (request is None or request.channel != "control"):
             self._state.on_status(reported, parent)
         if was_at_work and not self.replaying:

@@ -146,6 +146,8 @@ class Line:
         way = self._on_their_way
         times = 1 if message.channel == "shell" else 2
         is_full = len(way) >= times * WINDOW
+        # When nothing is on its way, any request is taken: a larger one than the window has bytes
+        # would never leave.
         if way and (is_full or self._bytes + message.size > times * WINDOW_BYTES):
             return False
         answer = message if message.header.msg_type == "input_reply" else None
@@ -167,6 +169,7 @@ class Line:
 
         If the keeper cannot be asked, its sockets stay open: that costs file descriptors only.
         """
+        # First: a keeper that takes over during the await is not to open sockets to this process.
         self.info = None
         try:
             await self._hearer.disconnect(self.kernel_id)

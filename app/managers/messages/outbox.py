@@ -72,8 +72,11 @@ class Outbox:
         """Drop the requests that wait: their process is gone. The caller ends them."""
         self._transmit = None
         self._forget_failure()
+        # The requests that wait elsewhere stay charged: `discharge` is still to come for each.
+        self._bytes -= sum(message.size for message in self.waiting)
         self._waiting.clear()
-        self._bytes = 0
+        # Even if those alone exceed the bound: a sender that waits for room must see that the
+        # process is gone. The next request that waits closes the room again.
         self._room.set()
 
     def send(self, message: ClientMessage, owner: str) -> bool:
@@ -96,9 +99,9 @@ class Outbox:
         return (message for message, _ in chain.from_iterable(self._waiting.values()))
 
     def charge(self, message: ClientMessage) -> None:
-        """Count the bytes of a request that waits, here or elsewhere, until `discharge` or `close`.
+        """Count the bytes of a request that waits; one that waits elsewhere until its `discharge`.
 
-        `Traffic` charges the requests that it holds for the kernel's next process.
+        `Submissions` charges the requests that it holds for the kernel's next process.
         """
         self._bytes += message.size
         if self._bytes > self._max_bytes:
@@ -112,6 +115,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Send the requests that wait, lane by lane, as far as they are taken."""
+        # To transmit is to write to the link's buffer: nothing comes back in the same turn, so that
+        # no request is added, and no lane, while this goes through them.
         if self._transmit is None:
             return
         for waiting in self._waiting.values():
@@ -121,6 +126,8 @@ class Outbox:
             self._room.set()
 
     def _sent(self, message: ClientMessage, owner: str) -> bool:
+        # A request counts as sent when the line has it. If the keeper is lost before it sends the
+        # request on, `RequestEnds.send_again` finds that the log lacks its header.
         if self._transmit is None or self._is_held(message):
             return False
         return self._transmit(message, owner)
@@ -144,6 +151,8 @@ class Outbox:
         ``goes_on`` tells whether the execution is still under way.
         """
         self._interrupted, self._goes_on = msg_id, goes_on
+        # A plan that there is stays: its end releases what a failure holds back, and begins another
+        # while for the interrupt. A client that interrupts again and again moves no end.
         if self._failed_plan is None:
             self._plan_after_failure(FAILED_SECONDS)
 

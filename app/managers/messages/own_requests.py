@@ -15,7 +15,8 @@ from .line import Line
 __all__ = ["OwnRequests"]
 
 BEHIND_SECONDS: Final = 30.0
-"""How many seconds the server waits for output that the kernel published before its reply."""
+"""How many seconds the server waits for output that the kernel published before its reply: a flood
+of it may still have to be read."""
 
 SUBSHELL_SECONDS: Final = 5.0
 """How many seconds a kernel may take to answer which subshells it has."""
@@ -55,6 +56,9 @@ class OwnRequests:
 
     def on_launch(self) -> None:
         """Forget what is known of the process before: a new one has been launched."""
+        # `Traffic.disconnect` has read all that the process before has said (where the keeper could
+        # be asked), so no reply of the old process counts for the new one. An `ask` of the old
+        # process, which gets no reply any more, returns None in time.
         self.answered = self.heard_iopub = False
         self._reachable.clear()
         self.tells_control = True
@@ -106,6 +110,8 @@ class OwnRequests:
         # reply that comes after the timeout finds no future, and is dropped.
         self._asked[header.msg_id] = answer
         try:
+            # If the line has no room, the kernel takes no requests just now. That is what no answer
+            # in time means to every caller.
             self._line.send(ClientMessage(channel, header, parts), self.session)
             async with asyncio.timeout(seconds):
                 return await answer

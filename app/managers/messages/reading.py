@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -144,6 +145,11 @@ class LogReading:
             self._read_on()
             self._cancel()
             await asyncio.sleep(0)
+
+    def skip(self) -> None:
+        """Let readers see all that the log has; no conclusions are drawn from it."""
+        self._cancel()
+        self._log.show(self._log.place_of(sys.maxsize))
 
     def stop(self) -> None:
         """Read no further: the next server does."""

@@ -66,6 +66,7 @@ class RequestEnds:
         self._voice = voice
         self._outbox = outbox
         # Requests that may have been sent although the log does not tell: a part of it is lost.
+        # Weak: a request that ends, in any way, is gone from here, too.
         self._doubtful: weakref.WeakSet[Request] = weakref.WeakSet()
         self.was_unheard = False
         """Whether no keeper heard the kernel for a while, and `end_lost` has not run since."""
@@ -182,6 +183,7 @@ class RequestEnds:
         under_way = [*self._tracker.under_way]
         if not under_way:
             return None
+        # While the main shell runs anything, no answer of it proves that a later request is gone.
         at_work = self._tracker.at_main_shell
         if at_work is None or at_work.running:
             return []
@@ -228,6 +230,7 @@ class RequestEnds:
             # busy status need not have come: a process that exits at once publishes nothing.
             finished = request.idle or request.replied
             was_running = request.msg_type == "execute_request" and not finished
+            # `or said`: the caller waits for the last message, behind which the log has all others.
             said = self.finish(request, error=reason if was_running else None) or said
             if was_running:
                 reason = None
@@ -272,7 +275,7 @@ class RequestEnds:
     def doubt(self) -> None:
         """Mark all requests as doubtful: a part of the log is lost, and may have held them."""
         self._doubtful.update(self.in_doubt())
-        self.has_loss = True
+        self.has_loss = True  # behind `in_doubt`, which clears it
 
     def in_doubt(self) -> list[Request]:
         """The requests that were, or may have been, sent to the kernel, and have no reply.

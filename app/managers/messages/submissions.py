@@ -84,12 +84,7 @@ class Submissions:
             self._tell_ignored("%.40r is not allowed", message.header.msg_type)
             return False
         if channel == "stdin":
-            is_taken = self._outbox.is_open
-            if is_taken and message.header.msg_type == "input_reply":
-                is_taken = self._close_prompt(message, session)
-            if is_taken:
-                self._outbox.send(message, session)
-            return is_taken
+            return self._submit_on_stdin(message, session)
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._ends.refuse(message, session, f"The kernel is {self._state.word}")
             return False
@@ -111,6 +106,8 @@ class Submissions:
         ):
             self._voice.answer_kernel_info(message, session, self._own.kernel_info)
             return True
+        # Both are told before the request is sent: the kernel may end at once, and its end is no
+        # death then; and the error of what is interrupted may be in the log at once.
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         if message.header.msg_type == "interrupt_request" and channel == "control":
@@ -126,9 +123,21 @@ class Submissions:
             self._ends.subshells.add(execution, message.header.subshell_id)
         elif execution is not None:
             self._ends.dropped.watch()
+        # One that leaves now needs no storing. Either the keeper logs its header, and the next
+        # server finds that there; or it was lost with this server, and ends (`end_undelivered`).
         if not self._outbox.send(message, session) and execution is not None:
             self._tracker.store_request(execution, message)
         return True
+
+    def _submit_on_stdin(self, message: ClientMessage, session: str) -> bool:
+        # An answer is never held for the next process: the prompt is of this one, even if this one
+        # is about to be replaced, and goes with it.
+        is_taken = self._outbox.is_open
+        if is_taken and message.header.msg_type == "input_reply":
+            is_taken = self._close_prompt(message, session)
+        if is_taken:
+            self._outbox.send(message, session)
+        return is_taken
 
     def _has_share(self, message: ClientMessage, session: str) -> bool:
         """Whether another execution may wait; if not, this one ends with an error that says so."""
@@ -197,20 +206,19 @@ class Submissions:
         return self._for_next is not None
 
     def hold(self) -> None:
-        """Hold requests from now on for the next process, until `release` or `give_back`."""
+        """Hold requests from now on for the next process, until `release`."""
         if self._for_next is None:  # a second call must not lose the requests that wait already
             self._for_next = []
 
     def release(self) -> None:
-        """Submit the requests that were held: those of the process before have ended."""
-        # None before the loop: `submit` would append to the list again.
-        for_next, self._for_next = self._for_next or [], None
-        for message, session in for_next:
-            self._submit_late(message, session)
+        """Submit the requests that were held, to the present process or to one yet to come.
 
-    def give_back(self) -> None:
-        """Submit the requests that were held to the present process: it could not be stopped."""
+        Call it when the requests of the process before have ended, or when that process could not
+        be stopped and is the present one still.
+        """
+        # None before the loop: `submit` would append to the list again. Nothing is suspended in
+        # the loop, so a request that a client sends now comes behind all that were held.
         for_next, self._for_next = self._for_next or [], None
         for message, session in for_next:
-            self._outbox.discharge(message)
+            self._outbox.discharge(message)  # `submit` charges a request that goes on to wait
             self._submit_late(message, session)

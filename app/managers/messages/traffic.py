@@ -94,6 +94,8 @@ class Traffic:
         self._line = line = Line(hearer, kernel_id, session, log.epoch, self)
         self.voice = voice = Voice(line, log, state)
         self.own = own = OwnRequests(line)
+        # The tracker and the ends of requests need each other. The functions look `ends` up when
+        # they are called, which is after a message was read, and so after this method.
         self.tracker = tracker = ExecutionTracker(
             log,
             EXECUTIONS_REMEMBERED,
@@ -148,7 +150,10 @@ class Traffic:
     def share_log(self, share: tuple[str, int] | None) -> None:
         """Have the log share so many bytes with those of the same key."""
         changed, self._line.share = share != self._line.share, share
-        if changed and self._line.connected:  # else the keeper is told when it is to hear
+        # A kernel without a process has its share told with the request to hear the process. One
+        # that is given to another owner while it has a process is a warm kernel, and ready: that
+        # `opened` tells the keeper so once more changes nothing.
+        if changed and self._line.connected:
             self._line.opened()
 
     # The process
@@ -170,6 +175,8 @@ class Traffic:
 
     def on_launch(self) -> None:
         """Forget the state of the process before: there is a new one, and the keeper hears it."""
+        # What a client asks for from now on is for this process (`between_processes`), and waits in
+        # the outbox until `ready`. The server's own probes are sent from now on.
         self._line.connected = True
         self._state.on_launch()
         self.activity.on_launch()
@@ -185,8 +192,12 @@ class Traffic:
         # follows from them.
         self._state.on_ready()
         self.voice.announce(self._state.execution_state)
+        # The keeper knows before it gets the first request of a client: the link keeps the order. A
+        # server that takes over finds a kernel that has had requests to be ready.
         self._line.opened()
         self._outbox.open(self._hand_over)
+        # After the requests of the outbox: the listener sends an execution that it holds only when
+        # the main shell has nothing else to do.
         self.tracker.on_ready()
         if next(self.tracker.under_way, None) is not None:
             self.ends.dropped.watch()
@@ -222,7 +233,7 @@ class Traffic:
     def retain_process(self) -> None:
         """Send the requests held for the next process to this one: it could not be stopped."""
         self.clients.note_again()
-        self.submissions.give_back()
+        self.submissions.release()
         self.tracker.on_ready()
 
     async def settle(self) -> None:
@@ -236,8 +247,13 @@ class Traffic:
         Requests that have not been sent stay where they wait.
         """
         if self._line.connected:
+            # Before the await: the server's own probes and questions are not sent to a process that
+            # is gone, and a second call does not ask the keeper again.
             self._line.connected = False
             await self._line.disconnect()
+            # The keeper rings before it answers, over the same link (and `RemoteKeeper` waits for
+            # the mirror). So the bell that tells the end of the log has come, and all before it is
+            # read before requests are ended.
             await self.reading.read_all()
 
     async def close(self, reason: str | None = None) -> None:
@@ -260,9 +276,11 @@ class Traffic:
         self._outbox.close()
         self.ends.clear()
         self.interrupts.clear()
+        # The tracker ends executions only then: the output of one goes up to the end of the log at
+        # that moment, and the error that is said here is a part of it.
         await self.voice.wait_until_said(self.ends.finish_all(reason))
         self.tracker.close(why, was_ready=was_ready)
-        self.ends.stragglers.clear()
+        self.ends.stragglers.clear()  # those executions have just ended: only timers are left
         self.submissions.release()
 
     async def remove_log(self) -> None:
@@ -273,6 +291,7 @@ class Traffic:
         """
         await self.voice.wait_until_said(self.voice.announce("dead"))
         self.log.close()
+        # The newest file is opened before the keeper removes it: an open file outlives its name.
         self.log.hold()
         self._line.drop()
         # Weak: the timer must not keep a removed kernel's objects in memory. If they are gone when
@@ -282,6 +301,8 @@ class Traffic:
 
     def refuse_waiting(self) -> None:
         """End the requests that came while the kernel died: no process will follow."""
+        # `close` has submitted those that came during its awaits. They wait in the outbox, as the
+        # lifecycle was not yet DEAD, and are refused only from now on.
         why = f"The kernel is {self._state.word}"
         self.tracker.close_waiting(why)
         self._outbox.close()
@@ -312,6 +333,8 @@ class Traffic:
         self._outbox.flush()
 
     def _on_overdue(self, execution: Execution) -> None:
+        # Without a process there is nobody to ask: `close` ends the execution, or the reply is read
+        # in the log by the next server.
         if self._line.connected:
             self.ends.overdue.add(execution)
 
@@ -327,6 +350,7 @@ class Traffic:
         Requests that come from now on do not reach it, and the log is read no further here: the
         next server draws those conclusions, from the place that this one has stored.
         """
+        # The places as they are now. Connections that end later store theirs when they end.
         self.clients.note_places()
         self.ends.stragglers.drop()
         self.tracker.leave()
@@ -381,10 +405,20 @@ class Traffic:
         # that is not logged yet, and did not add it a second time.
         for request in begun:
             request.logged = True
+        # From here to the caller nothing is suspended, and no bell can come in between.
         self._line.connected = heard.connected
         self.own.on_resume(was_up=heard.opened)
         self.ends.was_unheard = heard.again
         self.ends.end_undelivered()
+
+    def read_from_end(self) -> None:
+        """Go on at the end of the log: the kernel could not be taken over, after `meet`.
+
+        What lies before is an earlier process's, or of one that is of no use. Without this nothing
+        that a later process says would be read, and none could come up.
+        """
+        self.reading.skip()
+        self._conclusions.replaying = False
 
 
 def _nothing() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ...keeper.requests import MAX_REQUESTS
 from ...log_formats import about
 from ...protocol.compose import make_message
 from ...protocol.messages import ClientMessage, Message
@@ -20,11 +21,14 @@ __all__ = ["Voice"]
 
 logger = logging.getLogger(__name__)
 
-MAX_UNSAID: Final = 4096
-"""How many messages of the server may wait to be in the log."""
+MAX_UNSAID: Final = 4 * MAX_REQUESTS
+"""How many messages of the server may wait to be in the log: more than the end of a process has
+said at once, in one turn of the loop, which is three for each pending request at the most. While
+the keeper is away, clients that ask a busy kernel for its ``kernel_info`` add four for each."""
 
 SAY_SECONDS: Final = 2.0
-"""How many seconds `Voice.wait_until_said` waits for a message to be in the log."""
+"""How many seconds `Voice.wait_until_said` waits for a message to be in the log: far longer than a
+keeper at work takes. One that is away is not waited for; it may never come back."""
 
 
 class Voice:
@@ -71,6 +75,7 @@ class Voice:
                 self._line.kernel_id,
             )
             self._unsaid.clear()  # all of them, so that there is one warning for many messages
+        # Before the keeper gets the message: if the link is lost with it, `go_on` says it again.
         self._unsaid.append((message, owner, transient))
         if self.has_log and not self._is_held:
             self._line.say(message, owner, transient=transient)

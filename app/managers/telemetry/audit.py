@@ -141,6 +141,7 @@ class AuditLog:
     def _add(self, record: dict[str, Any], content: Buffer) -> None:
         size = len(content)
         with self._arrived:
+            # One that is larger than the bound alone is taken when nothing else waits.
             full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
             if full or len(self._waiting) >= MAX_WAITING:
                 self._lose(1, "more waits to be written than may wait")
@@ -151,12 +152,15 @@ class AuditLog:
 
     async def close(self) -> None:
         """Write the waiting records; returns when that is done, or has taken `CLOSE_SECONDS`."""
+        # The lifespan takes down all that notes something before this. A record that comes later,
+        # as of a token that ends in that moment, is not written.
         if self._refusals.left_out:
             self.note(REFUSED, left_out=self._refusals.left_out)
         if self._thread is not None:
             with self._arrived:
                 self._closed = True
                 self._arrived.notify()
+            # A daemon: if a disk holds the thread up, it does not hold up the end of the process.
             await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
 
     # In the writing thread
@@ -171,6 +175,8 @@ class AuditLog:
                 batch = [*self._waiting]
                 self._waiting.clear()
                 self._waiting_bytes = 0
+            # Without the condition: the loop's thread goes on adding while a slow disk writes. The
+            # bounds are for what waits, so up to twice as much is in memory then.
             self._write([_line(record, content) for record, content in batch])
 
     def _write(self, lines: list[bytes]) -> None:

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -39,6 +40,8 @@ class AuditFiles:
             if self._is_full(descriptor, len(data)) and self._move(descriptor):
                 os.close(descriptor)
                 descriptor = open_audit_file(self._path)
+            # With O_APPEND, and in one write: what two servers write to one file does not mix. If
+            # another server has moved the file since it was opened, the lines are in the older one.
             return os.write(descriptor, data)
         finally:
             os.close(descriptor)
@@ -86,14 +89,31 @@ def _numbered(path: Path, number: int) -> str:
     return f"{path}.{number}" if number else os.fspath(path)
 
 
-def audit_files(path: Path) -> list[Path]:
-    """The files that there are, the oldest first."""
-    found = [path] if path.exists() else []
-    number = 1
-    while (older := Path(_numbered(path, number))).exists():
-        found.insert(0, older)
-        number += 1
-    return found
+def audit_files(path: Path) -> Iterator[BinaryIO]:
+    """The files that there are, the oldest first; each is open until the next one is asked for."""
+    # A server may move the files meanwhile. So a file is known by what it is, and not by its name,
+    # and the names are looked at anew for each: none is passed over, and none comes twice.
+    known: set[tuple[int, int]] = set()
+    while (file := _oldest_but(path, known)) is not None:
+        with file:
+            yield file
+
+
+def _oldest_but(path: Path, known: set[tuple[int, int]]) -> BinaryIO | None:
+    """The oldest file that is not ``known``, which it is from then on; None if there is none."""
+    names = [os.fspath(path)]
+    # While the files are moved, the oldest first, one number after another has no file.
+    while any(map(os.path.exists, (_numbered(path, len(names)), _numbered(path, len(names) + 1)))):
+        names.append(_numbered(path, len(names)))
+    for name in reversed(names):
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(name, "rb"))
+            found = os.fstat(file.fileno())
+            if (which := (found.st_dev, found.st_ino)) not in known:
+                known.add(which)
+                stack.pop_all()
+                return file
+    return None
 
 
 def open_audit_file(path: Path) -> int:

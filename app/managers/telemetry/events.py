@@ -99,6 +99,7 @@ class Events:
 
         ``about`` is the ownership of what the event tells of: who may see that gets the event.
         """
+        # While the library is being loaded, in a thread, nobody has subscribed yet.
         if self._logger is None:  # no client has ever subscribed or posted
             return
         before = _about.set(About("kernels", about))
@@ -180,6 +181,8 @@ class Events:
         if self._closed:
             raise ServerStopping()
         subscription = Subscription(sees)
+        # From the look at `_closed` to `add` nothing awaits: `close` finds the subscription. All of
+        # them have one listener, as the library makes a task for each listener and event.
         if not self._subscriptions:
             event_logger.add_listener(listener=self._deliver)
         self._subscriptions.add(subscription)
@@ -196,6 +199,8 @@ class Events:
         # begins with the context variables of that moment.
         about = _about.get()
         event = json.dumps({**data, "schema_id": schema_id})
+        # Nothing awaits in this loop, so the set stays as it is. A subscription that has begun
+        # since the event was emitted gets the event as well.
         for subscription in self._subscriptions:
             if about is None or subscription.sees is None or subscription.sees(about):
                 subscription.put(event)
@@ -229,6 +234,7 @@ class Subscription:
 
     def put(self, event: str) -> None:
         """Add an event, or count it as dropped."""
+        # A single event may have more bytes than the bound: an empty queue takes any.
         if self.dropped or (self._waiting and self._bytes + len(event) > MAX_WAITING_BYTES):
             self.dropped += 1
         else:

@@ -45,6 +45,8 @@ class LoopLag:
         self._timer = self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
+        # The next tick counts from now, not from when this one was due: a loop that was held up for
+        # long has one late timer, and not one for each second.
         now = self._loop.time()
         self._durations.observe(max(now - self._due, 0.0))
         self._timer = None

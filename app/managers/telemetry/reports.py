@@ -95,6 +95,8 @@ class KernelReports:
     @asynccontextmanager
     async def action(self, action: Action) -> AsyncIterator[None]:
         """Report the action that the ``with`` block does: its success, or the error it raises."""
+        # A cancellation, as at the end of the server, is not reported: it is not known then whether
+        # the action is done.
         try:
             yield
         except Exception as error:

@@ -428,3 +428,14 @@ async def test_nothing_is_left_of_a_process_that_is_gone() -> None:
     await kernel.be_buried()
     names = ("subshells", "overdue", "dropped")
     await eventually(lambda: not any(map(_looking, names)))
+
+
+async def test_all_that_one_turn_can_end_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    kernel = ScriptedKernel()
+    with kernel.together():
+        for _ in range(2500):
+            kernel.send()
+        kernel.traffic.ends.finish_all("The kernel died")
+        assert len(kernel.traffic.voice._unsaid) > 5000
+    assert not kernel.traffic.voice._unsaid
+    assert caplog.text == ""

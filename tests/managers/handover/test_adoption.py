@@ -10,10 +10,18 @@ import asyncio
 import json
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 
 from app.keeper.processes import start_time
+from app.managers.handover.handover import HandedOver, Handover
+from app.managers.handover.store import KernelRecord
+from app.managers.kernels.launches import Launches
+from app.managers.kernels.services import KernelServices
+from app.managers.kernels.take_over import LeftKernel, TakeOver
+from tests.managers.scripted import ScriptedKernel
 from tests.support.channels import JupyterChannels
 from tests.support.drill import KEEP, Servers, drill
 from tests.support.executions import Executions
@@ -514,3 +522,22 @@ async def test_a_cancel_that_is_to_kill_in_the_end_does_so_under_the_next_server
         assert [step["step"] for step in ended["steps"]][-1] == "kill"
         await rest.delete(kernel_id)
     await asyncio.to_thread(server.stop)
+
+
+async def test_one_that_could_not_be_taken_over_is_read_on_in_its_next_process() -> None:
+    kernel = ScriptedKernel()
+
+    class Failing(Handover):
+        async def recover(self, kernel: HandedOver, *_: Any) -> Any:
+            await kernel.traffic.meet(None, kernel.traffic.log.end)
+            raise OSError("the registry cannot be read")
+
+    services = cast(KernelServices, SimpleNamespace(handover=Failing()))
+    left = cast(LeftKernel, SimpleNamespace(id="kernel", traffic=kernel.traffic))
+    taking = TakeOver(left, cast(Launches, None), services, on_reached=lambda: None)
+    assert await taking.recover(cast(KernelRecord, None), {}) is None
+    kernel.launch()
+    kernel.be_ready()
+    execution = kernel.execution(kernel.send())
+    kernel.finishes(execution)
+    assert execution.ended

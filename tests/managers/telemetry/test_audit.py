@@ -307,7 +307,7 @@ async def test_files_and_their_number_are_bounded(path: Path) -> None:
         if number % 10 == 0:
             await eventually(lambda: not audit._waiting)
     await audit.close()
-    files = audit_files(path)
+    files = [Path(file.name) for file in audit_files(path)]
     assert [file.name for file in files] == ["log.3", "log.2", "log.1", "log"]
     assert all(file.stat().st_size <= 10_000 for file in files)
     assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
@@ -324,8 +324,28 @@ def test_two_servers_may_write_to_the_same_file(path: Path) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(write, range(2000)))
-    found = [record["number"] for file in audit_files(path) for record in records(file)]
+    found = [record["number"] for file in audit_files(path) for record in records(Path(file.name))]
     assert sorted(found) == list(range(2000))
+
+
+def test_files_that_are_moved_while_they_are_read_are_all_read_once(path: Path) -> None:
+    path.parent.mkdir()
+    writer = AuditFiles(path, 10, 9)
+    for number in range(3):
+        writer.write(b"%d\n" % number * 5)
+    found = []
+    for file in audit_files(path):
+        found.append(file.read(2))
+        if len(found) in (1, 3):
+            writer.write(b"%d\n" % (len(found) + 2) * 5)
+    assert found == [b"0\n", b"1\n", b"2\n", b"3\n", b"5\n"]
+
+
+def test_files_are_found_while_one_number_has_none(path: Path) -> None:
+    path.parent.mkdir()
+    for name, text in (("log", "new"), ("log.2", "old"), ("log.3", "oldest")):
+        path.with_name(name).write_text(text)
+    assert [file.read() for file in audit_files(path)] == [b"oldest", b"old", b"new"]
 
 
 def test_a_file_that_cannot_be_moved_grows_on(path: Path, caplog: pytest.LogCaptureFixture) -> None:
