@@ -42,7 +42,7 @@ from .managers.processes.keeper.keepers import check_state_dir
 from .managers.sessions.store import UnusableDatabase, check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
-from .plugins import CannotLoad
+from .plugins import CannotLoad, from_extra
 from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
 from .token_places import token_place
@@ -148,12 +148,8 @@ def _prepare_state_dir(settings: Settings) -> None:
 
 
 def _check_shared_registry(settings: Settings) -> None:
-    try:
+    with from_extra("postgresql", "registry_url", "psycopg"):
         from .managers.replicas.registry import check_shared_registry
-    except ModuleNotFoundError as error:
-        if error.name != "psycopg":
-            raise
-        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
     try:
         check_shared_registry(settings)
     except UnusableRegistry as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from app.plugins import CannotLoad, load_class
+from app.plugins import CannotLoad, from_extra, load_class
 
 
 @pytest.fixture
@@ -83,3 +84,12 @@ def test_a_module_of_ones_own_is_found(modules: Path) -> None:
     loaded = load_class("some_option", "mine_of_test_plugins:Mine", dict)
     assert loaded.__name__ == "Mine"
     assert issubclass(loaded, dict)
+
+
+def test_a_package_of_an_extra_that_is_not_installed_is_told() -> None:
+    with pytest.raises(CannotLoad) as caught, from_extra("extra", "some_option", "none_such"):
+        import_module("none_such.below")
+    assert str(caught.value) == "--some-option: it takes pip install 'kernelkeep[extra]'"
+    # That of another one is a fault of the installation.
+    with pytest.raises(ModuleNotFoundError), from_extra("extra", "some_option", "another"):
+        import_module("none_such.below")
