@@ -63,7 +63,7 @@ class Readiness:
                     problem = await asyncio.to_thread(self._look)
                 except OSError as error:
                     problem = str(error)
-                self._note(problem)
+                self._note(problem or self._kernels.keepers.problem() or None)
                 self._looked = time.monotonic()
         return self._problem is None
 

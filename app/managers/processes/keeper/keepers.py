@@ -88,6 +88,10 @@ class Keepers:
         """The newest keeper's process id while there is a connection."""
         return self._newest.pid
 
+    def problem(self) -> str:
+        """As `Connection.problem`, of the keeper that new kernels get."""
+        return self._newest.problem()
+
     # Older keepers
 
     def _add(self, directory: Path) -> None:
