@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
@@ -234,7 +234,7 @@ class Member:
         self._thread.shutdown(wait=False)
 
 
-async def bounded(thread: ThreadPoolExecutor, database: Database, work: Callable[[], T]) -> T:
+async def bounded(thread: Executor, database: Database, work: Callable[[], T]) -> T:
     """Run work of a database in its thread, for `ASK_SECONDS` at most. Raises `StoreAway`."""
     asked = asyncio.get_running_loop().run_in_executor(thread, work)
     done, _ = await asyncio.wait({asked}, timeout=ASK_SECONDS)

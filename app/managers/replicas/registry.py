@@ -24,7 +24,7 @@ from typing import Any, Final
 from ... import __version__
 from ...machine import network_file_system
 from ...settings import Settings
-from ..handover.registry import Lock, Registry
+from ..handover.registry import CLOSE_SECONDS, Lock, Registry
 from ..handover.store import KernelRecord, StoreAway, UnusableRegistry
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
@@ -257,9 +257,11 @@ class SharedRegistry(Registry):
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
-        with contextlib.suppress(StoreAway):
-            await self._make_up()
-            await self._flush_all()
+        # Each statement has its bound, but there may be one for each kernel that was not stored.
+        with contextlib.suppress(StoreAway, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._make_up()
+                await self._flush_all()
         await self.member.close()
         for kernel_id in self.terms:
             self.terms.drop(kernel_id)
