@@ -199,7 +199,8 @@ class SharedRegistry(Registry):
             raise RegistryUnavailable
         is_done = await self.stored()
         if kernel_id not in self.terms:
-            raise ReplicaUnreachable
+            # It may have been stored before the kernel was taken: whoever has that runs it then.
+            raise ReplicaUnreachable(begun=True)
         if not is_done or (kernel_id, execution_id) in self._changed:
             raise RegistryUnavailable
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.managers.replicas.errors import ReplicaUnreachable
+from app.managers.replicas.registry import SharedRegistry
 from app.managers.replicas.terms import Terms
 
 
@@ -21,3 +28,16 @@ def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
     terms.drop("k", first + 100)
     terms.drop("k")
     assert terms.of("k") == 0
+
+
+async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -> None:
+    terms = Terms()
+    terms.begin("k")
+
+    async def stored() -> bool:
+        terms.drop("k")  # the kernel is taken while the execution is being stored
+        return True
+
+    registry = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
+    with pytest.raises(ReplicaUnreachable, match="may have been done"):
+        await SharedRegistry.kept(cast("Any", registry), "k", "e")
