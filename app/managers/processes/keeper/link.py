@@ -41,8 +41,8 @@ ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take to answer a request."""
 
 SILENT_SECONDS: Final = 5.0
-"""When a keeper that has not answered is taken for one that hangs. An answer takes a turn of its
-loop: on a machine with much to do, or among many starts, a second at the most."""
+"""When a keeper that has not answered is taken for one that hangs. It answers between two turns of
+its loop, in which it may launch kernels: one that only has much to do is none that hangs."""
 
 CLOSE_SECONDS: Final = 2.0
 """How long a connection that is being closed may take to send what is left."""
