@@ -303,7 +303,8 @@ class _NameLock:
             path = directory / f"{self.name}.lock"
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise UnusableRegistry(f"{directory} cannot be used: {error.strerror}") from None
+            path = error.filename or directory
+            raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,15 +1,18 @@
-"""The terms in which a replica has its kernels."""
+"""The terms in which a replica has its kernels, and its right to its name."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from app.managers.handover.store import UnusableRegistry
 from app.managers.replicas.errors import ReplicaUnreachable
-from app.managers.replicas.registry import SharedRegistry
+from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
+from app.settings import Settings
 
 
 def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
@@ -41,3 +44,16 @@ async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -
     registry = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
     with pytest.raises(ReplicaUnreachable, match="may have been done"):
         await SharedRegistry.kept(cast("Any", registry), "k", "e")
+
+
+@pytest.mark.parametrize("name", ["", "identity", "one.lock"])
+def test_what_keeps_a_replica_from_its_name_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / DIRECTORY / name
+    if name:
+        path.mkdir(parents=True)
+    else:
+        path.touch()
+    settings = Settings(_cli_parse_args=False, state_dir=tmp_path)
+    with pytest.raises(UnusableRegistry) as raised:
+        _NameLock(settings.model_copy(update={"replica_name": "one"}))
+    assert str(raised.value).startswith(f"{path} cannot be used: ")
