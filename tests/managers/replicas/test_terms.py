@@ -1,7 +1,8 @@
-"""The terms in which a replica has its kernels, and its right to its name."""
+"""The terms in which a replica has its kernels, its right to its name, and how it leaves."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from app.managers.handover.store import UnusableRegistry
+from app.managers.replicas import registry
 from app.managers.replicas.errors import ReplicaUnreachable
 from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
@@ -41,9 +43,29 @@ async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -
         terms.drop("k")  # the kernel is taken while the execution is being stored
         return True
 
-    registry = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
+    keeping = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
     with pytest.raises(ReplicaUnreachable, match="may have been done"):
-        await SharedRegistry.kept(cast("Any", registry), "k", "e")
+        await SharedRegistry.kept(cast("Any", keeping), "k", "e")
+
+
+async def test_a_registry_that_does_not_answer_holds_up_nobody_who_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def close() -> None:
+        left.append("member")
+
+    left: list[str] = []
+    terms = Terms()
+    terms.begin("k")
+    monkeypatch.setattr(registry, "CLOSE_SECONDS", 0.05)
+    leaving = SimpleNamespace(_make_up=never, member=SimpleNamespace(close=close), terms=terms)
+    async with asyncio.timeout(30):
+        await SharedRegistry.leave(cast("Any", leaving))
+    assert left == ["member"]
+    assert "k" not in terms
 
 
 @pytest.mark.parametrize("name", ["", "identity", "one.lock"])
