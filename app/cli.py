@@ -10,6 +10,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from .keeper.protocol import TooOpen, check_private
+from .managers.processes.run_files import UnusableDirectory, check_directories
 from .settings import Settings, explain, refuse
 from .tokens import make_token
 
@@ -77,14 +78,16 @@ def _given_twice(arguments: list[str]) -> str:
 def _prepare_state_dir(settings: Settings) -> None:
     try:
         settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_directories(settings)
         check_private(settings.state_dir)
         probe = settings.state_dir / ".writable"
         probe.touch(mode=0o600)
         probe.unlink()
-    except TooOpen as error:
+    except (TooOpen, UnusableDirectory) as error:
         refuse(f"--state-dir: {error}")
     except OSError as error:
-        refuse(f"--state-dir: {settings.state_dir} cannot be used: {error.strerror}")
+        path = error.filename or settings.state_dir
+        refuse(f"--state-dir: {path} cannot be used: {error.strerror}")
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -26,7 +26,7 @@ from .hub_environment import HUB_TOKEN_VARIABLE
 from .identity_options import CLIENT_SECRET_VARIABLES
 from .identity_providers.configured import configured_logins, configured_providers
 from .identity_providers.logins import Logins
-from .keeper.protocol import TooOpen
+from .keeper.protocol import TooOpen, check_private
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
@@ -38,11 +38,11 @@ from .managers.owners.tokens import check_tokens
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import CannotIsolate, check_isolation
-from .managers.processes.keeper.keepers import check_state_dir
+from .managers.processes.run_files import UnusableDirectory, check_directories
 from .managers.sessions.store import UnusableDatabase, check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
-from .plugins import CannotLoad
+from .plugins import CannotLoad, from_extra
 from .routes import own_words, public_routes, routers_for
 from .settings import Settings, explain, refuse
 from .token_places import token_place
@@ -56,6 +56,7 @@ _OPTIONS: Final[dict[type[Exception], str]] = {
     HostUnusable: "--agent-listen: ",
     UnusableDatabase: "--database-filepath: ",
     TooOpen: "--state-dir: ",
+    UnusableDirectory: "--state-dir: ",
     UnusableRegistry: "--state-dir: ",
     UnusableTokens: "--state-dir: ",
     CannotIsolate: "",
@@ -84,9 +85,10 @@ def create_app(
 
     ``authorizer`` and ``identity_provider`` are used in place of those that the settings name; the
     provider is asked about tokens that are neither the server's own nor in its list. Raises
-    `CannotLoad`, `UnusableDatabase`, `UnusableRegistry` or `UnusableTokens` for an option that
-    names an unusable class, file or directory, `TooOpen` for a state directory in which other users
-    could reach kernels, and `CannotIsolate` if kernels cannot be isolated as an option asks.
+    `CannotLoad`, `UnusableDatabase`, `UnusableDirectory`, `UnusableRegistry` or `UnusableTokens`
+    for an option that names an unusable class, file or directory, `TooOpen` for a state directory
+    in which other users could reach kernels, and `CannotIsolate` if kernels cannot be isolated as
+    an option asks.
     """
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
@@ -122,11 +124,12 @@ def create_app(
 def _check_files(settings: Settings) -> None:
     """Refuse files and directories now that the lifespan could not use later."""
     _prepare_state_dir(settings)  # before anything is written there
-    check_database(settings.database_filepath)
     if settings.replicated:
         _check_shared_registry(settings)
-    elif settings.keeps:
-        check_registry(settings.state_dir)
+    else:
+        if settings.keeps:
+            check_registry(settings.state_dir)
+        check_database(settings.sessions_filepath)
     check_audit_log(settings.audit_log)
     check_isolation(settings)
     check_joining(settings)
@@ -144,16 +147,13 @@ def _prepare_state_dir(settings: Settings) -> None:
     except OSError as error:
         message = f"--state-dir: {directory} cannot be used: {error.strerror}"
         raise CannotLoad(message) from None
-    check_state_dir(settings)
+    check_directories(settings)
+    check_private(directory)
 
 
 def _check_shared_registry(settings: Settings) -> None:
-    try:
+    with from_extra("postgresql", "registry_url", "psycopg"):
         from .managers.replicas.registry import check_shared_registry
-    except ModuleNotFoundError as error:
-        if error.name != "psycopg":
-            raise
-        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
     try:
         check_shared_registry(settings)
     except UnusableRegistry as error:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from .commands import CommandParser, say, settings_of
 from .managers.handover.store import UnusableRegistry
+from .plugins import CannotLoad, from_extra
 
 __all__ = ["migrate_command"]
 
@@ -32,11 +33,10 @@ def migrate_command(arguments: list[str]) -> NoReturn:
     if not url:
         parser.error("there is no registry_url (KERNELKEEP_REGISTRY_URL)")
     try:
-        from .managers.replicas.database import Database, migrate
-    except ModuleNotFoundError as error:
-        if error.name != "psycopg":
-            raise
-        parser.error("it takes pip install 'kernelkeep[postgresql]'")
+        with from_extra("postgresql", "registry_url", "psycopg"):
+            from .managers.replicas.database import Database, migrate
+    except CannotLoad as error:
+        parser.error(str(error))
     database = Database(url)
     try:
         before, now = migrate(database)

@@ -19,7 +19,7 @@ from .keeper.protocol import address_of, is_own_peer
 from .managers.errors import KernelkeepError
 from .managers.kernels.multikernel import MultiKernelManager
 
-__all__ = ["MAX_LINE", "SOCKET", "OperatorSocket", "open_socket"]
+__all__ = ["MAX_LINE", "OLD_FILE", "SOCKET", "OperatorSocket", "open_socket"]
 
 SOCKET: Final = "server.sock"
 OLD_FILE: Final = "server.json"

@@ -1,11 +1,13 @@
-"""Loads classes from outside the service that an option names as ``module:Class``."""
+"""What an option takes from outside the service: a class, as ``module:Class``, or a package."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Final, TypeVar
 
-__all__ = ["CannotLoad", "load_class", "load_object"]
+__all__ = ["CannotLoad", "from_extra", "load_class", "load_object"]
 
 T = TypeVar("T")
 
@@ -14,7 +16,22 @@ INSTALLED: Final = "kernelkeep"
 
 
 class CannotLoad(ValueError):
-    """An option names a class that cannot be used; the text says which option, and why."""
+    """An option names what cannot be used here; the text says which option, and why."""
+
+
+@contextmanager
+def from_extra(extra: str, option: str, *packages: str) -> Iterator[None]:
+    """Import in this block what ``option`` takes of ``packages`` that come with an ``extra``.
+
+    Raises `CannotLoad` if one of them is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in packages:
+            raise
+        text = f"it takes pip install '{INSTALLED}[{extra}]'"
+        raise CannotLoad(f"--{option.replace('_', '-')}: {text}") from None
 
 
 def load_class(option: str, name: str, base: type[T]) -> type[T]:

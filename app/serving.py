@@ -29,7 +29,7 @@ from .logs import logging_config
 from .main import REFUSALS, create_app, explain_refusal
 from .managers.kernels.multikernel import MultiKernelManager
 from .managers.processes.specs import every_spec, kernel_spec_manager
-from .operator import OperatorSocket
+from .operator import OLD_FILE, SOCKET, OperatorSocket
 from .settings import Settings
 from .uvicorn_internals import Server
 
@@ -67,15 +67,12 @@ def serve(
     A ``generated_token`` is printed, since nobody knows it yet. Raises `CannotStart` if there is no
     kernelspec at all, or if an option names a class or a file that cannot be used.
     """
-    found = dict(every_spec(kernel_spec_manager(settings.allowed_kernelspecs)))
-    specs = sorted(name for name, spec in found.items() if isinstance(spec, KernelSpec))
-    if not found and settings.allowed_kernelspecs:
-        raise CannotStart("--allowed-kernelspecs: none of these kernelspecs is installed")
-    if not found:
-        raise CannotStart(
-            "there is no kernelspec, so no kernel could be started; "
-            "for Python: pip install ipykernel"
-        )
+    specs = _specs(settings)
+    operated = settings.state_dir if settings.keeps and not settings.replicated else None
+    if operated is not None:
+        for path in (operated / SOCKET, operated / OLD_FILE):
+            if path.is_dir():
+                raise CannotStart(f"--state-dir: {path} is a directory")
     try:
         app = create_app(settings)
     except REFUSALS as error:
@@ -106,7 +103,6 @@ def serve(
         announcement = _banner(settings, base, specs)
     else:
         announcement = _ready_line(settings, base, with_token=generated_token)
-    operated = settings.state_dir if settings.keeps and not settings.replicated else None
     server = _Server(config, announcement, bound, operated)
     # When it is done, uvicorn raises the signal that has stopped it once more. That is a clean end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -114,6 +110,19 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     sys.exit(0 if server.started else 1)
+
+
+def _specs(settings: Settings) -> list[str]:
+    """The names of the kernelspecs of which kernels can be started. Raises `CannotStart`."""
+    found = dict(every_spec(kernel_spec_manager(settings.allowed_kernelspecs)))
+    if not found and settings.allowed_kernelspecs:
+        raise CannotStart("--allowed-kernelspecs: none of these kernelspecs is installed")
+    if not found:
+        raise CannotStart(
+            "there is no kernelspec, so no kernel could be started; "
+            "for Python: pip install ipykernel"
+        )
+    return sorted(name for name, spec in found.items() if isinstance(spec, KernelSpec))
 
 
 def _stop_with_the_terminal() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .managers.owners.token_table import TokenPlace
 from .managers.owners.tokens import TokenFile
-from .plugins import CannotLoad
+from .plugins import from_extra
 
 __all__ = ["token_place"]
 
@@ -15,10 +15,6 @@ def token_place(registry_url: str, state_dir: Path) -> TokenPlace:
     """The place of the list of a server with these options. Raises `CannotLoad`."""
     if not registry_url:
         return TokenFile(state_dir)
-    try:
+    with from_extra("postgresql", "registry_url", "psycopg"):
         from .managers.replicas.tokens import SharedTokensPlace
-    except ModuleNotFoundError as error:
-        if error.name != "psycopg":
-            raise
-        raise CannotLoad("--registry-url: it takes pip install 'kernelkeep[postgresql]'") from None
     return SharedTokensPlace(registry_url)

@@ -179,6 +179,32 @@ def test_a_state_directory_that_cannot_be_used(commands: Commands, home: Home, n
     assert sentence.startswith(f"--state-dir: {path} cannot be used: ")
 
 
+@pytest.mark.parametrize("name", ["runtime", "logs", "ipc", "run", "keeper", "keeper.6.1"])
+def test_a_file_in_the_place_of_a_directory(commands: Commands, home: Home, name: str) -> None:
+    path = home.state_dir / name
+    path.touch(0o600)
+    ended = commands.run("--on-shutdown", "keep", "--port", "0", home=home)
+    assert _refusal(ended) == f"--state-dir: {path} is no directory"
+
+
+FILES = {
+    "registry.lock": "--state-dir: {} cannot be used: Is a directory",
+    "registry.sqlite": "--state-dir: {} cannot be used: ",
+    "tokens.sqlite": "--state-dir: {} is not a file",
+    "sessions.sqlite": "--database-filepath: {} is not a file",
+    "server.sock": "--state-dir: {} is a directory",
+    ".writable": "--state-dir: {} cannot be used: Is a directory",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_directory_in_the_place_of_a_file(commands: Commands, home: Home, name: str) -> None:
+    path = home.state_dir / name
+    path.mkdir(0o700)
+    sentence = _refusal(commands.run("--on-shutdown", "keep", "--port", "0", home=home))
+    assert sentence.startswith(FILES[name].format(path))
+
+
 def test_no_kernelspec_at_all(home: Home) -> None:
     """On a machine where no kernel is installed, not even ipykernel beside the service."""
     site = home.path / "site"
@@ -262,19 +288,23 @@ def test_a_state_directory_that_others_can_use_is_refused(
     assert not [*home.state_dir.iterdir()]
 
 
-@pytest.mark.parametrize("name", ["open", "file"])
+@pytest.mark.parametrize("name", ["open", "file", "state/runtime"])
 def test_under_uvicorn_a_state_directory_is_refused_in_one_line(home: Home, name: str) -> None:
-    path = home.path / name
+    path = state_dir = home.path / name
     if name == "open":
         path.mkdir(mode=0o755)
         text = f"{path} is open to others (mode 0755): chmod 0700 {path}"
     else:
         path.touch(0o644)
         text = f"{path} is no directory"
+    if name == "state/runtime":
+        state_dir = home.state_dir
     ended = subprocess.run(
         [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
         cwd=REPOSITORY,
-        env=home.environment({"KERNELKEEP_STATE_DIR": str(path)}),
+        env=home.environment(
+            {"KERNELKEEP_STATE_DIR": str(state_dir), "KERNELKEEP_ON_SHUTDOWN": "keep"}
+        ),
         capture_output=True,
         text=True,
         timeout=60,

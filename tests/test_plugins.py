@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from app.plugins import CannotLoad, load_class, load_object
+from app.plugins import CannotLoad, from_extra, load_class, load_object
 
 
 @pytest.fixture
@@ -103,3 +104,12 @@ def test_an_object_that_cannot_be_made_or_used_is_refused(name: str, says: str) 
         load_object("some_option", name, "answer")
     assert str(caught.value).startswith("--some-option: ")
     assert says in str(caught.value)
+
+
+def test_a_package_of_an_extra_that_is_not_installed_is_told() -> None:
+    with pytest.raises(CannotLoad) as caught, from_extra("extra", "some_option", "none_such"):
+        import_module("none_such.below")
+    assert str(caught.value) == "--some-option: it takes pip install 'kernelkeep[extra]'"
+    # That of another one is a fault of the installation.
+    with pytest.raises(ModuleNotFoundError), from_extra("extra", "some_option", "another"):
+        import_module("none_such.below")

@@ -125,7 +125,9 @@ class ForwardingMiddleware:
                     if await links.run(way, scope, receive, send):
                         return True
                 except Broken as broken:
-                    if broken.begun or links.is_lost(way.replica, group.patience):
+                    if broken.begun:
+                        raise ReplicaUnreachable(begun=True) from None
+                    if links.is_lost(way.replica, group.patience):
                         raise ReplicaUnreachable from None
             elif not found.is_reachable:
                 # Any replica can give such a kernel up, if that is what is asked for.

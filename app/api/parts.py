@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -45,6 +45,9 @@ LOOK_SECONDS: Final = 1.0
 RETRY_SECONDS: Final = 1.0
 LONGEST_RETRY_SECONDS: Final = 30.0
 """The pause before a replica is followed again that has ended a stream, or has begun none."""
+
+CANCEL_SECONDS: Final = 5.0
+"""How long what is asked of another replica may take to end when it is given up."""
 
 MAX_BYTES: Final = 2**26
 """The longest answer, and the longest line of a stream."""
@@ -134,10 +137,9 @@ class Others:
         finally:
             # A task that is late closes its connection: the late answer is not taken for that of a
             # later request.
-            for task in tasks.values():
-                task.cancel()
-            await asyncio.wait(tasks.values())
-        answers = {one: task.result() for one, task in tasks.items() if not task.cancelled()}
+            await _end(tasks.values())
+        ended = {one: task for one, task in tasks.items() if task.done() and not task.cancelled()}
+        answers = {one: task.result() for one, task in ended.items()}
         found = {}
         for way in ways:
             if (answer := answers.get(way.replica)) is not None:
@@ -165,6 +167,8 @@ class Others:
             await self._links.run(way, scope, _said(first), send)
         except (Broken, OSError) as error:
             logger.debug("replica %s has not answered: %s", way.name, error)
+        except Exception:
+            logger.exception("replica %s could not be asked", way.name)
         return bytes(answer) if is_whole and status == 200 else None
 
     # Streams
@@ -239,8 +243,7 @@ class Others:
                     await following.begun()
             yield
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            await _end([task], 2 * CANCEL_SECONDS)  # it ends others, for which it waits as well
 
 
 Follow = Callable[["Way", Callable[[], None]], Awaitable[None]]
@@ -276,10 +279,7 @@ class _Following:
                     self._tasks[replica] = task
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
-            for task in self._tasks.values():
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks.values())
+            await _end(self._tasks.values())
 
     async def _again(self, way: Way) -> None:
         """Follow a replica, and again when that has ended: it may have been restarted."""
@@ -301,6 +301,14 @@ class _Following:
                 logger.exception("replica %s could not be followed", way.name)
             pause = RETRY_SECONDS if begun else min(2 * pause, LONGEST_RETRY_SECONDS)
             await asyncio.sleep(pause)
+
+
+async def _end(tasks: Collection[asyncio.Task[Any]], seconds: float = CANCEL_SECONDS) -> None:
+    """Cancel tasks; returns when they have ended, or after so many ``seconds``."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=seconds)
 
 
 def _check_length(answer: bytearray) -> None:

@@ -63,7 +63,8 @@ class Readiness:
         # Requests that come while one looks wait for the lock, and then find a fresh answer.
         async with self._looking:
             if time.monotonic() >= self._looked + FRESH_SECONDS:
-                self._note(await self._found())
+                problem = await self._found()
+                self._note(problem or self._kernels.keepers.problem() or None)
                 self._looked = time.monotonic()
         return self._problem is None
 

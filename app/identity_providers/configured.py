@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..managers.owners.scopes import InvalidScope, Scopes
-from ..plugins import CannotLoad
+from ..plugins import CannotLoad, from_extra
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -28,12 +28,8 @@ def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]
 
         providers.append(JupyterHub(settings))
     if settings.oidc_issuer:
-        try:
+        with from_extra("oidc", "oidc_issuer", "joserfc", "cryptography"):
             from .oidc import OpenIDConnect
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in ("joserfc", "cryptography"):
-                raise
-            raise CannotLoad("--oidc-issuer: it takes pip install 'kernelkeep[oidc]'") from None
         providers.append(OpenIDConnect(settings))
     return providers
 

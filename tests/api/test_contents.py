@@ -230,6 +230,10 @@ BAD_BODIES: dict[str, tuple[Any, int, str]] = {
     "bad base64": ({"type": "file", "format": "base64", "content": "*"}, 400, "invalid_contents"),
     "a list": ({"type": "file", "format": "text", "content": []}, 400, "invalid_contents"),
     "no notebook": ({"type": "notebook", "content": "x"}, 400, "invalid_contents"),
+    "no format of a notebook": (
+        {"type": "notebook", "content": {"cells": [], "metadata": {}}},
+        *(400, "invalid_contents"),
+    ),
     "a number for a type": ({"type": 7}, 400, "invalid_request"),
     "a list for a body": ([], 400, "invalid_request"),
     "a copy": ({"copy_from": "old.txt"}, 400, "invalid_contents"),

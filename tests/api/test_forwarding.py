@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import json
+from types import SimpleNamespace
+from typing import Any, NoReturn, cast
 
 import pytest
+from starlette.types import Message
 
-from app.api.forwarding import asked_kernel, kernel_of, named_kernel, named_session
+from app.api.forwarding import (
+    ForwardingMiddleware,
+    asked_kernel,
+    kernel_of,
+    named_kernel,
+    named_session,
+)
+from app.api.relay import Broken
 
 ID = "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11"
 KERNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
@@ -77,3 +87,41 @@ class Group:
 def test_the_kernel_of_a_request(prefix: str, path: str, kernel_id: str | None) -> None:
     scope = {"path": path, "method": "DELETE"}
     assert kernel_of(scope, prefix, cast("Any", Group())) == kernel_id
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_whether_a_request_may_have_been_done_is_told(begun: bool) -> None:
+    """Its replica has ended with it."""
+
+    async def find(_: str) -> Any:
+        return SimpleNamespace(replica="other", is_reachable=True)
+
+    async def ends(*_: Any) -> NoReturn:
+        raise Broken(begun=begun)
+
+    async def app(*_: Any) -> NoReturn:
+        raise AssertionError
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    group = SimpleNamespace(
+        id="this",
+        patience=0.0,
+        is_here=lambda _: False,
+        find=find,
+        way_to=lambda replica: SimpleNamespace(replica=replica),
+    )
+    links = SimpleNamespace(run=ends, is_lost=lambda *_: True)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": f"/api/kernels/{ID}/executions",
+        "state": {"group": group, "links": links},
+    }
+    await ForwardingMiddleware(app, "")(scope, cast("Any", None), send)
+    answer = json.loads(sent[1]["body"])
+    assert (sent[0]["status"], answer["code"]) == (503, "replica_unreachable")
+    assert ("may have been done" in answer["message"]) is begun

@@ -6,6 +6,7 @@ What three of them answer is in tests/managers/replicas/test_parts.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -233,6 +234,53 @@ async def test_one_that_was_silent_is_asked_again_later(
     assert await peers.answers() == {}
     monkeypatch.setattr(parts, "ANSWER_SECONDS", 30.0)
     assert await peers.answers() == {"one": b"1."}
+
+
+async def test_a_request_that_does_not_end_when_it_is_given_up_is_left(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(parts, "CANCEL_SECONDS", 0.05)
+    run, go = peers.links.run, asyncio.Event()
+
+    async def stubborn(way: Way, *more: Any) -> bool:
+        if way.replica != "one":
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await go.wait()
+        return await run(way, *more)
+
+    monkeypatch.setattr(peers.links, "run", stubborn)
+    await peers.add("one", answering(b"1"))
+    await peers.add("stubborn", silent)
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(30):
+        assert await peers.answers() == {"one": b"1."}
+        async with peers.others.lines(asked(), lambda *_: True, lambda _: None):
+            pass
+    late = asyncio.all_tasks() - before
+    for task in late:
+        task.cancel()
+    go.set()
+    assert late
+    assert not (await asyncio.wait(late, timeout=30))[1]
+
+
+async def test_a_fault_in_asking_one_concerns_that_one(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = peers.links.run
+
+    async def failing(way: Way, *more: Any) -> bool:
+        if way.replica != "one":
+            raise RuntimeError
+        return await run(way, *more)
+
+    monkeypatch.setattr(peers.links, "run", failing)
+    await peers.add("one", answering(b"1"))
+    await peers.add("two", answering(b"2"))
+    assert await peers.answers() == {"one": b"1."}
+    assert "replica two could not be asked" in caplog.text
 
 
 class Lines:

@@ -24,7 +24,7 @@ from app.api.readiness import Readiness
 from app.managers.kernels.multikernel import MultiKernelManager
 from tests.api.errors import error_of
 from tests.conftest import servers
-from tests.support.processes import eventually
+from tests.support.processes import eventually, keepers
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
@@ -99,6 +99,26 @@ async def test_a_server_that_could_start_no_kernel_is_not_ready(limited: ServerP
     await eventually(lambda: server.output(mark).count("ready again") == 3)
     assert "file descriptors" in server.output(mark)
     assert "the state directory" in server.output(mark)
+
+
+async def test_a_server_whose_keeper_hangs_is_not_ready(limited: ServerProcess) -> None:
+    async with RestClient(limited.url, limited.token) as rest:
+        await rest.start_kernel("fake")
+        (keeper,) = keepers(psutil.Process(limited.pid).children())
+
+        async def answers(status: int) -> bool:
+            response = await rest.http.get("/readyz", timeout=2)
+            return response.status_code == status
+
+        assert await answers(200)
+        mark = limited.mark()
+        keeper.suspend()
+        try:
+            await eventually(lambda: answers(503), 30)
+        finally:
+            keeper.resume()
+        await eventually(lambda: answers(200), 30)
+        assert "not ready: the keeper of kernels does not answer" in limited.output(mark)
 
 
 async def test_metrics_can_be_switched_off(limited: ServerProcess) -> None:

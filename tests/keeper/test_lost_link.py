@@ -20,7 +20,7 @@ import pytest
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.message_log import Entry
 from app.managers.messages import reading
-from app.managers.processes.keeper import connection, places, starting
+from app.managers.processes.keeper import connection, link, places, starting
 from app.managers.processes.keeper.client import Keeper
 from app.managers.state import Lifecycle
 from app.protocol.compose import make_message, make_parts
@@ -292,3 +292,37 @@ async def test_a_log_that_is_damaged_when_its_keeper_is_killed_goes_on_behind_a_
     assert client.text("on") >= 1
     assert client.gaps, "what nobody has heard is announced"
     assert all(gap.messages > 0 and gap.bytes >= 0 for gap in client.gaps)
+
+
+# What a server knows of a keeper
+
+
+async def test_a_keeper_that_hangs_is_known_by_one_question(
+    open_keeper: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "SILENT_SECONDS", 0.05)
+    keeper = await open_keeper()
+    connected = keeper._connection.link
+    assert connected is not None
+    assert keeper.problem() == ""
+    await eventually(lambda: not connected._asked, WAIT)
+    os.kill(connected.pid, signal.SIGSTOP)
+    await eventually(keeper.problem, WAIT)
+    assert keeper.problem() == "the keeper of kernels does not answer"
+    assert len(connected._asked) == 1
+    os.kill(connected.pid, signal.SIGCONT)
+    await eventually(lambda: keeper.problem() == "", WAIT)
+
+
+async def test_a_keeper_that_could_not_be_had_is_a_problem_until_there_is_one(
+    open_keeper: Open, no_keepers: NoKeepers
+) -> None:
+    keeper = await open_keeper()
+    await kill(keeper)
+    assert keeper.problem() == ""  # nobody has needed one yet
+    with no_keepers:
+        with pytest.raises(KeeperUnavailable):
+            await keeper.connect()
+        assert "nothing can be started" in keeper.problem()
+    await eventually(lambda: keeper.problem() == "", WAIT)
+    assert keeper.is_connected

@@ -62,16 +62,21 @@ class Notebooks:
         """The text of a notebook's file, and what its schema finds wrong with it, if anything.
 
         A notebook whose outputs are all trusted is signed. Raises `InvalidContents` for content
-        that is no notebook at all.
+        that is no notebook at all: `read` would refuse the file.
         """
         # The marks go before the text is made: what is signed is what is written.
         found: dict[str, Any] = {}
         try:
+            # Without the key nbformat takes a notebook for one of format 1, which nobody writes.
+            if "nbformat" not in content:
+                raise ValueError("it lacks nbformat")
             notebook = _nbformat().from_dict(content)
             trusted = self._are_trusted(notebook)
             text: str = _nbformat().writes(
                 notebook, version=_nbformat().NO_CONVERT, capture_validation_error=found
             )
+            # nbformat writes what it cannot read, such as lines of a source that are numbers.
+            _nbformat().convert(_nbformat().reader.reads(text), VERSION)
         except Exception as error:  # nbformat lets through whatever its converters raise
             raise InvalidContents(f"{path} is no notebook: {_brief(error)}") from None
         complaint = _complaint(found)

@@ -19,12 +19,12 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ...log_formats import about
+from ...work_thread import WorkThread
 from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
@@ -45,7 +45,7 @@ try:
 except ImportError:  # Windows, where no kernel can be kept
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Lock", "Registry", "check_registry"]
+__all__ = ["CLOSE_SECONDS", "Lock", "Registry", "check_registry"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,10 @@ BEHIND_SECONDS: Final = 0.02
 
 STORED_SECONDS: Final = 2.0
 """How long an execution waits for the disk (`Registry.stored`)."""
+
+CLOSE_SECONDS: Final = 10.0
+"""How long the end of the server waits for what is still to be stored: no statement that the disk
+answers takes that long (`app.managers.handover.store.LOCK_SECONDS`)."""
 
 RENEW_SECONDS: Final = 5.0
 """Seconds between two renewals of the lease; failed writes are tried again then, too."""
@@ -140,7 +144,7 @@ class Registry:
 
     def _begin(self, store: RegistryStore, put_aside: str = "") -> None:
         self._store, self.put_aside = store, put_aside
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
+        self._thread = WorkThread("registry")
         # What waits for the next batch. Only the loop has these; the thread gets what a flush took.
         self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
@@ -169,15 +173,26 @@ class Registry:
         return store, put_aside
 
     async def close(self) -> None:
-        """Write everything that waits, then let another server have the state directory."""
+        """Write everything that waits, then let another server have the state directory.
+
+        A disk that does not answer holds this up for `CLOSE_SECONDS`.
+        """
         # The renewal first: it makes up for failures, too. The lock last: the next server reads
         # what is in the file when it has the lock.
         self._renewal.cancel()
         await asyncio.wait({self._renewal})
-        await self._make_up()
-        await self.flush()
-        await self._call(self._store.close)
-        self._thread.shutdown()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._make_up()
+                await self.flush()
+                await self._call(self._store.close)
+        except TimeoutError:
+            logger.error("the registry does not answer: the next server may not know what was last")
+            # The lock stays until the process ends: the thread may still write what it is at, over
+            # what the next server has written by then.
+            return
+        finally:
+            self._thread.shutdown()
         self._lock.close()
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:

@@ -30,7 +30,14 @@ from .moving import WantedKernel, place_of, wanted_kernel
 from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
-from .stopping import leave_all, leave_now, stop_all, stop_or_give_up, stop_quietly
+from .stopping import (
+    end_unsaved,
+    leave_all,
+    leave_now,
+    stop_all,
+    stop_or_give_up,
+    stop_quietly,
+)
 from .table import KernelTable, Key, checked_id, connections, last_activity
 from .time_limits import TimeLimits
 from .usage import UsageSampler
@@ -273,20 +280,11 @@ class MultiKernelManager:
                 options = path, env or {}, owned, given or {}
                 asked = wanted_kernel(self.settings, root, name, *options)
                 kernel = await self._start(identity, asked, any_id=not (is_chosen or new_id))
-                await self._check_saved(kernel)
+                if kernel.id in self._kernels:  # else somebody has ended it, or has it, meanwhile
+                    await end_unsaved(kernel, self._handover, self.keepers)
                 return kernel
         finally:
             self._starting.pop(identity).set_result(None)
-
-    async def _check_saved(self, kernel: Kernel) -> None:
-        """Stop a kernel that another server may not know: whoever has started it is told so."""
-        if kernel.id not in self._kernels:  # somebody has ended it, or has it, meanwhile
-            return
-        try:
-            self._handover.check_saved(kernel.id)
-        except BaseException:
-            await stop_quietly(kernel, now=True)
-            raise
 
     async def _start(self, kernel_id: str, asked: WantedKernel, *, any_id: bool) -> Kernel:
         await self._forget_the_dead(asked.ownership.owner)

@@ -9,12 +9,20 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from ...log_formats import about
-from ..errors import KernelNotStopped
+from ..errors import KernelkeepError, KernelNotStopped
+from ..handover.handover import Handover
 from ..processes.keeper.keepers import Keepers
 from .departures import BY_REQUEST
 from .kernel import Kernel
 
-__all__ = ["leave_all", "leave_now", "stop_all", "stop_or_give_up", "stop_quietly"]
+__all__ = [
+    "end_unsaved",
+    "leave_all",
+    "leave_now",
+    "stop_all",
+    "stop_or_give_up",
+    "stop_quietly",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +111,25 @@ async def leave_now(kernel: Kernel) -> None:
         about(logger, kernel_id=kernel.id).error(
             "kernel %s is another replica's; it is still used here", kernel.id
         )
+
+
+async def end_unsaved(kernel: Kernel, handover: Handover, keepers: Keepers) -> None:
+    """End a kernel that was just started if another server may not know it, and raise why it may
+    not (`Handover.check_saved`).
+
+    One whose host is away is given up: nobody is told of it who could do that later.
+    """
+    try:
+        handover.check_saved(kernel.id)
+    except KernelkeepError as error:
+        is_gone = await stop_quietly(kernel, now=True)
+        if not is_gone and kernel.state.unreachable:
+            with contextlib.suppress(KernelNotStopped):
+                await stop_or_give_up(kernel, keepers, now=True, give_up=True)
+                is_gone = True
+        if not is_gone:
+            error.message += f". Kernel {kernel.id} was started, and could not be ended"
+        raise
 
 
 async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:

@@ -21,17 +21,18 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from ...keeper.notes import Notes
 from ...keeper.processes import open_process
-from ...keeper.protocol import keeper_dir
+from ...keeper.protocol import aside_dirs, keeper_dir
 from ...settings import Settings
 from .isolation.places import kernels_dir
 
-__all__ = ["KEPT", "RunFiles", "clear_mirrors"]
+__all__ = ["KEPT", "RunFiles", "UnusableDirectory", "check_directories", "clear_mirrors"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,37 @@ MIRRORS: Final = "mirrors"
 """The directory of the mirrors of replicas, beside `KEPT`."""
 
 _LOCK: Final = "lock"
+
+_KEPT_DIRECTORIES: Final = ("runtime", "output", "ipc", "logs", f"logs/{KEPT}", f"logs/{MIRRORS}")
+
+
+class UnusableDirectory(Exception):
+    """A path of the state directory cannot be used as a directory; the text says which, and why."""
+
+
+def check_directories(settings: Settings) -> None:
+    """Raise `UnusableDirectory` unless everything is a directory that a server takes for one.
+
+    Nothing is made, and what is not there yet is fine.
+    """
+    state_dir = settings.state_dir
+    checked = [state_dir, state_dir / "run", keeper_dir(state_dir), *aside_dirs(state_dir)]
+    if settings.keeps:
+        checked += [state_dir / name for name in _KEPT_DIRECTORIES]
+    if settings.keeps and settings.agent_listen:
+        checked.append(state_dir / "invitations")
+    for path in checked:
+        try:
+            if not stat.S_ISDIR(path.stat().st_mode):
+                raise UnusableDirectory(f"{path} is no directory")
+        except FileNotFoundError:
+            if path.is_symlink():
+                raise UnusableDirectory(f"{path} is a link to nowhere") from None
+            continue
+        except OSError as error:
+            raise UnusableDirectory(f"{path} cannot be used: {error.strerror}") from None
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            raise UnusableDirectory(f"{path} cannot be written by user {os.geteuid()}")
 
 
 class RunFiles:

@@ -17,13 +17,19 @@ RETRY_SECONDS: Final = 1
 
 
 class ReplicaUnreachable(KernelkeepError):
-    """The replica that has the kernel cannot be reached; soon another has it."""
+    """The replica that has the kernel cannot be reached; soon another has it.
+
+    Its message tells where the request may have been done all the same.
+    """
 
     status = 503
     code = "replica_unreachable"
 
-    def __init__(self) -> None:
-        super().__init__("The replica that has the kernel cannot be reached")
+    def __init__(self, *, begun: bool = False) -> None:
+        text = "The replica that has the kernel cannot be reached"
+        if begun:
+            text = "The replica that had the kernel has lost it; the request may have been done"
+        super().__init__(text)
         self.retry_after = RETRY_SECONDS
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
@@ -256,7 +256,7 @@ class Member:
         self._thread.shutdown(wait=False)
 
 
-async def bounded(thread: ThreadPoolExecutor, database: Database, work: Callable[[], T]) -> T:
+async def bounded(thread: Executor, database: Database, work: Callable[[], T]) -> T:
     """Run work of a database in its thread, for `ASK_SECONDS` at most. Raises `StoreAway`."""
     # A caller that is cancelled here leaves the work in the thread, which does it: what was asked
     # may have come into effect although nobody waits, and so it may when `StoreAway` is raised.

@@ -24,7 +24,7 @@ from typing import Any, Final
 from ... import __version__
 from ...machine import network_file_system
 from ...settings import Settings
-from ..handover.registry import Lock, Registry
+from ..handover.registry import CLOSE_SECONDS, Lock, Registry
 from ..handover.store import KernelRecord, RegistryStore, StoreAway, UnusableRegistry
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
@@ -206,7 +206,8 @@ class SharedRegistry(Registry):
         # the write has failed, and the flush has put the execution back (`Registry.flush`).
         is_done = await self.stored()
         if not term or self.terms.of(kernel_id) != term:
-            raise ReplicaUnreachable
+            # It may have been stored before the kernel was taken: whoever has that runs it then.
+            raise ReplicaUnreachable(begun=True)
         if not is_done or (kernel_id, execution_id) in self._changed:
             raise RegistryUnavailable
 
@@ -277,9 +278,11 @@ class SharedRegistry(Registry):
         """Write what waits, then leave the kernels to the others."""
         # The order is that of the next owner's needs: all that is to be read is stored before the
         # kernels are free, and nothing is written by this replica afterwards, as it has no terms.
-        with contextlib.suppress(StoreAway):
-            await self._make_up()
-            await self._flush_all()
+        # Each statement has its bound, but there may be one for each kernel that was not stored.
+        with contextlib.suppress(StoreAway, TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._make_up()
+                await self._flush_all()
         await self.member.close()
         for kernel_id in self.terms:
             self.terms.drop(kernel_id)
@@ -321,7 +324,8 @@ class _NameLock:
             path = directory / f"{self.name}.lock"
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise UnusableRegistry(f"{directory} cannot be used: {error.strerror}") from None
+            path = error.filename or directory
+            raise UnusableRegistry(f"{path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -16,6 +16,7 @@ from ..errors import (
     InvalidRequest,
     KernelkeepError,
     KernelNotFound,
+    KernelNotStopped,
     KernelSpecNotFound,
     KernelUnavailable,
     NoSuchKernel,
@@ -260,7 +261,11 @@ class SessionManager:
             # Only now that the session has its new kernel: who looks at the session while the old
             # one ends must not find it without a kernel.
             if after.kernel_id != before.kernel_id:
-                await self._shut_down(before.kernel_id)
+                try:
+                    await self._shut_down(before.kernel_id)
+                except KernelNotStopped as error:
+                    text = "The session has its new kernel, and the one before goes on"
+                    raise KernelNotStopped(f"{text}: {error.message}") from error
             return after
 
     async def delete(self, session_id: str) -> None:

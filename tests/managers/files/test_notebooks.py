@@ -50,6 +50,26 @@ def test_what_is_no_notebook_is_refused(notebooks: Notebooks, text: str) -> None
         notebooks.read(text, "a.ipynb")
 
 
+UNREADABLE: dict[str, Any] = {
+    "nothing": {},
+    "no format": {"cells": [], "metadata": {}},
+    "no cells": {"nbformat": 4, "nbformat_minor": 5, "metadata": {}},
+    "another format": {**empty_notebook(), "nbformat": 99},
+    "a text for a format": {**empty_notebook(), "nbformat": "4"},
+    "an old format without worksheets": {"nbformat": 3, "nbformat_minor": 0, "metadata": {}},
+    "lines that are none": {
+        **empty_notebook(),
+        "cells": [{"cell_type": "raw", "id": "a", "source": [1], "metadata": {}}],
+    },
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_could_not_be_read_again_is_not_written(notebooks: Notebooks, content: Any) -> None:
+    with pytest.raises(InvalidContents, match=r"a\.ipynb is no notebook: "):
+        notebooks.written(content, "a.ipynb")
+
+
 @pytest.mark.parametrize("cells", [[{}], [5], 5])
 def test_what_cannot_be_written_at_all_is_refused(notebooks: Notebooks, cells: Any) -> None:
     with pytest.raises(InvalidContents, match=r"a\.ipynb is no notebook: "):

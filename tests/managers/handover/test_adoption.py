@@ -18,7 +18,6 @@ import msgspec
 from app.keeper.processes import start_time
 from app.managers.handover.handover import HandedOver, Handover
 from app.managers.handover.store import KernelRecord
-from app.managers.kernels.launches import Launches
 from app.managers.kernels.services import KernelServices
 from app.managers.kernels.take_over import LeftKernel, TakeOver
 from tests.managers.scripted import ScriptedKernel
@@ -534,7 +533,8 @@ async def test_one_that_could_not_be_taken_over_is_read_on_in_its_next_process()
 
     services = cast(KernelServices, SimpleNamespace(handover=Failing()))
     left = cast(LeftKernel, SimpleNamespace(id="kernel", traffic=kernel.traffic))
-    taking = TakeOver(left, cast(Launches, None), services, on_reached=lambda: None)
+    other: Any = None
+    taking = TakeOver(left, other, other, other, other, services)
     assert await taking.recover(cast(KernelRecord, None), {}) is None
     kernel.launch()
     kernel.be_ready()

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from app.kernels_cli import kernels_command
-from app.managers.handover import registry as module
-from app.managers.handover.registry import Registry, check_registry
+from app.managers.handover import registry as registry_module
+from app.managers.handover.registry import Lock, Registry, check_registry
 from app.managers.handover.store import (
     _MIGRATIONS,
     ExecutionRecord,
@@ -372,7 +372,7 @@ async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_
         registry.touch(kernel_id, 3.0, "busy")
         registry.note_places(kernel_id, lambda: Places.of("k", "e", []))
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_all", fail)
+        patch.setattr(registry_module, "_write_all", fail)
         await asyncio.sleep(0)  # all is on its way to the thread
         assert registry._writer is not None
         assert not registry._changed
@@ -386,3 +386,20 @@ async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_
     for waiting in (registry._changed, registry._forgotten, registry._activity, registry._places):
         waiting.clear()
     await registry.close()
+
+
+async def test_a_disk_that_hangs_holds_up_the_end_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(registry_module, "CLOSE_SECONDS", 0.05)
+    registry, go = Registry(tmp_path), threading.Event()
+    monkeypatch.setattr(registry._store, "touch", lambda _: go.wait(30))
+    registry.touch("a", 1.0, "idle")
+    async with asyncio.timeout(30):
+        await registry.close()
+    assert "the registry does not answer" in caplog.text
+    # What hangs may still be written, so the state directory is no other server's yet.
+    with pytest.raises(UnusableRegistry, match="is in use by another server"):
+        Lock(tmp_path)
+    go.set()
+    registry._lock.close()

@@ -336,13 +336,18 @@ async def test_executions_end_with_a_kernel_that_is_stopped_in_the_middle_of_its
         assert [one.state for one in (running, *waiting)] == ["lost", "aborted", "aborted"]
 
 
+def is_away(_: str) -> None:
+    raise RegistryUnavailable
+
+
+async def cannot_be_stopped(*_: Any, **__: Any) -> None:
+    raise KernelNotStopped("It cannot be reached")
+
+
 @pytest.mark.parametrize("access", ["read", "execute"])
 async def test_only_a_kernel_that_a_start_has_made_is_ended_because_it_is_not_stored(
     state_dir: Path, access: Literal["read", "execute"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def is_away(_: str) -> None:
-        raise RegistryUnavailable
-
     async with kernels(state_dir) as manager, AsyncExitStack() as stack:
         hers = CallersKernels(manager, principal("anna", ("kernels:write", "sessions:write")))
         kernel = await hers.start_kernel(kernel_id=str(uuid4()))
@@ -633,3 +638,62 @@ async def test_a_connection_file_that_has_changed_is_adopted_as_another_kernel(
         second = await manager.adopt_file(file.name, owned=False)
         assert second is not first
         assert [*manager] == [second]
+
+
+async def test_one_that_is_not_stored_and_cannot_be_ended_is_told_of(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager:
+        monkeypatch.setattr(manager._handover, "check_saved", is_away)
+        with monkeypatch.context() as patch:
+            patch.setattr(Kernel, "stop", cannot_be_stopped)
+            with pytest.raises(RegistryUnavailable) as raised:
+                await manager.start_kernel()
+        (kernel,) = manager
+        said = f"Kernel {kernel.id} was started, and could not be ended"
+        assert raised.value.message.endswith(said)
+
+
+async def test_one_that_is_not_stored_and_whose_host_is_away_is_given_up(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up: list[str] = []
+
+    async def stop(kernel: Kernel, **how: Any) -> None:
+        if kernel.id not in given_up:
+            kernel.state.on_reach("its host is away")
+            await cannot_be_stopped()
+        await original(kernel, **how)
+
+    def give_up(kernel_id: str, _: str) -> bool:
+        given_up.append(kernel_id)
+        return True
+
+    original = Kernel.stop
+    async with kernels(state_dir) as manager:
+        monkeypatch.setattr(manager._handover, "check_saved", is_away)
+        monkeypatch.setattr(manager.keepers, "give_up", give_up)
+        monkeypatch.setattr(Kernel, "stop", stop)
+        with pytest.raises(RegistryUnavailable) as raised:
+            await manager.start_kernel()
+        assert [*manager] == []
+        assert len(given_up) == 1
+        assert raised.value.message == RegistryUnavailable().message
+
+
+async def test_a_session_that_has_its_new_kernel_is_told_of_the_one_that_goes_on(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager, AsyncExitStack() as stack:
+        book = SessionBook(manager, SessionStore(":memory:"))
+        stack.push_async_callback(book.close)
+        scopes = ("kernels:write", "sessions:write")
+        sessions = SessionManager(CallersKernels(manager, principal("anna", scopes)), book)
+        session = await sessions.create("a.ipynb", "notebook")
+        with monkeypatch.context() as patch:
+            patch.setattr(Kernel, "stop", cannot_be_stopped)
+            with pytest.raises(KernelNotStopped, match="has its new kernel"):
+                await sessions.update(session.id, {}, kernel_name="fake")
+        changed = await sessions.get(session.id)
+        assert changed.kernel_id != session.kernel_id
+        assert len([*manager]) == 2

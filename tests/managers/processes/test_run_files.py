@@ -13,7 +13,12 @@ import pytest
 
 from app.keeper.notes import Notes
 from app.keeper.processes import start_time
-from app.managers.processes.run_files import RunFiles, clear_mirrors
+from app.managers.processes.run_files import (
+    RunFiles,
+    UnusableDirectory,
+    check_directories,
+    clear_mirrors,
+)
 from app.settings import Settings
 
 WAIT = 30  # seconds
@@ -147,3 +152,46 @@ def test_each_replica_has_mirrors_of_its_own_while_it_lives(tmp_path: Path) -> N
     for files in (first, third):
         files.close()
         assert not files.mirrors.exists()
+
+
+def kept(state_dir: Path, agent_listen: str = "") -> Settings:
+    settings = Settings(_cli_parse_args=False, state_dir=state_dir, on_shutdown="keep")
+    return settings.model_copy(update={"agent_listen": agent_listen})
+
+
+def refusal(settings: Settings) -> str:
+    with pytest.raises(UnusableDirectory) as caught:
+        check_directories(settings)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["runtime", "logs/kept", "logs/mirrors", "invitations"])
+def test_what_is_no_directory_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    assert refusal(kept(tmp_path, "127.0.0.1:0")) == f"{path} is no directory"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    assert refusal(kept(tmp_path, "127.0.0.1:0")) == f"{path} is a link to nowhere"
+    (tmp_path / "nowhere").mkdir()
+    check_directories(kept(tmp_path, "127.0.0.1:0"))
+
+
+def test_what_a_run_does_not_need_may_be_anything(tmp_path: Path) -> None:
+    for name in ("runtime", "logs", "invitations"):
+        (tmp_path / name).touch()
+    check_directories(Settings(_cli_parse_args=False, state_dir=tmp_path, on_shutdown="stop"))
+    assert refusal(kept(tmp_path)) == f"{tmp_path / 'runtime'} is no directory"
+
+
+def test_a_directory_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "logs").symlink_to("logs")
+    # Root may write where nobody else may.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "output")
+    assert refusal(kept(tmp_path)).startswith(f"{tmp_path / 'output'} cannot be written by user ")
+    (tmp_path / "output").rmdir()
+    assert refusal(kept(tmp_path)).startswith(f"{tmp_path / 'logs'} cannot be used: ")

@@ -240,6 +240,7 @@ async def test_clients_of_a_replica_that_is_stopped_are_cut_by_the_one_that_they
             assert (await channels.closed(TAKEOVER_SECONDS)).code == 1012
             answer = await waiting
             assert (answer.status_code, answer.json()["code"]) == (503, "replica_unreachable")
+            assert "may have been done" in answer.json()["message"]
             async with asyncio.timeout(TAKEOVER_SECONDS):
                 assert (await rest.kernel(kernel["id"]))["id"] == kernel["id"]
         finally:

@@ -1,8 +1,20 @@
-"""The terms in which a replica has its kernels."""
+"""The terms in which a replica has its kernels, its right to its name, and how it leaves."""
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.managers.handover.store import UnusableRegistry
+from app.managers.replicas import registry
+from app.managers.replicas.errors import ReplicaUnreachable
+from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
+from app.settings import Settings
 
 
 def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
@@ -40,3 +52,49 @@ def test_terms_as_they_were_stay_as_they_were() -> None:
     terms.take("other", 1)
     assert before.of("k") == 5
     assert [*before] == ["k"]
+
+
+async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -> None:
+    terms = Terms()
+    terms.begin("k")
+
+    async def stored() -> bool:
+        terms.drop("k")  # the kernel is taken while the execution is being stored
+        return True
+
+    keeping = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
+    with pytest.raises(ReplicaUnreachable, match="may have been done"):
+        await SharedRegistry.kept(cast("Any", keeping), "k", "e", terms.of("k"))
+
+
+async def test_a_registry_that_does_not_answer_holds_up_nobody_who_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    async def close() -> None:
+        left.append("member")
+
+    left: list[str] = []
+    terms = Terms()
+    terms.begin("k")
+    monkeypatch.setattr(registry, "CLOSE_SECONDS", 0.05)
+    leaving = SimpleNamespace(_make_up=never, member=SimpleNamespace(close=close), terms=terms)
+    async with asyncio.timeout(30):
+        await SharedRegistry.leave(cast("Any", leaving))
+    assert left == ["member"]
+    assert "k" not in terms
+
+
+@pytest.mark.parametrize("name", ["", "identity", "one.lock"])
+def test_what_keeps_a_replica_from_its_name_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / DIRECTORY / name
+    if name:
+        path.mkdir(parents=True)
+    else:
+        path.touch()
+    settings = Settings(_cli_parse_args=False, state_dir=tmp_path)
+    with pytest.raises(UnusableRegistry) as raised:
+        _NameLock(settings.model_copy(update={"replica_name": "one"}))
+    assert str(raised.value).startswith(f"{path} cannot be used: ")

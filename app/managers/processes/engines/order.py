@@ -20,11 +20,12 @@ PROGRAM: Final = (
     "{'__name__': '__main__'})"
 )
 
+_SENT: Final = program(job.__file__)
+
 
 def stdin_of(document: bytes) -> bytes:
-    """All that a job reads, with this join document. Raises `OSError`."""
-    sent = program(job.__file__)
+    """All that a job reads, with this join document."""
     brought = bundle()
     order = {"module": MODULE, "size": len(brought.data), "document": document.decode()}
-    head = b"%d\n%s%s\n" % (len(sent), sent, json.dumps(order).encode())
+    head = b"%d\n%s%s\n" % (len(_SENT), _SENT, json.dumps(order).encode())
     return head + brought.data

@@ -24,6 +24,16 @@ _PARTS: Final = ("__init__.py", "keeper/*.py", "protocol/*.py")
 _LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)
 
 
+# Read when this server starts. Its files may be another version's by the time when they are sent:
+# the program, the keeper and what this server asks of the two must be of one version.
+_SOURCES: Final = tuple(
+    (path.relative_to(_ROOT).as_posix(), path.read_bytes())
+    for pattern in _PARTS
+    for path in sorted(_ROOT.glob(pattern))
+)
+_PYTHONS: Final = Path(pythons.__file__).read_bytes()
+
+
 class Bundle(NamedTuple):
     """The zip's bytes, and a digest that names them: the same modules have the same."""
 
@@ -33,13 +43,11 @@ class Bundle(NamedTuple):
 
 @lru_cache(1)
 def bundle() -> Bundle:
-    """The keeper of this server's version. Raises `OSError`."""
+    """The keeper of this server's version."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for pattern in _PARTS:
-            for path in sorted(_ROOT.glob(pattern)):
-                name = f"kernelkeep/{path.relative_to(_ROOT).as_posix()}"
-                archive.writestr(zipfile.ZipInfo(name, _LONG_AGO), path.read_bytes())
+        for name, source in _SOURCES:
+            archive.writestr(zipfile.ZipInfo(f"kernelkeep/{name}", _LONG_AGO), source)
     data = file.getvalue()
     return Bundle(data, hashlib.sha256(data).hexdigest())
 
@@ -47,8 +55,8 @@ def bundle() -> Bundle:
 def program(file: str) -> bytes:
     """The text of a program that runs on a host, from its file, with what it imports of `pythons`.
 
-    Raises `OSError`.
+    Call it when this server starts, as `_SOURCES` says.
     """
     own, count = _IMPORTS_PYTHONS.subn(b"", Path(file).read_bytes())
     assert count == 1, "it would not run there"
-    return Path(pythons.__file__).read_bytes() + own
+    return _PYTHONS + own

@@ -48,6 +48,8 @@ PROGRAM: Final = (
     "exec(compile(read.read(int(read.readline())), 'kernelkeep', 'exec'), {'__name__': '__main__'})"
 )
 
+_SENT: Final = program(bootstrap.__file__)
+
 _ERRORS: Final = {
     error.code: error for error in (HostFull, HostUnreachable, HostUnusable, HostWithoutPython)
 }
@@ -156,7 +158,6 @@ def _quoted(path: str) -> str:
 
 async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
     """Send the bootstrap and its order to an interpreter that was just started."""
-    sent = await asyncio.to_thread(program, bootstrap.__file__)
     brought = await asyncio.to_thread(bundle)
     order = {
         "path": options.path,
@@ -165,7 +166,7 @@ async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
         "digest": brought.digest,
         "size": len(brought.data),
     }
-    process.stdin.write(b"%d\n%s%s\n" % (len(sent), sent, json.dumps(order).encode()))
+    process.stdin.write(b"%d\n%s%s\n" % (len(_SENT), _SENT, json.dumps(order).encode()))
     for _ in range(MAX_LINES):
         line = await process.stdout.readline()
         if not line:

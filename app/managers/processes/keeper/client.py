@@ -93,6 +93,8 @@ class Keeper:
         self._lasts = orphan_timeout is not None
         self._place = place or NewestPlace(state_dir)
         self._connection = Connection(self, self._place.patience)
+        self.problem = self._connection.problem
+        """As `Connection.problem`."""
         self._errands = Errands(self._connection, self._look_whether_empty)
         self._processes = Processes()
         self._lines = Lines(self._connection)
@@ -417,8 +419,6 @@ class Keeper:
             await link.close()
         self._processes.close()
         await self._place.close(is_empty=not len(self._processes))
-
-    # The connection
 
     async def find(self) -> KeeperLink:
         """As `ConnectionOwner.find`."""

@@ -66,12 +66,24 @@ class Connection:
         self._recovery: asyncio.Task[None] | None = None
         self._retries: set[asyncio.TimerHandle] = set()
         self._trouble = ""  # which was logged, and lasts
+        self._failure = ""  # why the last link could not be made
         self.is_closed = False
 
     @property
     def open_link(self) -> KeeperLink | None:
         """The link, if requests can be sent over it now."""
         return self.link if self.link is not None and self.link.is_open else None
+
+    def problem(self) -> str:
+        """Why the keeper is known not to do what it is asked; empty if it does, as far as is known.
+
+        Waits for nothing: what is not known yet is asked for, and a later call tells.
+        """
+        if (link := self.open_link) is not None:
+            return "the keeper of kernels does not answer" if link.is_silent() else ""
+        if self._failure:
+            self.recover_soon()  # or nobody might, and the problem would stay
+        return self._failure
 
     async def linked(self) -> KeeperLink:
         """The link, which is made if there is none."""
@@ -135,7 +147,8 @@ class Connection:
     def _on_linked(self, linking: asyncio.Task[KeeperLink]) -> None:
         self._linking = None
         if not linking.cancelled():
-            linking.exception()  # whoever waited for it may have been cancelled
+            error = linking.exception()  # whoever waited for it may have been cancelled
+            self._failure = "" if error is None else str(error)
 
     async def _connect(self) -> KeeperLink:
         pause, patience = PAUSE_SECONDS, self._patience

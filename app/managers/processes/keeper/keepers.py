@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
 from ....keeper.output import OUTPUT_BYTES
-from ....keeper.protocol import aside_dirs, check_private
+from ....keeper.protocol import aside_dirs
 from ....machine import network_file_system
 from ....protocol.messages import ClientMessage, Message
 from ....settings import Settings
@@ -32,7 +32,7 @@ from .kept import Kept, ProcessUsage
 from .places import AsidePlace, KeeperGone, NewestPlace
 from .remote import Host, RemoteKeeper, RemotePlace
 
-__all__ = ["Keepers", "check_state_dir", "new_keepers"]
+__all__ = ["Keepers", "new_keepers"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,10 @@ class Keepers:
     def pid(self) -> int | None:
         """The newest keeper's process id while there is a connection."""
         return self._newest.pid
+
+    def problem(self) -> str:
+        """As `Connection.problem`, of the keeper that new kernels get."""
+        return self._newest.problem()
 
     # Older keepers
 
@@ -460,11 +464,6 @@ class Keepers:
         leaving += [keeper.close() for keeper in self._remote.values()]
         self._remote = {}
         await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
-
-
-def check_state_dir(settings: Settings) -> None:
-    """Raise `TooOpen` if others could get at the state directory, which has the kernels' keys."""
-    check_private(settings.state_dir)
 
 
 def new_keepers(

@@ -40,6 +40,10 @@ logger = logging.getLogger(__name__)
 ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take to answer a request."""
 
+SILENT_SECONDS: Final = 5.0
+"""When a keeper that has not answered is taken for one that hangs. It answers between two turns of
+its loop, in which it may launch kernels: one that only has much to do is none that hangs."""
+
 CLOSE_SECONDS: Final = 2.0
 """How long a connection that is being closed may take to send what is left."""
 
@@ -108,6 +112,8 @@ class KeeperLink:
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
         self._open = True
         self._ended = asyncio.Event()
+        self._question: asyncio.Future[tuple[Any, bytes]] | None = None  # the last of `is_silent`
+        self._questioned = 0.0
         # The transport changes its protocol here, from the stream that read the greeting. No frame
         # can be left in that stream: behind the greeting the keeper sends nothing unasked.
         frames = Frames(self._on_frame, self._on_lost, self.most)
@@ -215,6 +221,17 @@ class KeeperLink:
         self._transport.write(pack({**fields, "id": number}))
         self._asked[number] = answer
         return answer
+
+    def is_silent(self) -> bool:
+        """Whether the keeper has not answered a question for `SILENT_SECONDS`.
+
+        Each call asks anew if the last question was answered. So a keeper that hangs has one to
+        answer when it goes on, however often this was called. Raises `LinkLost`.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._question is None or self._question.done():
+            self._question, self._questioned = self.tell({"ask": "load"}), now
+        return now - self._questioned > SILENT_SECONDS
 
     def write(self, pieces: Sequence[Buffer]) -> None:
         """Send pieces of a frame that has no answer (`app.protocol.link`)."""
