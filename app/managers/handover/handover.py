@@ -179,7 +179,7 @@ class RegisteredHandover(Handover):
         _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
         logger.info("%d kernels adopted in %.2f s", len(records) - len(late), loop.time() - began)
 
-    def _do(self, what: Coroutine[Any, Any, None], name: str = "adoption") -> asyncio.Task[None]:
+    def _do(self, what: Coroutine[Any, Any, None], name: str = "handover") -> asyncio.Task[None]:
         """Begin a task that `close` cancels."""
         task = asyncio.get_running_loop().create_task(what, name=name)
         self._tasks.add(task)
@@ -238,9 +238,10 @@ class RegisteredHandover(Handover):
         heard: Heard | None = None,
     ) -> Heard:
         """As `Handover.recover`."""
-        # The log goes on while this runs, and a client may be there. No store is set until the end,
-        # and requests wait in the outbox until the kernel counts as ready: so nothing is sent, and
-        # nothing stored, before the executions and the place in the log are those of before.
+        # The log goes on while this runs, and a client may be there. No store is set before the log
+        # has been read, and requests wait in the outbox until the kernel counts as ready: so
+        # nothing is sent, and nothing stored, before the executions and the place in the log are
+        # put back.
         traffic, state = kernel.traffic, kernel.state
         if heard is None:
             heard = await traffic.meet(info or None, await self.furthest(kernel.id))

@@ -208,9 +208,8 @@ class Directory:
             self._heard = time.monotonic()
 
     def _tell(self, found: _Found) -> None:
-        # The thread hands over what it has read, and changes nothing that the loop reads: calls are
-        # made in the order in which they are asked for, so that an older find is never applied
-        # last.
+        # The thread hands over what it has read: the tables are the loop's alone. Calls are made in
+        # the order in which they are asked for, so that an older find is never applied last.
         self._heard = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._apply, found)

@@ -239,8 +239,8 @@ class SharedRegistry(Registry):
     def fence(self, kernel_id: str) -> None:
         """Another replica has this kernel."""
         # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
-        # No await is in here: whatever is told by `on_fenced` finds nothing left of this tenure.
-        # What a flush has in the thread goes with the old term, and is refused there.
+        # What a flush has given to the thread is refused there, as the kernel has no term. No await
+        # is in here: whatever is told by `on_fenced` finds nothing left of this tenure.
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
