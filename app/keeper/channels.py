@@ -191,10 +191,9 @@ class Channels:
     @property
     def stdin_connected(self) -> bool:
         """Whether the kernel can send input requests; True, too, while it has no cause to."""
-        socket = self._sockets.get("stdin")
-        if socket is None:
+        if "stdin" not in self._sockets:
             return not self._asks
-        return bool(_events(socket) & _POLLOUT)
+        return bool(self._look("stdin") & _POLLOUT)
 
     def _socket(self, channel: str) -> zmq.Socket[bytes] | None:
         """The socket of a channel, which is opened if it is not; None if it cannot be, for now."""
@@ -239,21 +238,24 @@ class Channels:
         except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
             self._blocked.add(channel)
             return False
-        # The race: ZMQ's descriptor is edge-triggered. A message that arrives while this sends may
-        # make no further edge, and would lie unread until the next one. So look at the events, and
-        # plan a read.
-        if _events(socket) & _POLLIN:
-            self._schedule(channel)
+        self._look(channel)  # to send takes the edge of a message that arrives meanwhile
         return True
 
     def has_unread(self, channel: str) -> bool:
         """Whether a message has arrived on a channel and has not been read."""
-        if channel not in self._sockets:
-            return False
-        unread = bool(_events(self._sockets[channel]) & _POLLIN)
-        if unread:  # to look at the events takes the edge away, as in `send`
+        return channel in self._sockets and bool(self._look(channel) & _POLLIN)
+
+    def _look(self, channel: str) -> int:
+        """What a socket is ready for; plans a read if that is to read.
+
+        The race: ZMQ's descriptor is edge-triggered [zmq_getsockopt(3), ZMQ_FD]. To send, and to
+        look at the events, takes the edge of a message that arrives just then. The loop would not
+        see it, and libzmq makes no further edge before the messages that are there were read.
+        """
+        events = _events(self._sockets[channel])
+        if events & _POLLIN:
             self._schedule(channel)
-        return unread
+        return events
 
     def settle(self) -> bool:
         """Read what has arrived of a process that has ended; whether there was, or may be, more."""
@@ -354,8 +356,7 @@ class Channels:
                 self.listener.on_message(message)
 
     def _look_for_room(self, channel: str) -> None:
-        socket = self._sockets.get(channel)
-        if socket is not None and _events(socket) & _POLLOUT:
+        if channel in self._sockets and self._look(channel) & _POLLOUT:
             timer = self._timers.pop(channel, None)
             if timer is not None:
                 timer.cancel()

@@ -24,7 +24,7 @@ from .requests import PendingRequests, Request
 from .sockets import ConnectionInfo
 from .turns import Turns
 
-__all__ = ["NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
+__all__ = ["MAX_SESSION", "NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
 
 NOBODY: Final = ""
 """The owner of messages that are in the log and shown to no session."""
@@ -33,6 +33,10 @@ UNKNOWN_MESSAGES: Final = 64
 """How many numbers are left out if no keeper has heard a kernel for a while: how many messages it
 has sent in that time is not known, and readers are to find a gap."""
 
+
+MAX_SESSION: Final = 2**13
+"""How many characters the session of a reply may have. No client's session has more. A kernel may
+claim any parent, and a name of more than 65,534 bytes does not fit a record."""
 
 UNTOLD_REQUESTS: Final = 32
 UNTOLD_BYTES: Final = 2**20
@@ -267,9 +271,11 @@ class Hearing:
             # reply is held until the idle status, which the kernel publishes after all output.
             is_early = request is not None and not request.idle and owner != self.session
             if request is not None and is_early and message.msg_type == "execute_reply":
+                self._release(request)  # a kernel in error replies twice: neither reply is lost
                 self._held.hold(request, message)
                 return
-        self._append(message, NOBODY if owner == self.session else owner or NOBODY)
+        is_shown = owner is not None and owner != self.session and len(owner) <= MAX_SESSION
+        self._append(message, owner if is_shown else NOBODY)
 
     def _owner_of_output(self, message: Message) -> str | None:
         msg_type = message.header.msg_type

@@ -374,10 +374,11 @@ class LogWriter:
 
     def _give_back(self, last: Segment) -> None:
         """Give back the blocks of a segment that it does not use."""
-        if last.room > last.bytes:
-            with contextlib.suppress(OSError):
-                os.truncate(last.path, last.bytes)
-                last.room = last.bytes
+        # Whatever its room: `renew` and `expire` take the room away, and leave the blocks. What
+        # lies behind the records must go, as the next keeper takes the file's size for theirs.
+        with contextlib.suppress(OSError):
+            os.truncate(last.path, last.bytes)
+            last.room = last.bytes
 
     def _hold_spare(self) -> None:
         """Have the spare file, for when the disk is full. Raises `OSError`."""

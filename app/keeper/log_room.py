@@ -121,6 +121,11 @@ class LogRoom:
         share = self._shares.get(self._share_of.get(log, ""))
         if share is not None:
             share.used += size
+        if size < 0:
+            # A log that drops a file calls this, mostly from one of the loops below. To drop
+            # further files here would call `drop_first` within `drop_first`, once for each file.
+            return
+        if share is not None:
             self._fit(share)
         while self.used > self.together and _drop_of_largest(self._logs):
             pass

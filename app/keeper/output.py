@@ -60,7 +60,11 @@ class ProcessOutput:
         self.close()
         self._tail.clear()
         self._write_end = lasting_pipe(self.path)
-        self.follow()
+        try:
+            self.follow()
+        except BaseException:  # no descriptors are left; the caller does not call `started`
+            self.started()
+            raise
         return self._write_end
 
     def follow(self) -> None:

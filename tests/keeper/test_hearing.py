@@ -12,7 +12,7 @@ import pytest
 
 from app.keeper import held_replies
 from app.keeper.channels import Channels
-from app.keeper.hearing import NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
+from app.keeper.hearing import MAX_SESSION, NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
 from app.keeper.log import LogRoom, LogWriter
 from app.keeper.sockets import ConnectionInfo
 from app.protocol import records
@@ -174,6 +174,15 @@ async def test_of_a_kernel_that_never_goes_idle_it_is_not_held_for_ever(
     await eventually(lambda: ("execute_reply", "client") in ear.said())
 
 
+async def test_of_two_replies_to_a_request_none_is_lost(ear: Ear) -> None:
+    is_up(ear)
+    parent = ask(ear, "1")
+    says(ear, "execute_reply", parent, "shell", status="ok", execution_count=1)
+    says(ear, "execute_reply", parent, "shell", status="ok", execution_count=2)
+    says(ear, "status", parent, execution_state="idle")
+    assert [name for name, _ in ear.said()][1:] == ["execute_reply", "execute_reply", "status"]
+
+
 async def test_as_long_as_output_is_unread_it_is(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.01)
     monkeypatch.setattr(held_replies, "MAX_HOLD_SECONDS", 0.3)
@@ -256,6 +265,17 @@ async def test_replies_and_questions_are_for_those_who_asked(ear: Ear) -> None:
         ("inspect_reply", "gone"),
         ("inspect_reply", NOBODY),
     ]
+
+
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin"])
+async def test_a_session_that_no_client_can_have_is_nobodys(ear: Ear, channel: str) -> None:
+    is_up(ear)
+    before = len(ear.said())
+    for size in (MAX_SESSION, MAX_SESSION + 1, 2**16):
+        parent = header_of("?", "inspect_request", "x" * size)
+        says(ear, "inspect_reply", parent, channel, status="ok")
+    owners = [owner for _, owner in ear.said()[before:]]
+    assert owners == ["x" * MAX_SESSION, NOBODY, NOBODY]
 
 
 # Requests

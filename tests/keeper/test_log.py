@@ -171,6 +171,17 @@ def test_a_large_message_may_be_the_first(tmp_path: Path, bound: int) -> None:
     assert sum(file.stat().st_size for file in whole) < log.writer.bytes <= bound + 2**22
 
 
+def test_a_file_that_is_left_before_it_is_full_gives_its_blocks_back(tmp_path: Path) -> None:
+    log = written(tmp_path)
+    for number in range(3):
+        log.append(message(number))
+        log.writer.renew()
+    files = sorted(log.writer.directory.glob("*.log"))
+    assert [file.stat().st_size for file in files[:-1]] == [
+        segment.bytes for segment in [*log.writer.segments][:-1]
+    ]
+
+
 def test_nobody_else_may_read_them(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
