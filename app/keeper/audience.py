@@ -85,14 +85,14 @@ class Audience:
         self._fence(kernel_id, server.replica)
         return False
 
-    def only_own(self, server: ServerLink, answer: Any) -> Any:
+    def only_own(self, server: ServerLink, answer: Fields) -> Fields:
         """The answer to a greeting, without the kernels that are not this server's."""
         if not (server.replica or self._terms):
             return answer
-        told, has, replica = answer["answer"], self._terms.has, server.replica
-        kept = [record for record in told["kept"] if has(replica, record["kernel_id"])]
-        heard = [kernel_id for kernel_id in told["heard"] if has(replica, kernel_id)]
-        return {"answer": told | {"kept": kept, "heard": heard}}
+        has, replica = self._terms.has, server.replica
+        kept = [record for record in answer["kept"] if has(replica, record["kernel_id"])]
+        heard = [kernel_id for kernel_id in answer["heard"] if has(replica, kernel_id)]
+        return {**answer, "kept": kept, "heard": heard}
 
     def tell(self, kernel_id: str, event: dict[str, Any]) -> None:
         """Tell an event of a kernel to each server that the kernel obeys."""

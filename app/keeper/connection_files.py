@@ -28,7 +28,7 @@ _KERNEL_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}").fullmatch
 
 
 def prepare(fields: Fields) -> Fields:
-    """Write a kernel's connection file; the answer has its absolute path, and what it says.
+    """Write a kernel's connection file; returns its absolute path, and what it says.
 
     ``fields`` has ``kernel_id``, and ``info`` without addresses: its ``transport`` tells whether
     these are sockets in the state directory or ports of loopback. Raises `OSError`, `ValueError`.
@@ -51,7 +51,7 @@ def prepare(fields: Fields) -> Fields:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(info, file)
-    return {"answer": {"file": str(path), "info": info}}
+    return {"file": str(path), "info": info}
 
 
 def remove_prepared(kernel_id: str) -> None:

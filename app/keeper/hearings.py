@@ -133,7 +133,7 @@ class Hearings:
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         else:
             hearing.writer.share(*share)
-        hearing.writer.skip_to(*known)
+            hearing.writer.skip_to(*known)
         # A server that connects again asks for all its kernels. Where this keeper has the sockets
         # already nothing is opened, and nothing of what comes over them is lost.
         again = info is not None and not anew and not hearing.connected
@@ -181,8 +181,8 @@ class Hearings:
         hearing = self._hearings.pop(kernel_id, None)
         if hearing is not None:
             del self._by_handle[hearing.handle]
-            self._changed.pop(hearing, None)
             hearing.remove()
+            self._changed.pop(hearing, None)  # requests that waited are told of as it is removed
         elif directory is not None:  # a keeper before this one has heard it
             LogWriter(Path(directory), kernel_id, self.room).remove()
 

@@ -97,7 +97,7 @@ def launch_process(
 def run(fields: Fields) -> Fields:
     """Start a fork server, which is no kernel. The keeper becomes the parent of what it forks.
 
-    The answer has the process's id and `start_time`. Raises `OSError`.
+    Returns the process's id and `start_time`. Raises `OSError`.
     """
     process = subprocess.Popen(
         fields["command"],
@@ -109,7 +109,7 @@ def run(fields: Fields) -> Fields:
         start_new_session=True,
     )
     process.returncode = 0  # `KeptKernels.reap` reaps it, and so Python must not
-    return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
+    return {"pid": process.pid, "start_time": start_time(process.pid)}
 
 
 @contextlib.contextmanager

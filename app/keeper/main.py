@@ -86,7 +86,12 @@ def handle_signals(service: Service, on_stop: Callable[[], None]) -> None:
         loop.add_signal_handler(number, on_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
     # uvloop reserves SIGCHLD for itself, although it starts no processes here.
-    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
+    # A child may end behind the end of the loop: this is called between any two steps of the main
+    # thread, which alone closes the loop.
+    signal.signal(
+        signal.SIGCHLD,
+        lambda *_: None if loop.is_closed() else loop.call_soon_threadsafe(service.reap),
+    )
     signal.siginterrupt(signal.SIGCHLD, False)
 
 

@@ -1,7 +1,7 @@
 """The keeper: processes that outlive the server, how they end, and the keeper's own life.
 
-These are the tests of `app.keeper.__main__`, `app.keeper.kept_kernels`, `app.keeper.kernels`,
-`app.keeper.main` and `app.keeper.service`.
+These are the tests of `app.keeper.__main__`, `app.keeper.ending`, `app.keeper.kept_kernels`,
+`app.keeper.kernels`, `app.keeper.main` and `app.keeper.service`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -25,8 +26,10 @@ import zmq
 from jupyter_client.connect import write_connection_file
 
 from app.keeper.hearing import UNKNOWN_MESSAGES
+from app.keeper.main import handle_signals
 from app.keeper.processes import HAS_PROC, UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
+from app.keeper.service import Service
 from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.log.message_log import Gap, MessageLog, Position
 from app.managers.processes.keeper.client import Keeper
@@ -49,6 +52,21 @@ async def kill(keeper: Keeper) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await eventually(lambda: keeper.pid != pid, WAIT)
+
+
+def test_a_child_may_end_behind_the_loop() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    loop = asyncio.new_event_loop()
+
+    async def handle() -> None:
+        handle_signals(cast(Service, SimpleNamespace(reap=lambda: None)), lambda: None)
+
+    try:
+        loop.run_until_complete(handle())
+        loop.close()
+        signal.raise_signal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 async def test_exit_codes_signals_and_output_are_those_of_a_child(
