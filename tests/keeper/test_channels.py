@@ -224,6 +224,26 @@ async def test_a_prompt_that_has_arrived_is_heard_although_somebody_asks_whether
         stdin.close()
 
 
+async def test_a_process_that_never_stops_talking_is_not_drained_for_ever(
+    context: zmq.Context[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.keeper.channels.DRAIN_SECONDS", 0.01)
+    channels = Channels(context, connection_info(tmp_path), Listener(), Turns(), IDENTITY)
+    read: list[str] = []
+
+    def receive(channel: str, most: int) -> int:
+        read.append(channel)
+        assert len(read) < 10**7
+        return most
+
+    monkeypatch.setattr(channels, "_receive", receive)
+    try:
+        assert channels.drain()
+    finally:
+        channels.close()
+    assert {*read} == {"iopub", "shell"}  # each of them was read once at the least
+
+
 def connection_info(folder: Path) -> dict[str, str]:
     info = {"transport": "ipc", "ip": str(folder / "k"), "key": KEY}
     return info | {

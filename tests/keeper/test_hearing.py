@@ -208,6 +208,17 @@ async def test_replies_of_a_process_that_has_ended_are_let_go(ear: Ear) -> None:
     assert not ear.connected
 
 
+async def test_a_held_reply_is_in_the_log_when_another_keeper_goes_on(
+    ear: Ear, tmp_path: Path
+) -> None:
+    is_up(ear)
+    says(ear, "execute_reply", ask(ear, "1"), "shell", status="ok")
+    ear.close()
+    another = Ear(tmp_path / "k")
+    assert another.said()[-1] == ("execute_reply", "client")
+    another.close()
+
+
 # Whose it is
 
 
