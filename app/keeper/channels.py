@@ -26,8 +26,8 @@ __all__ = ["Channels", "Listener"]
 logger = logging.getLogger(__name__)
 
 BYTES_PER_TURN: Final = 512 * 1024
-"""How many bytes are read from one socket in one turn of the loop, while other kernels wait. `Turns`
-bounds the messages."""
+"""How many bytes are read from one socket in one turn of the loop, for which other kernels wait.
+`Turns` bounds the messages."""
 
 # With enums each call costs a conversion, and each `&` makes an object in Python.
 _NOBLOCK: Final = int(zmq.NOBLOCK)

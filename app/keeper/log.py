@@ -154,6 +154,7 @@ class LogWriter:
         number is a gap for every reader.
         """
         number, offset = self._number, self._offset
+        # Nothing is counted before the record is packed: `pack_record` may refuse its arguments.
         pieces = records.pack_record(
             number, offset, time.time(), channel, owner, flags, frame, rest
         )
@@ -163,6 +164,7 @@ class LogWriter:
         taken = len(pieces[0]) + size + len(pieces[-1])
         # The messages that wait count as well: `flush` writes them to this segment.
         fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
+        # Lost or not, the message has its number: readers find a gap, and no later message there.
         self._number, self._offset = number + 1, offset + size
         if not fits:
             self._lose(1)
@@ -176,7 +178,7 @@ class LogWriter:
 
     def skip(self, messages: int, size: int = 0) -> None:
         """Leave out numbers, for messages that no keeper has: they are a gap for every reader."""
-        self.flush()
+        self.flush()  # what waits lies before the gap
         self._number += messages
         self._offset += size
         self.lost_messages += messages
@@ -190,8 +192,8 @@ class LogWriter:
     def renew(self) -> None:
         """Go on in another file: a server cannot read messages that are written to this one."""
         self.flush()
-        if self._segments:  # no room is left, so the next message takes another file
-            self._segments[-1].room = self._segments[-1].bytes
+        if self._segments:
+            self._segments[-1].cut()
 
     def flush(self) -> None:
         """Write the messages that were appended; from then on they can be read."""
@@ -200,6 +202,7 @@ class LogWriter:
             self._written = self.next
             return
         messages = self._pending_messages
+        # Taken out first: after an error some of them are in the file, and none is written again.
         self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:
@@ -207,11 +210,14 @@ class LogWriter:
                 write_all(self._writable(), pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # a disk fails, or is full on a file system that cannot allocate
             # All of them are lost, even those written before the error: which ones is not known.
-            self._give_up(last, error)
+            # The last write may have ended within a record, which is cut off.
+            self._warn(error)
+            last.cut()
             self._lose(messages)
             return
         if self._warned and not self._recycles:
             self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS
+        # The size counts only now: what lies behind it in the file is never read (`end`, `tip`).
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
@@ -230,15 +236,8 @@ class LogWriter:
         """Write the messages that wait, and go on in another file if this one is full."""
         if self._closed:
             return False
-        self.flush()
+        self.flush()  # which may fail, and so end the file
         return self._fits(taken) or self._roll(Position(number, offset), taken)
-
-    def _give_up(self, segment: Segment, error: OSError) -> None:
-        """Cut a file back to its last whole record: the last write may have ended in the middle."""
-        self._warn(error)
-        with contextlib.suppress(OSError):
-            os.truncate(segment.path, segment.bytes)
-        segment.room = segment.bytes  # the next message takes another file
 
     def _lose(self, messages: int) -> None:
         self.lost_messages += messages
@@ -259,6 +258,7 @@ class LogWriter:
             try:
                 self._open(segment)
             except OSError:
+                # Without a head it is no segment; the next keeper would remove it with a warning.
                 with contextlib.suppress(OSError):
                     segment.path.unlink()
                 raise
@@ -278,6 +278,8 @@ class LogWriter:
             room = self._make(path, wanted)
             self._recycles = False
         except OSError as error:
+            # Another error, as of rights or descriptors, says nothing of the files that are there:
+            # to write over the oldest one would lose messages and help nobody.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
             self._recycles = True
@@ -305,6 +307,7 @@ class LogWriter:
         # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
+            # Gone for the log before its file is touched, so no bell and no feed names it again.
             self.bytes -= oldest.bytes
             self._room.grow(self, -oldest.bytes)
             with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
@@ -347,6 +350,8 @@ class LogWriter:
         A reader may find the file before its head is written. It takes the file for no segment, and
         no bell has told of messages in it yet.
         """
+        # `files.open` may close the file of this very log (`close_file`), to bound how many are
+        # open: so the descriptor of the last segment is looked at only behind that.
         descriptor = self._room.files.open(self, segment.path, os.O_WRONLY)
         try:
             head = records.pack_head(self.epoch, self.kernel_id, *segment.start)
@@ -364,21 +369,13 @@ class LogWriter:
             self.bytes -= last.bytes
             self._room.grow(self, -last.bytes)
         elif last is not None:
-            self._give_back(last)
+            last.cut()
         before, self._descriptor = self._descriptor, descriptor
         if before != -1:
             os.close(before)
         self._segments.append(segment)
         self.bytes += segment.bytes
         self._room.grow(self, segment.bytes)
-
-    def _give_back(self, last: Segment) -> None:
-        """Give back the blocks of a segment that it does not use."""
-        # Whatever its room: `renew` and `expire` take the room away, and leave the blocks. What
-        # lies behind the records must go, as the next keeper takes the file's size for theirs.
-        with contextlib.suppress(OSError):
-            os.truncate(last.path, last.bytes)
-            last.room = last.bytes
 
     def _hold_spare(self) -> None:
         """Have the spare file, for when the disk is full. Raises `OSError`."""
@@ -395,6 +392,8 @@ class LogWriter:
 
     def drop_first(self) -> None:
         """Drop the oldest segment. A server that has its file open can go on reading it."""
+        # The race: a server may be about to open the file that is removed here. It lists the
+        # directory anew then, and finds a gap (`SegmentReader.read`).
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(self, -first.bytes)
@@ -414,7 +413,7 @@ class LogWriter:
             self.drop_first()
         # Without this, a segment that is written now and then would never be dropped.
         if self._segments and self._segments[-1].begun_at < before:
-            self._segments[-1].room = self._segments[-1].bytes
+            self._segments[-1].cut()
 
     # Beginning and end
 
@@ -424,6 +423,9 @@ class LogWriter:
         Files that are no segments of this log are removed, with a line in the keeper's own log.
         The keeper before has ended: one keeper at a time has the state directory. Raises `OSError`.
         """
+        # The newest file may end in half a record, and has blank space behind that. Each other one
+        # was cut when the next was opened, unless the keeper was killed at that moment: then blank
+        # space is left in the last but one, which ends a file for its readers.
         found = sorted(segments_in(self.directory, self.kernel_id))
         if not found:
             return
@@ -445,7 +447,7 @@ class LogWriter:
         os.ftruncate(self._descriptor, last.bytes)
         try:
             allocate(self._descriptor, last.room)
-        except OSError:
+        except OSError:  # the disk is full: the next message takes the spare, or another file
             last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)
@@ -472,6 +474,7 @@ class LogWriter:
     def remove(self) -> None:
         """Close, and remove the files."""
         self.close()
+        # Only files: whatever else somebody has put there stays, and the directory with it.
         for path in self.directory.glob("*"):
             with contextlib.suppress(OSError):
                 path.unlink()

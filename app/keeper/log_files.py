@@ -68,6 +68,15 @@ class Segment:
         self.bytes = records.HEAD_BYTES
         self.begun_at = self.written_at = time.time()
 
+    def cut(self) -> None:
+        """Give back the blocks behind the records: the next message takes another file."""
+        # The next keeper takes the size of a file for that of its records. Where this fails a half
+        # record may stay; readers know it by the number that is missing at its end.
+        if self.room > self.bytes:
+            self.room = self.bytes
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.bytes)
+
 
 def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Path, str]]:
     """The segments in a directory: the first place, path and epoch of each. Other files go."""
@@ -104,6 +113,7 @@ def end_of(path: Path, start: Position) -> tuple[int, Position, float]:
             record = records.next_record(data, position - data_at, place.cursor)
             if record is None:
                 break
+            # The frame is not looked at: the number behind it tells that it was written to its end.
             behind = position + records.FRAME_AT + record.size
             end = position + record.whole
             records.owner_of(record, os.pread(descriptor, end - behind, behind))
@@ -127,6 +137,7 @@ def records_of(path: Path, start: Position) -> Iterator[tuple[Record, str | None
             file.seek(position)
             head = file.read(records.FRAME_AT)
             record = records.next_record(head, 0, number)
+            # A length is checked before so many bytes are read: in a damaged head it may be any.
             if record is None or record.whole > os.fstat(file.fileno()).st_size - position:
                 return
             frame = file.read(record.size)
@@ -147,6 +158,7 @@ def allocate(descriptor: int, room: int) -> None:
 
 def blank(path: Path, room: int) -> None:
     """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
+    # Written rather than cut and allocated anew: on a full disk the blocks would be gone between.
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         write_all(descriptor, [bytes(room)])
@@ -163,6 +175,6 @@ def write_all(descriptor: int, buffers: list[Buffer]) -> None:
     data = memoryview(b"".join(buffers))[-left:]
     while data:
         written = os.write(descriptor, data)
-        if not written:
+        if not written:  # no file system should do so; without this it would be tried for ever
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         data = data[written:]

@@ -87,6 +87,8 @@ class LogRoom:
         The size that was given last counts for all. Each log keeps at least its newest file.
         """
         before = self._share_of.pop(log, "")
+        # The bytes of a log count for one key at a time: they leave the one before they join the
+        # next, and `_fit` drops files only when both sums are right.
         if before:
             left = self._shares[before]
             left.logs.discard(log)
@@ -136,12 +138,13 @@ class LogRoom:
 
     def expire(self) -> None:
         """Drop messages that have become too old, also of kernels that are silent."""
-        for log in tuple(self._logs):
+        for log in self._logs:
             log.expire(time.time() - self.age)
 
 
 def _drop_of_largest(logs: set[Bounded]) -> bool:
     """Drop the oldest segment of the log that can drop most; whether there was one."""
+    # Of the log with most to lose: a kernel that floods does not drop what the others have said.
     largest = max(logs, key=lambda log: log.droppable, default=None)
     if largest is None or not largest.droppable:
         return False
