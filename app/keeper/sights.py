@@ -64,6 +64,7 @@ class Pidfd:
         return self.descriptor
 
     def has_ended(self) -> bool:
+        # poll(2), as select(2) takes no descriptor from 1024 on.
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))
@@ -123,6 +124,7 @@ class Child:
                 self._ended = True
             else:
                 self._ended = found is not None
+        # Remembered: once it is reaped the number may be that of another child.
         return self._ended
 
     def close(self) -> None:

@@ -25,8 +25,12 @@ import pytest
 import zmq
 from jupyter_client.connect import write_connection_file
 
+from app.keeper.group_files import Base, GroupFiles, Unusable
+from app.keeper.groups import ControlGroups
 from app.keeper.hearing import UNKNOWN_MESSAGES
+from app.keeper.kept_kernels import KeptKernels
 from app.keeper.main import handle_signals
+from app.keeper.notes import Note, Notes
 from app.keeper.processes import HAS_PROC, UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
 from app.keeper.service import Service
@@ -220,6 +224,44 @@ async def test_notes_of_no_use_stop_nothing(home: Home, open_keeper: Open, text:
     assert await keeper.kept() == {}
     await launch(keeper, home, "exec sleep 1000")
     assert "sleep" not in (home.state_dir / "keeper" / "kept").read_text()
+
+
+async def test_a_keeper_that_is_killed_while_it_takes_over_leaves_the_notes_of_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_groups(_: GroupFiles) -> Base:
+        raise Unusable("there are none")
+
+    class Killed(BaseException):
+        pass
+
+    def take_over(note: Note) -> None:
+        if note[0] == "second":
+            raise Killed
+        really(note)
+
+    directory = os.open(tmp_path, os.O_RDONLY)
+    processes = {name: sleeping() for name in ("first", "second")}
+    notes = [
+        (name, process.pid, start_time(process.pid) or "", str(tmp_path / f"{name}.log"))
+        for name, process in processes.items()
+    ]
+    Notes(directory).write(notes)
+    groups = ControlGroups("key", no_groups)
+    kept = KeptKernels(directory, lambda _: None, lambda: None, groups)
+    really = kept._take_over
+    monkeypatch.setattr(kept, "_take_over", take_over)
+    try:
+        with pytest.raises(Killed):
+            kept.take_over()
+        assert [kernel.kernel_id for kernel in kept] == ["first"]
+        assert {note[0] for note in Notes(directory).read()} == {"first", "second"}
+    finally:
+        kept.close()
+        for process in processes.values():
+            process.kill()
+            process.wait()
+        os.close(directory)
 
 
 async def test_a_number_that_another_process_got_is_not_taken_for_the_kernel(
