@@ -47,6 +47,7 @@ def prepare(fields: Fields) -> Fields:
             raise ValueError(f"the path {prefix} is too long for a socket")
     else:
         info |= {"ip": "127.0.0.1", **dict(zip(PORTS, _free_ports(len(PORTS))))}
+    # Removed and made anew: a file that was there may have another mode, and has the key in it.
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -81,6 +82,8 @@ def _sockets(kernel_id: str) -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
+    # All are open at once, so they differ. Between the close and the kernel's own bind another
+    # process may take one: then the kernel does not come up, and is launched with other ports.
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

@@ -124,6 +124,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
     dialling = asyncio.get_running_loop().create_task(dialler.run(), name="dialling")
     status = 0
     try:
+        # Both may be done: then the refusal is what the exit status tells.
         await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)
         if dialling.done():
             status = _sent_away(dialling)
@@ -133,6 +134,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
             logger.error("no service could be reached within %g s", ALONE_SECONDS)
             status = ALONE
     finally:
+        # Awaited at the end: it cuts off the connection that it has, or is making.
         dialling.cancel()
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)
@@ -146,6 +148,6 @@ def _sent_away(dialling: asyncio.Task[None]) -> int:
         dialling.result()
     except SentAway as error:
         logger.error("the service does not want this keeper: %s", error)
-    except Exception:
+    except Exception:  # nobody would ever find the kernels: without a service they end
         logger.exception("this keeper cannot dial its service")
     return REFUSED

@@ -105,6 +105,8 @@ class Trust:
     def __init__(self, document: Document, directory: Path) -> None:
         self._document = document
         self._file = directory / "credential.pem"
+        # If the answer to the first hello is lost, the secret is used up: the service takes it once
+        # more with this nonce, which nobody else knows.
         self._nonce = secrets.token_hex(32)
         self.has_joined = self._file.exists()
         """Whether this keeper has a certificate."""

@@ -72,6 +72,7 @@ class Notes:
 
     def add(self, note: Note) -> bool:
         """Write one more note; False if all are to be written anew (`write`) instead."""
+        # At first there is no file that this keeper has written, so all are written anew.
         if self._lines >= self._most:
             return False
         try:
@@ -87,6 +88,7 @@ class Notes:
 
     def write(self, notes: Iterable[Note]) -> None:
         """Write all notes anew. A failure is logged once; the next call tries again."""
+        # Until this has succeeded `add` takes nothing: the file may be an older keeper's.
         rows = list(notes)
         self._lines = self._most = 0
         try:

@@ -84,6 +84,8 @@ class PendingRequests:
 
     def add(self, message: ClientMessage, owner: str) -> Request:
         """Remember a request that is about to be sent; returns it."""
+        # The reply to one that is forgotten goes by its parent's session (`owner`), which mostly is
+        # the right one, too.
         if len(self) >= MAX_REQUESTS:
             self._forget_one()
         request = Request(message, owner)
@@ -136,7 +138,7 @@ class PendingRequests:
         if request is None:
             return None
         request.idle = True
-        if request.replied:
+        if request.replied:  # else `on_reply` removes it
             self._remove(request)
         return request
 

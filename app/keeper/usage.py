@@ -78,6 +78,8 @@ def processes_of(pid: int, orphans: Iterable[int] = ()) -> list[int]:
 
     ``orphans`` are children of the keeper: those of the kernel's session are the kernel's.
     """
+    # Not all at one moment: what is forked or ends meanwhile may be missed, and no number is met
+    # twice (`found`).
     found = {pid: None}
     for orphan in orphans:
         seen = figures(orphan) if orphan != pid else None
@@ -128,6 +130,8 @@ async def _sum(pids: list[int], *, shared: bool) -> Usage:
     usage = Usage(cpu_seconds=0.0, memory=0, processes=0, threads=0, open_files=0)
     usage.memory_kind = "pss" if len(pids) <= MAX_SHARED else "rss"
     resident = 0
+    # At each await a process may end, and its number pass to another: one sample then counts a
+    # process too few, or one that is none of the kernel's.
     for pid in pids:
         await asyncio.sleep(0)
         found = figures(pid)
