@@ -177,7 +177,7 @@ class Frames(asyncio.Protocol):
 
     def hold(self) -> None:
         """Hand on nothing, and read nothing, until `go_on`."""
-        # What has been read already waits in `_rest`, the rest of a present call of `_take` as well.
+        # What has been read already waits in `_rest`, and what a present call of `_take` leaves.
         self._held = True
         if self._transport is not None:
             self._transport.pause_reading()

@@ -112,7 +112,7 @@ class ServerLink(Frames):
 
     def pause_writing(self) -> None:
         """The server does not read."""
-        # Requests of a server with feeds are still read: the feeds stop, and `write` bounds the rest.
+        # Requests of a server with feeds are still read: feeds stop, and `write` bounds the rest.
         self._is_full = True
         if self._feeds is None:
             self._is_late = True

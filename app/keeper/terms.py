@@ -74,7 +74,7 @@ class Terms:
         """
         if kernel_id in self._tenures:
             self._gone[kernel_id] = None
-            # Bounded, as kernels come and go for as long as the keeper lives. A replica would have to
+            # Bounded, as kernels come and go while the keeper lives. To be misled a replica has to
             # sleep through the ends of so many kernels.
             if len(self._gone) > MAX_GONE:
                 oldest = next(iter(self._gone))
