@@ -133,7 +133,7 @@ class LogWriter:
     def prepare(self) -> None:
         """Make the first file and the spare now. Raises `OSError` if the disk is full, say."""
         if not self._segments:
-            self._open(self._new_segment(self.next, 0))
+            self._open(self._new_segment(0))
         self._hold_spare()
 
     def share(self, key: str, size: int) -> None:
@@ -154,27 +154,30 @@ class LogWriter:
         number is a gap for every reader.
         """
         number, offset = self._number, self._offset
-        # Nothing is counted before the record is packed: `pack_record` may refuse its arguments.
         pieces = records.pack_record(
             number, offset, time.time(), channel, owner, flags, frame, rest
         )
         size = len(frame)
         if rest:
             size += sum(map(len, rest))
-        taken = len(pieces[0]) + size + len(pieces[-1])
-        # The messages that wait count as well: `flush` writes them to this segment.
-        fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
-        # Lost or not, the message has its number: readers find a gap, and no later message there.
-        self._number, self._offset = number + 1, offset + size
-        if not fits:
-            self._lose(1)
-            return number, offset
-        self._pending += pieces
-        self._pending_bytes += taken
-        self._pending_messages += 1
+        self._put(pieces, len(pieces[0]) + size + len(pieces[-1]), size)
         if self._pending_bytes > UNWRITTEN_BYTES:
             self.flush()
         return number, offset
+
+    def _put(self, pieces: Sequence[Buffer], taken: int, size: int) -> None:
+        """Have the next record written; it takes so many bytes, ``size`` of them for its frame."""
+        # Messages that wait count, as `flush` writes them to this segment.
+        fits = self._fits(self._pending_bytes + taken) or self._make_room(taken)
+        # Lost or not, the message has its number: readers find a gap, and no later message there.
+        self._number += 1
+        self._offset += size
+        if not fits:
+            self._lose(1)
+            return
+        self._pending += pieces
+        self._pending_bytes += taken
+        self._pending_messages += 1
 
     def skip(self, messages: int, size: int = 0) -> None:
         """Leave out numbers, for messages that no keeper has: they are a gap for every reader."""
@@ -232,12 +235,12 @@ class LogWriter:
         last = self._segments[-1]
         return last.bytes + size <= last.room
 
-    def _make_room(self, number: int, offset: int, taken: int) -> bool:
+    def _make_room(self, taken: int) -> bool:
         """Write the messages that wait, and go on in another file if this one is full."""
         if self._closed:
             return False
         self.flush()  # which may fail, and so end the file
-        return self._fits(taken) or self._roll(Position(number, offset), taken)
+        return self._fits(taken) or self._roll(taken)
 
     def _lose(self, messages: int) -> None:
         self.lost_messages += messages
@@ -251,14 +254,13 @@ class LogWriter:
 
     # Segments
 
-    def _roll(self, start: Position, taken: int) -> bool:
+    def _roll(self, taken: int) -> bool:
         """Go on in another file, with room for ``taken`` bytes; False if none can be had."""
         try:
-            segment = self._new_segment(start, taken)
+            segment = self._new_segment(taken)
             try:
                 self._open(segment)
             except OSError:
-                # Without a head it is no segment; the next keeper would remove it with a warning.
                 with contextlib.suppress(OSError):
                     segment.path.unlink()
                 raise
@@ -270,16 +272,16 @@ class LogWriter:
             self._hold_spare()
         return True
 
-    def _new_segment(self, start: Position, taken: int) -> Segment:
-        """A new segment with room for a record of ``taken`` bytes. Raises `OSError`."""
+    def _new_segment(self, taken: int) -> Segment:
+        """A new segment, for the next message, with room for ``taken`` bytes. Raises `OSError`."""
+        start = self.next
         path = self.directory / f"{start.cursor:020}{SUFFIX}"
         wanted = max(self._next_room, records.HEAD_BYTES + taken)
         try:
             room = self._make(path, wanted)
             self._recycles = False
         except OSError as error:
-            # Another error, as of rights or descriptors, says nothing of the files that are there:
-            # to write over the oldest one would lose messages and help nobody.
+            # For another error, as of rights or descriptors, no messages are to be written over.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
             self._recycles = True
@@ -307,7 +309,7 @@ class LogWriter:
         # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
-            # Gone for the log before its file is touched, so no bell and no feed names it again.
+            # Before its file is touched: no bell and no feed names it from now on.
             self.bytes -= oldest.bytes
             self._room.grow(self, -oldest.bytes)
             with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
@@ -392,8 +394,7 @@ class LogWriter:
 
     def drop_first(self) -> None:
         """Drop the oldest segment. A server that has its file open can go on reading it."""
-        # The race: a server may be about to open the file that is removed here. It lists the
-        # directory anew then, and finds a gap (`SegmentReader.read`).
+        # A server that is about to open the file lists the directory anew (`SegmentReader.read`).
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(self, -first.bytes)
@@ -474,7 +475,6 @@ class LogWriter:
     def remove(self) -> None:
         """Close, and remove the files."""
         self.close()
-        # Only files: whatever else somebody has put there stays, and the directory with it.
         for path in self.directory.glob("*"):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -99,14 +99,4 @@ class MirrorWriter(LogWriter):
         """Append a record with its own number; what is missing before it is a gap."""
         if record.number > self._number:
             self.skip(record.number - self._number, record.offset - self._offset)
-        number, offset = self._number, self._offset
-        fits = self._fits(self._pending_bytes + record.whole) or self._make_room(
-            number, offset, record.whole
-        )
-        self._number, self._offset = number + 1, offset + record.size
-        if not fits:
-            self._lose(1)
-            return
-        self._pending.append(whole)
-        self._pending_bytes += record.whole
-        self._pending_messages += 1
+        self._put([whole], record.whole, record.size)
