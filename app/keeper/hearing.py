@@ -116,10 +116,12 @@ class Hearing:
 
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         """Hear a process that was just launched. Raises `zmq.ZMQError` or `ValueError`."""
-        # The server has had the process before disconnected when it saw that end. If the answer to
-        # this was lost, the same process is connected once more: it was asked for nothing yet.
+        # Mostly the server has had the process before disconnected. It goes on without that if the
+        # keeper has not answered in time (`Line.disconnect`), and has ended the requests by itself:
+        # so replies to them that are held here must not follow.
         self._disconnect()
-        self._requests.take_all()  # those to the process before get no replies any more
+        self._requests.take_all()
+        self._held.clear()
         self._is_new, self._has_begun, self.opened = True, False, False
         self._open(context, info, turns)
 

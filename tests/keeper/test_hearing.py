@@ -208,6 +208,17 @@ async def test_replies_of_a_process_that_has_ended_are_let_go(ear: Ear) -> None:
     assert not ear.connected
 
 
+async def test_a_reply_of_the_process_before_does_not_come_when_the_next_one_is_heard(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.01)
+    says(ear, "execute_reply", ask(ear, "1", session="one"), "shell", status="ok")
+    ear.launched()  # the keeper has not been told of the end of the one before
+    says(ear, "execute_reply", ask(ear, "2", session="two"), "shell", status="ok")
+    await eventually(lambda: ("execute_reply", "two") in ear.said())
+    assert ("execute_reply", "one") not in ear.said()
+
+
 async def test_a_held_reply_is_in_the_log_when_another_keeper_goes_on(
     ear: Ear, tmp_path: Path
 ) -> None:
