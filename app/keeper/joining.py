@@ -151,5 +151,6 @@ class Trust:
             file.write(pem)
         # Check that it can be used while the credential before is still there.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(temporary)
+        # A keeper that is killed here has the one before or this one, each whole.
         os.replace(temporary, self._file)
         self.has_joined = True

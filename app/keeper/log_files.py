@@ -84,8 +84,14 @@ def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Pat
         if path.name == SPARE:
             continue
         try:
-            with path.open("rb") as file:
-                head = records.read_head(file.read(records.HEAD_BYTES), kernel_id)
+            # Kernels may run as the keeper's user, and put a named pipe or a link here: the first
+            # must not be waited for, and what the second leads to is no file of the log.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags)
+            try:
+                head = records.read_head(os.read(descriptor, records.HEAD_BYTES), kernel_id)
+            finally:
+                os.close(descriptor)
             if path.name != f"{head.number:020}{SUFFIX}":
                 raise DamagedLog("its name is not that of its first message")
         except records.OtherFormat as error:

@@ -50,7 +50,9 @@ class Notes:
     def read(self) -> list[Note]:
         """The notes that were written last; those that cannot be read are left out."""
         try:
-            with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            # O_NONBLOCK: a kernel of the same user may have put a named pipe there.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with open(self._open(FILE, flags), "rb") as file:
                 lines = file.read(MAX_BYTES).splitlines() or [b""]
         except FileNotFoundError:
             return []

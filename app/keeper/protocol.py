@@ -144,7 +144,7 @@ def _fields(head: bytes | bytearray) -> Fields:
     try:
         fields = json.loads(head)
     except (ValueError, RecursionError):
-        raise Garbled("no JSON") from None
+        raise Garbled("no JSON") from None  # which may have a secret of the environment in it
     if not isinstance(fields, dict):
         raise Garbled("no JSON object")
     return fields
@@ -267,6 +267,7 @@ def check_private(state_dir: Path) -> None:
 
     The keeper's, or the registry, which has the kernels' keys. What is not there is fine.
     """
+    # A directory that passes stays as it is: only its owner can change it, or what lies in it.
     checked = [state_dir, state_dir / "registry.sqlite"]
     for directory in (keeper_dir(state_dir), *aside_dirs(state_dir)):
         checked += [directory, directory / "socket", directory / "log"]

@@ -116,7 +116,7 @@ def orphans() -> list[int]:
 
 async def sample(pid: int, group: Group | None) -> Usage:
     """What a kernel uses now. After each process the event loop has its turn."""
-    if not HAS_PROC:
+    if not HAS_PROC:  # which blocks the loop for some milliseconds: see `run_tool`
         return _by_ps(pid, run_tool("ps", "-A", *_COLUMNS))
     pids = group.pids()[:MAX_PROCESSES] if group is not None else processes_of(pid, orphans())
     usage = await _sum(pids, shared=group is None or group.figure("memory.current") is None)
@@ -190,6 +190,7 @@ def proportional_bytes(pid: int) -> int | None:
 
 def open_files(pid: int) -> int | None:
     """How many descriptors a process has; None where that is not told, or there are too many."""
+    # Of another user's process, as with accounts of their own for owners, this is not told.
     directory = f"/proc/{pid}/fd"
     try:
         if count := os.stat(directory).st_size:  # Linux tells it from 6.2 on

@@ -191,6 +191,7 @@ def pack_bells(bells: Iterable[Bell]) -> bytes:
 
 def unpack_bells(data: bytes) -> list[Bell]:
     """The bells in a frame. Raises `ValueError`."""
+    # Without the first byte the frame has nothing but bells, so its size tells how many.
     try:
         return [
             Bell(handle, (first, first_at), (end, end_at), (segment, position), taken)

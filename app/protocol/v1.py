@@ -71,6 +71,7 @@ def encode_numbered(message: Message) -> bytes:
     This framing has no field for the number. In metadata clients accept keys that they do not know.
     """
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
+    # The metadata is an object, whoever has made the message (`wire.unpack`): its first byte goes.
     number = b'{"kernelkeep_seq":%d' % message.seq
     rest = bytes(parts[2]).strip()[1:].lstrip()
     more = rest if rest == b"}" else b"," + rest
