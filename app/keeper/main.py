@@ -115,7 +115,7 @@ async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)
         service.close()
-        # Before the lock is let go, too: the next server makes these directories anew.
+        # Before the lock is let go, too: by that servers know that a run's files are somebody's.
         if service.leftovers:
             import shutil  # which takes as long as a tenth of the start
 

@@ -305,8 +305,8 @@ class Service:
     def _answer(self, fields: Fields, server: ServerLink) -> bytes:
         """The frame of the answer. An error of any kind concerns only the server that has asked."""
         number = {"id": fields["id"]} if "id" in fields else {}
-        # Nothing awaits in here. So a request sees no other one half done, and no bell or event
-        # comes between what is answered and the answer itself.
+        # Nothing awaits in here. So a request sees no other one half done, and bells and events of
+        # what a request does come before its answer.
         try:
             if fields["ask"] == "hello":
                 server.replica = str(fields.get("replica", ""))
