@@ -238,7 +238,8 @@ class KeptKernels:
         # is killed before, the note GONE keeps the next one from taking it for a kernel.
         if kernel.running:
             self._dying.add(kernel)
-            with contextlib.suppress(ProcessLookupError):
+            # As in `KeptKernel.end`: it may have ended since it was last looked at.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 kernel.signal(signal.SIGKILL)
         else:
             kernel.close()

@@ -226,12 +226,38 @@ async def test_notes_of_no_use_stop_nothing(home: Home, open_keeper: Open, text:
     assert "sleep" not in (home.state_dir / "keeper" / "kept").read_text()
 
 
+def no_groups(_: GroupFiles) -> Base:
+    raise Unusable("there are none")
+
+
+async def test_a_process_that_macos_lets_nobody_signal_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise PermissionError
+
+    directory, process = os.open(tmp_path, os.O_RDONLY), sleeping()
+    note = ("k", process.pid, start_time(process.pid) or "", str(tmp_path / "k.log"))
+    Notes(directory).write([note])
+    groups = ControlGroups("key", no_groups)
+    kept = KeptKernels(directory, lambda _: None, lambda: None, groups)
+    kept.take_over()
+    kernel = kept["k"]
+    monkeypatch.setattr(kernel, "signal", refuse)
+    try:
+        kept.forget(kernel)
+        assert kept.records == []
+        assert Notes(directory).read() == []
+    finally:
+        kept.close()
+        process.kill()
+        process.wait()
+        os.close(directory)
+
+
 async def test_a_keeper_that_is_killed_while_it_takes_over_leaves_the_notes_of_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_groups(_: GroupFiles) -> Base:
-        raise Unusable("there are none")
-
     class Killed(BaseException):
         pass
 
