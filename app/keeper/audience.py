@@ -58,6 +58,8 @@ class Audience:
         Other replicas are none of its predecessors: they go on beside it.
         """
         replica = str(hello.get("replica", ""))
+        # One may be alive, but no server greets a keeper over two connections: it has given up the
+        # earlier one, or is the next server of this state directory.
         return {other for other in self._servers if other.replica == replica} - {server}
 
     def come(self, server: ServerLink, kernel_id: str, term: int | None) -> None:
@@ -66,6 +68,7 @@ class Audience:
         The replica that had the kernel before, if any, is told that it has lost the kernel. Raises
         `ValueError` if another replica has the kernel, and came with a higher term.
         """
+        # Without a term nothing is claimed: it may be a kernel of its own, or one that nobody has.
         if term is None or not server.replica:
             if not self.is_obeyed(server, kernel_id):
                 raise ValueError(f"another replica has kernel {kernel_id}")
@@ -73,6 +76,7 @@ class Audience:
         try:
             before = self._terms.come(kernel_id, int(term), server.replica)
         except ValueError:
+            # Told as an event, too: what this replica sends besides is not answered (`is_obeyed`).
             self._fence(kernel_id, server.replica)
             raise
         if before is not None:
@@ -85,14 +89,14 @@ class Audience:
         self._fence(kernel_id, server.replica)
         return False
 
-    def only_own(self, server: ServerLink, answer: Any) -> Any:
+    def only_own(self, server: ServerLink, answer: Fields) -> Fields:
         """The answer to a greeting, without the kernels that are not this server's."""
         if not (server.replica or self._terms):
             return answer
-        told, has, replica = answer["answer"], self._terms.has, server.replica
-        kept = [record for record in told["kept"] if has(replica, record["kernel_id"])]
-        heard = [kernel_id for kernel_id in told["heard"] if has(replica, kernel_id)]
-        return {"answer": told | {"kept": kept, "heard": heard}}
+        has, replica = self._terms.has, server.replica
+        kept = [record for record in answer["kept"] if has(replica, record["kernel_id"])]
+        heard = [kernel_id for kernel_id in answer["heard"] if has(replica, kernel_id)]
+        return {**answer, "kept": kept, "heard": heard}
 
     def tell(self, kernel_id: str, event: dict[str, Any]) -> None:
         """Tell an event of a kernel to each server that the kernel obeys."""
@@ -103,6 +107,7 @@ class Audience:
 
     def _fence(self, kernel_id: str, replica: str) -> None:
         """Tell a replica that another has the kernel."""
+        # A replica that is not connected learns of it when it comes: each request has its term.
         frame = pack({"event": "fenced", "kernel_id": kernel_id})
         for server in self._servers:
             if server.replica == replica:
@@ -134,7 +139,11 @@ class Audience:
                 if not own:
                     continue
                 told = pack({}, link.pack_bells(own))
+            # The feeds in any case. A server with mirrors goes by what has come, and needs the bell
+            # only for the count of requests.
             server.grown(bell.handle for bell in own)
+            # A bell that is left out is no loss: bells have totals, and the late one is for all
+            # kernels. So a server that reads nothing has this many bytes waiting, not one per turn.
             if server.unread <= UNREAD_BYTES:
                 server.write(told)
             elif self._late_bells is None:

@@ -26,7 +26,8 @@ __all__ = ["Channels", "Listener"]
 logger = logging.getLogger(__name__)
 
 BYTES_PER_TURN: Final = 512 * 1024
-"""How many bytes are read from one socket in one turn of the loop. `Turns` bounds the messages."""
+"""How many bytes are read from one socket in one turn of the loop, for which other kernels wait.
+`Turns` bounds the messages."""
 
 # With enums each call costs a conversion, and each `&` makes an object in Python.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -51,6 +52,11 @@ STDIN_SECONDS: Final = 1.0
 AGAIN_SECONDS: Final = 1.0
 """How many seconds later a socket that could not be opened is tried again. There may have been no
 descriptors left."""
+
+
+DRAIN_SECONDS: Final = 5.0
+"""How long all that has arrived is read at once. A process that goes on, as one that is only about
+to be killed, could send faster than it is read; meanwhile no other kernel is read."""
 
 
 class Listener(Protocol):
@@ -113,7 +119,7 @@ class Channels:
         try:
             for channel in _SOCKETS if everything else _AT_ONCE:
                 self._open(channel)
-        except BaseException:
+        except BaseException:  # as for want of descriptors: the caller has no object to close
             self.close()
             raise
 
@@ -138,6 +144,7 @@ class Channels:
         return socket
 
     def _connect(self, socket: zmq.Socket[bytes], channel: str) -> None:
+        # A close drops what was not sent: a process that is gone would keep it for ever.
         socket.linger = 0
         # In milliseconds. A kernel binds its sockets some time after its launch, and ZMQ tries to
         # connect this often: on average a start is delayed by half of it.
@@ -161,6 +168,8 @@ class Channels:
         """Close every socket at once; what was not yet sent is dropped."""
         if self._ends is not None:
             self._ends.close()
+        # The readers go first: the system gives the number of a closed descriptor to the next one
+        # that is opened, and the loop would call this object for that.
         for descriptor in self._readers:
             self._loop.remove_reader(descriptor)
         for handle in (*self._scheduled.values(), *self._timers.values()):
@@ -184,6 +193,7 @@ class Channels:
             return
         self._asks = True
         self._socket("stdin")
+        # Whichever comes first lets requests go: the connection (`_read`), or the timer.
         if not self.stdin_connected:
             self._awaits_stdin = True
             self._call_later("stdin", STDIN_SECONDS)
@@ -191,13 +201,13 @@ class Channels:
     @property
     def stdin_connected(self) -> bool:
         """Whether the kernel can send input requests; True, too, while it has no cause to."""
-        socket = self._sockets.get("stdin")
-        if socket is None:
+        if "stdin" not in self._sockets:
             return not self._asks
-        return bool(_events(socket) & _POLLOUT)
+        return bool(self._look("stdin") & _POLLOUT)
 
     def _socket(self, channel: str) -> zmq.Socket[bytes] | None:
         """The socket of a channel, which is opened if it is not; None if it cannot be, for now."""
+        # None costs no message: what is to be sent waits in `Hearing`, and is sent by the timer.
         socket = self._sockets.get(channel)
         if socket is None:
             try:
@@ -211,6 +221,7 @@ class Channels:
             self._timers[channel] = self._loop.call_later(seconds, self._has_waited, channel)
 
     def _has_waited(self, channel: str) -> None:
+        # `close` and `_look_for_room` cancel a timer, so this is never called for one that is gone.
         del self._timers[channel]
         self._go_on(channel)
 
@@ -235,25 +246,29 @@ class Channels:
             self._call_later(channel, AGAIN_SECONDS)
             return False
         try:
+            # All parts or none: ZMQ refuses a message with its first part, and takes the rest then.
             socket.send_multipart(wire.pack(message, self._signer), _NOBLOCK, copy=True)
         except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
             self._blocked.add(channel)
             return False
-        # The race: ZMQ's descriptor is edge-triggered. A message that arrives while this sends may
-        # make no further edge, and would lie unread until the next one. So look at the events, and
-        # plan a read.
-        if _events(socket) & _POLLIN:
-            self._schedule(channel)
+        self._look(channel)  # to send takes the edge of a message that arrives meanwhile
         return True
 
     def has_unread(self, channel: str) -> bool:
         """Whether a message has arrived on a channel and has not been read."""
-        if channel not in self._sockets:
-            return False
-        unread = bool(_events(self._sockets[channel]) & _POLLIN)
-        if unread:  # to look at the events takes the edge away, as in `send`
+        return channel in self._sockets and bool(self._look(channel) & _POLLIN)
+
+    def _look(self, channel: str) -> int:
+        """What a socket is ready for; plans a read if that is to read.
+
+        The race: ZMQ's descriptor is edge-triggered [zmq_getsockopt(3), ZMQ_FD]. To send, and to
+        look at the events, takes the edge of a message that arrives just then. The loop would not
+        see it, and libzmq makes no further edge before the messages that are there were read.
+        """
+        events = _events(self._sockets[channel])
+        if events & _POLLIN:
             self._schedule(channel)
-        return unread
+        return events
 
     def settle(self) -> bool:
         """Read what has arrived of a process that has ended; whether there was, or may be, more."""
@@ -266,12 +281,13 @@ class Channels:
 
     def drain(self) -> bool:
         """Read all messages that have arrived on every socket; returns whether there were any."""
-        found = False
+        found, until = False, self._loop.time() + DRAIN_SECONDS
         for channel in list(self._sockets):
-            count = MESSAGES_ALONE
-            while count >= MESSAGES_ALONE and channel in self._sockets:
+            while channel in self._sockets:  # until the listener closes them
                 count = self._receive(channel, MESSAGES_ALONE)
                 found |= count > 0
+                if count < MESSAGES_ALONE or self._loop.time() > until:
+                    break
         return found
 
     def _schedule(self, channel: str) -> None:
@@ -290,6 +306,8 @@ class Channels:
             handle.cancel()
         if channel not in self._sockets:  # closed by another socket's listener in this turn
             return
+        # A turn that was full plans the next one behind the other callbacks that are ready, so
+        # kernels take turns. The descriptor alone would not do: it makes no edge for what is there.
         budget = self._turns.messages(self.identity)
         if self._receive(channel, budget) >= budget:
             self._schedule(channel)
@@ -305,6 +323,8 @@ class Channels:
         step is done for all messages before the next one: the step's code and data stay in the
         processor's caches.
         """
+        # What is read is handed on whatever happens: only a listener that closes the sockets, as
+        # nobody wants the messages any more, ends this early.
         arrived, is_full = self._read_all(channel, max_messages)
         messages: list[Message | None] = []
         unpack, signer, place = wire.unpack, self._signer, wire.LEADING_FRAMES[channel] - 5
@@ -354,8 +374,7 @@ class Channels:
                 self.listener.on_message(message)
 
     def _look_for_room(self, channel: str) -> None:
-        socket = self._sockets.get(channel)
-        if socket is not None and _events(socket) & _POLLOUT:
+        if channel in self._sockets and self._look(channel) & _POLLOUT:
             timer = self._timers.pop(channel, None)
             if timer is not None:
                 timer.cancel()

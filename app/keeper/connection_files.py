@@ -28,7 +28,7 @@ _KERNEL_ID: Final = re.compile(r"[0-9A-Za-z-]{1,64}").fullmatch
 
 
 def prepare(fields: Fields) -> Fields:
-    """Write a kernel's connection file; the answer has its absolute path, and what it says.
+    """Write a kernel's connection file; returns its absolute path, and what it says.
 
     ``fields`` has ``kernel_id``, and ``info`` without addresses: its ``transport`` tells whether
     these are sockets in the state directory or ports of loopback. Raises `OSError`, `ValueError`.
@@ -47,11 +47,12 @@ def prepare(fields: Fields) -> Fields:
             raise ValueError(f"the path {prefix} is too long for a socket")
     else:
         info |= {"ip": "127.0.0.1", **dict(zip(PORTS, _free_ports(len(PORTS))))}
+    # Removed and made anew: a file that was there may have another mode, and has the key in it.
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(info, file)
-    return {"answer": {"file": str(path), "info": info}}
+    return {"file": str(path), "info": info}
 
 
 def remove_prepared(kernel_id: str) -> None:
@@ -81,6 +82,8 @@ def _sockets(kernel_id: str) -> Path:
 
 
 def _free_ports(count: int) -> list[int]:
+    # All are open at once, so they differ. Between the close and the kernel's own bind another
+    # process may take one: then the kernel does not come up, and is launched with other ports.
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:

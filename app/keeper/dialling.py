@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
+"""After so many looks, a second apart, without anything from the service a connection is dead."""
 
 CONNECT_SECONDS: Final = 10.0
 """How long a connection may take, TLS included."""
@@ -112,6 +113,8 @@ class Dialler:
         hops = 0
         while rest:
             address = rest.pop(0)
+            # A connection may take days: the addresses may have been told anew (`know`), so the
+            # next round begins with those.
             lasted, told = await self._try(address)
             if lasted:
                 return True
@@ -157,6 +160,7 @@ class Dialler:
         reader = asyncio.StreamReader(ANSWER_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         name = self._trust.server_name(host)
+        # A context for each connection: the certificate may have been replaced meanwhile.
         connecting = loop.create_connection(
             lambda: protocol, host, port, ssl=self._trust.context(), server_hostname=name
         )
@@ -172,9 +176,13 @@ class Dialler:
             self._away.pop(address, None)
             if "refused" in answer:
                 raise _sent_away(answer)
+            # Before the service is spoken to. If the connection breaks before this, the secret and
+            # the nonce still count (`Trust`); behind this the certificate does.
             self._trust.keep(str(answer.get("credential")))
             logger.info("%s:%d has taken this keeper in", host, port)
             self._said, began = "", loop.time()
+            # Nothing is left in `reader`: the service waits for the greeting of `connection_made`
+            # before it says more. From here to there nothing awaits.
             server = self._new_link()
             transport.set_protocol(server)
             server.connection_made(transport)
@@ -182,6 +190,8 @@ class Dialler:
                 self._silent = address
             return loop.time() - began > LASTING_SECONDS
         finally:
+            # Whatever ends this, a cancellation, too. The link learns of it in a later turn, maybe
+            # behind the greeting of the next: that one cuts off its predecessors (`Service`).
             cut_off(transport)
 
     async def _watch(self, server: ServerLink) -> bool:
@@ -192,6 +202,7 @@ class Dialler:
         """
         missed = 0
         while missed < MISSED and not server.ended.done():
+            # `wait` cancels nothing: `ended` belongs to the link, and others wait for it, too.
             await asyncio.wait({server.ended}, timeout=BEAT_SECONDS)
             missed = 0 if server.is_heard else missed + 1
             server.is_heard = False

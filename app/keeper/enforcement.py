@@ -89,6 +89,8 @@ class Enforcement:
         """Clean up: the launch has failed. Returns the error if the child could not be limited."""
         number = b""
         if self._told[1] != -1:
+            # The child, if there was one, has ended, and had the only other copy. So this reads
+            # what the child has written, or the end, and does not wait.
             os.close(self._told[1])
             number = os.read(self._told[0], 20)
             os.close(self._told[0])
@@ -108,6 +110,8 @@ class Enforcement:
 
     def impose(self, pids: Collection[int]) -> None:
         """Limit processes that run; those that have ended are passed over. Raises `OSError`."""
+        # What a process forks before it is moved is missed. A forked kernel runs no code before it
+        # is adopted, and a kernel of the keeper before has its group already.
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 if self.group is not None:

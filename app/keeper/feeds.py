@@ -37,6 +37,8 @@ class Feed:
         self._segment: Segment | None = None
         self._position = records.HEAD_BYTES
         writer.flush()
+        # The last segment that begins at or before the number; the first of all if the log has
+        # dropped that number already.
         for segment in writer.segments:
             if self._segment is None or segment.start.cursor <= after:
                 self._segment = segment
@@ -54,6 +56,8 @@ class Feed:
         The first value tells whether the piece begins with a record. Messages that the log has
         dropped meanwhile are missing, which the server sees by the next record's number.
         """
+        # The keeper alone drops and recycles files, and not while this runs. A file that changes
+        # between two calls is seen by `_present`.
         most = min(most, self.credit)
         while most and (segment := self._present()) is not None:
             data = self._read(segment, most)
@@ -62,7 +66,7 @@ class Feed:
                 self.credit -= len(data)
                 self._position += len(data)
                 return anew, data
-            if (behind := self._behind(segment)) is None:
+            if (behind := self._behind(segment)) is None:  # all that is written was sent
                 break
             self._enter(behind)  # no record lies in two files
         return False, b""
@@ -95,9 +99,11 @@ class Feed:
 
     def _read(self, segment: Segment, most: int) -> bytes:
         """Bytes of a segment's records; empty behind the last one that is written."""
+        # Up to what `flush` has written: behind that a failed write may have left half a record.
         size = min(most, segment.bytes - self._position)
         if size <= 0:
             return b""
+        # Opened for each piece: feeds of thousands of kernels would take as many descriptors.
         data = b""
         try:
             descriptor = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -164,6 +170,8 @@ class Feeds:
 
     def pump(self) -> None:
         """Send pieces in turn, while the socket has room."""
+        # `send` may end the room, as the transport calls `pause_writing` within `write`. Nothing
+        # else changes the turns meanwhile. `ServerLink.resume_writing` calls this again.
         turns = self._turns
         while turns and self._has_room():
             handle = next(iter(turns))
@@ -172,4 +180,4 @@ class Feeds:
             anew, data = feed.take(PIECE_BYTES) if feed is not None else (False, b"")
             if data:
                 self._send(pack_records(handle, anew, data))
-                turns[handle] = None
+                turns[handle] = None  # behind all others; without data only `grown` puts it back

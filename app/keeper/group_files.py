@@ -74,6 +74,7 @@ def find_base(files: GroupFiles, *, lasting: bool, root: Path = Path("/")) -> Ba
     own = group_of("self", root)
     if own is None:
         raise Unusable("this system has no control groups of version 2, or does not show them")
+    # An earlier keeper has moved the processes of the base there, this one's parent among them.
     base = own.parent if own.name == SERVICE or _is_delegated(own.parent) else own
     is_root = not (base / "cgroup.type").exists()
     if not is_root:

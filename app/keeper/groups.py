@@ -35,6 +35,8 @@ MIN_QUOTA: Final = 1000
 MAX_QUOTA: Final = 10**12
 """Microseconds of a period that the kernel takes for a quota; more is no limit on any machine."""
 
+# Other keepers of the service, and systemd, change the same groups without a lock: there is none
+# that all of them would take. So each step may find what it needs gone, or there already.
 ATTEMPTS: Final = 5
 """How often a step is tried that fails when another process comes between."""
 
@@ -84,6 +86,8 @@ class Group:
         try:
             self._files.write(self.path, "cgroup.kill", "1")
         except OSError:  # a Linux before 5.14, or the group is gone
+            # What these fork meanwhile is missed; `remove` fails then, and the group is looked at
+            # again, but not killed again.
             for pid in self.pids():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -158,6 +162,7 @@ class ControlGroups:
         service = base / SERVICE
         with contextlib.suppress(FileExistsError):
             self._files.make(service)
+        # A process that is started here meanwhile is met by the next attempt of `_enable`.
         for pid in self._files.read(base, "cgroup.procs").split():
             with contextlib.suppress(ProcessLookupError):
                 self._files.write(service, "cgroup.procs", pid)
@@ -242,6 +247,8 @@ class ControlGroups:
 
     def end(self, group: Group) -> None:
         """Kill what a process of a kernel has left running, and remove the group, now or later."""
+        # A process that was killed is in its group until it has ended and, if it is the keeper's
+        # child, was reaped: so the first attempt mostly fails.
         group.kill()
         if not group.remove():
             self._dying.append(group)
@@ -266,6 +273,7 @@ class ControlGroups:
 
     def resume(self) -> None:
         """Use the groups that an earlier keeper has left, if any, and remove the empty ones."""
+        # Only groups that are there: a keeper without limits makes none, and moves no process.
         if self._top is not None:
             return
         with contextlib.suppress(Unusable):

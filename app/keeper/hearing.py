@@ -24,7 +24,7 @@ from .requests import PendingRequests, Request
 from .sockets import ConnectionInfo
 from .turns import Turns
 
-__all__ = ["NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
+__all__ = ["MAX_SESSION", "NOBODY", "UNKNOWN_MESSAGES", "Hearing"]
 
 NOBODY: Final = ""
 """The owner of messages that are in the log and shown to no session."""
@@ -33,6 +33,10 @@ UNKNOWN_MESSAGES: Final = 64
 """How many numbers are left out if no keeper has heard a kernel for a while: how many messages it
 has sent in that time is not known, and readers are to find a gap."""
 
+
+MAX_SESSION: Final = 2**13
+"""How many characters the session of a reply may have. No client's session has more. A kernel may
+claim any parent, and a name of more than 65,534 bytes does not fit a record."""
 
 UNTOLD_REQUESTS: Final = 32
 UNTOLD_BYTES: Final = 2**20
@@ -95,7 +99,7 @@ class Hearing:
         """The ends of the log. The caller flushes first, so all that the bell tells is written."""
         writer = self.writer
         self._told, self._untold_bytes = self.taken, 0
-        self._is_changed = False
+        self._is_changed = False  # what is appended from here on asks for the next bell
         return Bell(self.handle, writer.first, writer.end, writer.tip, self.taken)
 
     def _change(self) -> None:
@@ -112,9 +116,12 @@ class Hearing:
 
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         """Hear a process that was just launched. Raises `zmq.ZMQError` or `ValueError`."""
+        # Mostly the server has had the process before disconnected. It goes on without that if the
+        # keeper has not answered in time (`Line.disconnect`), and has ended the requests by itself:
+        # so replies to them that are held here must not follow.
         self._disconnect()
-        # Requests to the process before get no replies any more.
         self._requests.take_all()
+        self._held.clear()
         self._is_new, self._has_begun, self.opened = True, False, False
         self._open(context, info, turns)
 
@@ -124,7 +131,7 @@ class Hearing:
         The kernel's sockets dropped messages while nobody was connected, so a gap is left in the
         log. Replies that it has not sent yet come here, as these sockets have the same identity.
         """
-        self._recall()
+        self._recall()  # before the sockets are open: each reply finds its request
         if self.writer.next.cursor > 1:
             self.writer.skip(UNKNOWN_MESSAGES)
         self.opened = True
@@ -161,7 +168,7 @@ class Hearing:
         if self._channels is not None:
             self._channels.drain()
         self._disconnect()
-        for request in self._requests.take_all():
+        for request in self._requests.take_all():  # in the order in which the replies were due
             self._release(request)
         self._held.clear()
 
@@ -190,6 +197,10 @@ class Hearing:
 
     def close(self) -> None:
         """Close the sockets and the log's files, which another keeper can open again."""
+        # The process goes on. What its sockets still hold is a gap for the next keeper's readers;
+        # a reply that is held was taken from there, and the kernel sends none twice.
+        for request in self._requests.take_all():
+            self._release(request)
         self._held.clear()
         self._disconnect()
         self.writer.close()
@@ -221,11 +232,14 @@ class Hearing:
                 self.writer.append(header, channel, owner, records.REQUEST)
                 self.writer.flush()  # before the request is sent, not at the end of the turn
         waiting = self._waiting.get(channel)
+        # Before the request is sent: the kernel may ask for input at once.
         if self._channels is not None and channel == "shell" and owner != self.session:
             self._channels.expect_input()
         if self._channels is None:
             self.taken += 1
         elif waiting or not self._channels.send(message):  # none overtakes those that wait
+            # Without a bound here: a server sends only so many requests more than it was told are
+            # taken (`app.managers.messages.line`).
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1
@@ -237,6 +251,7 @@ class Hearing:
 
     def on_writable(self) -> None:
         """Send the requests that wait, as far as the sockets take them."""
+        # No channel waits for another: an interrupt on control passes code that waits on shell.
         for waiting in self._waiting.values():
             while waiting and self._channels is not None and self._channels.send(waiting[0]):
                 waiting.popleft()
@@ -258,6 +273,7 @@ class Hearing:
             return
         parent = message.parent
         if channel == "stdin":
+            # Not by the present execution: a subshell or a thread may ask for input beside it.
             owner = self._requests.owner(parent)
         else:
             request = self._requests.on_reply(parent)
@@ -267,9 +283,11 @@ class Hearing:
             # reply is held until the idle status, which the kernel publishes after all output.
             is_early = request is not None and not request.idle and owner != self.session
             if request is not None and is_early and message.msg_type == "execute_reply":
+                self._release(request)  # a kernel in error replies twice: neither reply is lost
                 self._held.hold(request, message)
                 return
-        self._append(message, NOBODY if owner == self.session else owner or NOBODY)
+        is_shown = owner is not None and owner != self.session and len(owner) <= MAX_SESSION
+        self._append(message, owner if is_shown else NOBODY)
 
     def _owner_of_output(self, message: Message) -> str | None:
         msg_type = message.header.msg_type
@@ -286,7 +304,7 @@ class Hearing:
         """The owner of a status; None is every session."""
         try:
             reported = _status_decoder.decode(message.part(3)).execution_state
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, RecursionError):  # clients get the status as it is
             return None
         parent = message.parent
         if reported == "idle":
@@ -319,6 +337,7 @@ class Hearing:
 
     def _release(self, request: Request) -> None:
         """Append a request's reply, if it is held. Twice does no harm: the second finds none."""
+        # The idle status, the timer of `HeldReplies` or the end of the process may come first.
         reply, request.held = request.held, None
         if reply is not None:
             self._append(reply, request.owner)
@@ -346,5 +365,5 @@ class Hearing:
                     self._requests.on_reply(message.parent)
                 elif message.msg_type == "status" and b'"idle"' in bytes(message.part(3)):
                     self._requests.on_idle(message.parent)
-            except MalformedMessage:
+            except MalformedMessage:  # a message that a server has said: kernels' were checked
                 continue

@@ -117,6 +117,7 @@ class Hearings:
         if hearing is None:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
             writer.share(*share)
+            # What raises in here leaves nothing: the server asks again, and a new writer begins.
             try:
                 writer.resume()
                 # Before the first file is made, which is named by its first number: no server
@@ -130,10 +131,11 @@ class Hearings:
             hearing = Hearing(
                 self._handles, kernel_id, session, writer, self._on_change, self._on_malformed
             )
+            # Kept although sockets may fail below: the log is open, and has one writer.
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         else:
             hearing.writer.share(*share)
-        hearing.writer.skip_to(*known)
+            hearing.writer.skip_to(*known)
         # A server that connects again asks for all its kernels. Where this keeper has the sockets
         # already nothing is opened, and nothing of what comes over them is lost.
         again = info is not None and not anew and not hearing.connected
@@ -144,6 +146,7 @@ class Hearings:
                 hearing.connect_again(self._zmq, info, self._turns)
         except zmq.ZMQError as error:
             raise ValueError(f"no sockets to the kernel: {error}") from None
+        # Bells before the answer: behind it the server counts from the places in the answer.
         self.flush()
         return _heard(hearing, again=again)
 
@@ -165,6 +168,8 @@ class Hearings:
 
     def disconnect(self, kernel_id: str) -> None:
         """Log the last messages of a process that has ended, close its sockets, and ring."""
+        # The bell goes out before the answer: the server has the end of the log when it is told
+        # that nothing more comes.
         hearing = self._hearings.get(kernel_id)
         if hearing is not None:
             hearing.disconnect()
@@ -181,13 +186,15 @@ class Hearings:
         hearing = self._hearings.pop(kernel_id, None)
         if hearing is not None:
             del self._by_handle[hearing.handle]
-            self._changed.pop(hearing, None)
             hearing.remove()
+            self._changed.pop(hearing, None)  # requests that waited are told of as it is removed
         elif directory is not None:  # a keeper before this one has heard it
             LogWriter(Path(directory), kernel_id, self.room).remove()
 
     def close(self) -> None:
         """Close every socket and every file; the logs stay."""
+        # The last messages are written (`Hearing.close`); no bell tells of them, as the next keeper
+        # tells the server how far the logs go.
         self._expiry.cancel()
         self._memory.close()
         if self._plan is not None:
@@ -199,7 +206,7 @@ class Hearings:
 
     @property
     def _zmq(self) -> zmq.Context[Any]:
-        if self._context is None:
+        if self._context is None:  # a keeper without kernels does without its threads
             self._context = new_context()
         return self._context
 
@@ -225,6 +232,9 @@ class Hearings:
         Each log is written before its bell is made, so a server that gets the bell can read all
         messages up to the place in it.
         """
+        # To write one log may drop files of another (`LogRoom`), whose bell may be made already:
+        # its first place is too low then, until its next bell. Readers find that file gone, and
+        # take it for a gap.
         bells = []
         for hearing in hearings:
             hearing.writer.flush()
@@ -236,6 +246,8 @@ class Hearings:
         self.ring_for([*self._hearings.values()])
 
     def _expire(self) -> None:
+        # No bell tells of what is dropped here: it would wake the readers of thousands of silent
+        # kernels. A reader that comes to such a place finds no file, and a gap.
         self.room.expire()
         pause = min(EXPIRY_SECONDS, self.room.age / 4)
         self._expiry = self._loop.call_later(pause, self._expire)

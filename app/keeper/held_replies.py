@@ -13,10 +13,12 @@ from .requests import Request
 __all__ = ["HeldReplies"]
 
 HOLD_SECONDS: Final = 0.5
-"""How many seconds a reply is held for the idle status, which follows all output."""
+"""How many seconds a reply is held for the idle status, which follows all output. Each reply of a
+kernel that never goes idle comes so much later, or up to twice that."""
 
 MAX_HOLD_SECONDS: Final = 10.0
-"""How many seconds it is held while there is output of the kernel that was not read yet."""
+"""How many seconds it is held while there is output of the kernel that was not read yet: a kernel
+that floods without an end still replies."""
 
 
 class HeldReplies:
@@ -37,6 +39,7 @@ class HeldReplies:
 
     def hold(self, request: Request, reply: Message) -> None:
         """Hold a reply until it is let go, or for as long as the bounds above say."""
+        # One timer for all replies: they are in the order of their times, the first is due first.
         request.held = reply
         loop = asyncio.get_running_loop()
         self._held.append((loop.time(), request))

@@ -24,7 +24,7 @@ from .dialling import Dialler, SentAway
 from .joining import Address, Document, NotInvited, Trust, addresses_of, read_document
 from .main import become_keeper, handle_signals, log_on_stderr, run
 from .protocol import Fields, TooOpen, keeper_dir
-from .service import Answer, Service
+from .service import Service
 
 __all__ = ["JoinedService", "main"]
 
@@ -47,44 +47,37 @@ class JoinedService(Service):
 
     def __init__(self, listener: socket.socket, directory: int, trust: Trust) -> None:
         super().__init__(listener, directory)
-        self._trust = trust
         assert self._timer is not None
         self._timer.cancel()
         self._timer = self._loop.call_later(ALONE_SECONDS, self.end)
         self._requests["host"] = _on_host
-        self._requests["credential"] = self._on_credential
+        self._requests["credential"] = lambda fields: trust.keep(str(fields["pem"]))
         self._requests["addresses"] = self._on_addresses
         self.on_addresses: Callable[[Sequence[Address]], None] = lambda _: None
         """Called with the addresses of the service, as a server tells them."""
 
-    def _on_credential(self, fields: Fields) -> Answer:
-        self._trust.keep(str(fields["pem"]))
-        return {"answer": None}
-
-    def _on_addresses(self, fields: Fields) -> Answer:
+    def _on_addresses(self, fields: Fields) -> None:
         try:
             self.on_addresses(addresses_of(fields["addresses"]))
         except NotInvited as error:
             raise ValueError(str(error)) from None
-        return {"answer": None}
 
     def _end_if_unused(self) -> None:
         """As `Service` does it, but later: a connection that breaks may be made anew."""
-        if self._servers or self._stopping:
+        if self._servers or self._ending.began:
             super()._end_if_unused()
         else:
             self._loop.call_later(UNUSED_SECONDS, super()._end_if_unused)
 
 
-def _on_host(_fields: Fields) -> Answer:
+def _on_host(_fields: Fields) -> Fields:
     """Tell what this job has: kernels get its environment, and may use its interpreter.
 
     ``can`` has the requests that an earlier keeper would not know.
     """
     env = dict(os.environ)
     home = env.get("HOME") or os.path.expanduser("~")
-    answer = {"home": home, "python": sys.executable, "env": env, "can": ["addresses"]}
-    return {"answer": answer}
+    return {"home": home, "python": sys.executable, "env": env, "can": ["addresses"]}
 
 
 def main() -> int:
@@ -131,6 +124,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
     dialling = asyncio.get_running_loop().create_task(dialler.run(), name="dialling")
     status = 0
     try:
+        # Both may be done: then the refusal is what the exit status tells.
         await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)
         if dialling.done():
             status = _sent_away(dialling)
@@ -140,6 +134,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
             logger.error("no service could be reached within %g s", ALONE_SECONDS)
             status = ALONE
     finally:
+        # Awaited at the end: it cuts off the connection that it has, or is making.
         dialling.cancel()
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)
@@ -153,6 +148,6 @@ def _sent_away(dialling: asyncio.Task[None]) -> int:
         dialling.result()
     except SentAway as error:
         logger.error("the service does not want this keeper: %s", error)
-    except Exception:
+    except Exception:  # nobody would ever find the kernels: without a service they end
         logger.exception("this keeper cannot dial its service")
     return REFUSED

@@ -105,6 +105,8 @@ class Trust:
     def __init__(self, document: Document, directory: Path) -> None:
         self._document = document
         self._file = directory / "credential.pem"
+        # If the answer to the first hello is lost, the secret is used up: the service takes it once
+        # more with this nonce, which nobody else knows.
         self._nonce = secrets.token_hex(32)
         self.has_joined = self._file.exists()
         """Whether this keeper has a certificate."""
@@ -149,5 +151,6 @@ class Trust:
             file.write(pem)
         # Check that it can be used while the credential before is still there.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(temporary)
+        # A keeper that is killed here has the one before or this one, each whole.
         os.replace(temporary, self._file)
         self.has_joined = True

@@ -27,6 +27,7 @@ __all__ = ["KeptKernels"]
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 0.1
+"""How often a control group is looked at whose processes were killed: they end in milliseconds."""
 
 
 class KeptKernels:
@@ -96,23 +97,26 @@ class KeptKernels:
 
         The server then asks for the kernels that it knows, and has the others ended.
         """
+        # Called at each greeting: what could not be watched the last time is tried again. A note
+        # stays in `_left`, and so in the file, until its kernel is taken over: this keeper, too,
+        # may be killed at any moment.
         self._groups.resume()
-        left, self._left = self._left, []
-        for note in left:
+        for note in [*self._left]:
             try:
                 self._take_over(note)
             except OSError as error:  # no descriptors are left, for one
                 logger.error("kernel %s cannot be watched: %s", note[0], error)
-                self._left.append(note)
+                continue
             except ValueError as error:  # no keeper wrote that
                 logger.error("a note of %s is of no use: %s", note[0], error)
+            self._left.remove(note)
 
     def _take_over(self, note: Note) -> None:
         kernel_id, pid, started, output = note
         if pid == LAUNCHING:
             pid, started = leader_that_writes(pipe_of(Path(output))) or (0, "")
         kernel = self._new(kernel_id, output)
-        if kernel_id in self._kernels:
+        if kernel_id in self._kernels:  # a server has had this keeper adopt or launch it meanwhile
             return
         if kernel.adopt(pid, started):
             kernel.enforce(self._enforcer.again(kernel_id, pid, None))
@@ -135,6 +139,8 @@ class KeptKernels:
         arguments: Sequence[str] | None = None,
     ) -> KeptKernel:
         """Start a process for a kernel that has none. Raises `OSError`, and `ValueError`."""
+        # A process that is forgotten and not gone yet (`_dying`) stands in nobody's way: it has got
+        # SIGKILL, and has a pipe and a control group of its own.
         before = self.present(kernel_id)
         if before is not None and before.running:
             raise ValueError(f"kernel {kernel_id} runs")
@@ -218,7 +224,7 @@ class KeptKernels:
     def _put(self, kernel: KeptKernel) -> None:
         """Put a kernel's process in the place of the one that the kernel had before."""
         before = self._kernels.get(kernel.kernel_id)
-        if before is not None:
+        if before is not None:  # its process has ended: `launch` and `adopt` look at that
             before.close()
         self._kernels[kernel.kernel_id] = kernel
         self._note((kernel.kernel_id, kernel.pid, kernel.started, kernel.output))
@@ -228,9 +234,12 @@ class KeptKernels:
     def forget(self, kernel: KeptKernel) -> None:
         """Kill the process of a kernel that nobody wants, and forget it."""
         del self._kernels[kernel.kernel_id]
+        # It stays until its end is seen, so that its control group is removed then. If this keeper
+        # is killed before, the note GONE keeps the next one from taking it for a kernel.
         if kernel.running:
             self._dying.add(kernel)
-            with contextlib.suppress(ProcessLookupError):
+            # As in `KeptKernel.end`: it may have ended since it was last looked at.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 kernel.signal(signal.SIGKILL)
         else:
             kernel.close()
@@ -247,13 +256,16 @@ class KeptKernels:
 
     def reap(self) -> None:
         """Children have ended: kernels, what they left running, and what `run` has started."""
+        # Several SIGCHLD may come as one, so all that have ended are looked for. What `end` calls
+        # changes the sets that these are copies of; `running` tells what has been done already, as
+        # by the pidfd of a process whose own parent has ended, and which is a child by now.
         kernels = {kernel.pid: kernel for kernel in self._dying}
         kernels |= {kernel.pid: kernel for kernel in self._kernels.values() if kernel.running}
         while (pid := ended_child()) is not None:
             kernel = kernels.get(pid)
             if kernel is not None and kernel.running:
                 kernel.end()
-            else:
+            else:  # an orphan, or a fork server: without this it would be found again, for ever
                 os.waitpid(pid, 0)
 
     def _end_group(self, kernel: KeptKernel) -> None:
@@ -273,6 +285,7 @@ class KeptKernels:
             self._on_gone()
 
     def _ended(self, kernel: KeptKernel) -> None:
+        # What has left the kernel's process group, and its session, is still in its control group.
         self._end_group(kernel)
         if kernel in self._dying:  # nobody wants to know
             self._dying.discard(kernel)
@@ -294,6 +307,7 @@ class KeptKernels:
     # Notes
 
     def _note(self, note: Note) -> None:
+        # The file is written anew from what this object has, and has no launch that is under way.
         if not self._notes.add(note):
             self._note_all(*([note] if note[1] == LAUNCHING else []))
 

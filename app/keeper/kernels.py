@@ -89,6 +89,8 @@ class KeptKernel:
         arguments: Sequence[str] | None = None,
     ) -> None:
         """Start the process (`launch_process`). Raises `OSError` and `ValueError`."""
+        # Nothing awaits from the launch to the note of it (`KeptKernels.launch`). A child that ends
+        # meanwhile is reaped later: SIGCHLD only plans `reap`, for a next turn of the loop.
         self.enforcement = enforcement  # a launch that fails leaves its group to whoever asked
         prepare = enforcement.preparation()
         try:
@@ -108,7 +110,9 @@ class KeptKernel:
             self._output.started()
         enforcement.launched()
         self.pid = process.pid
-        process.returncode = 0  # it is reaped in `end`
+        # Otherwise subprocess would reap the process when another is started, and nobody would
+        # know its exit code; `end` reaps it.
+        process.returncode = 0
         try:
             # Nobody else reaps the process, so the number is its own even if it has ended.
             self.started = start_time(self.pid) or ""
@@ -122,6 +126,7 @@ class KeptKernel:
         """Kill and reap a process that was just launched and that nobody will know of."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
+        # Blocks for as long as a kill takes. Nobody else reaps it: `reap` is for a next turn.
         os.waitpid(self.pid, 0)
         self.close()
 
@@ -158,9 +163,12 @@ class KeptKernel:
     def end(self) -> None:
         """Note that the process has ended, and kill what it left running in its process group."""
         assert self._process is not None
+        # In this order. Until the process is reaped its number, and so its group, is no other's.
+        # macOS refuses to signal a group in which only zombies are left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)
         self.exit_code = self._process.exit_code()
+        # Before `on_exit`, which removes the control group that has counted.
         self.out_of_memory = self._is_out_of_memory(self.exit_code)
         self._process.close()
         self._process = None
@@ -171,6 +179,8 @@ class KeptKernel:
         """What the processes use now, for the server; None when the process has ended."""
         if not self.running:
             return None
+        # While the sample is taken the process may end, and other limits may replace these: the
+        # sample then tells of less, or names how the limits are enforced now.
         group = self.enforcement.group if self.enforcement is not None else None
         try:
             used = await sample(self.pid, group)

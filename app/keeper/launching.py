@@ -85,6 +85,7 @@ def launch_process(
             return subprocess.Popen(words, cwd=cwd, pass_fds=[descriptor], **options)
     if user is None:
         return subprocess.Popen(command, cwd=cwd, **options)
+    # The process starts in this very directory, whatever the path leads to by then.
     directory = _open_below(user.home, cwd)
     try:
         # So that the process can open /dev/stdout, as it could as the keeper's user.
@@ -97,7 +98,7 @@ def launch_process(
 def run(fields: Fields) -> Fields:
     """Start a fork server, which is no kernel. The keeper becomes the parent of what it forks.
 
-    The answer has the process's id and `start_time`. Raises `OSError`.
+    Returns the process's id and `start_time`. Raises `OSError`.
     """
     process = subprocess.Popen(
         fields["command"],
@@ -108,8 +109,8 @@ def run(fields: Fields) -> Fields:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    process.returncode = 0  # `KeptKernels.reap` reaps it, and so Python must not
-    return {"answer": {"pid": process.pid, "start_time": start_time(process.pid)}}
+    process.returncode = 0  # `KeptKernels.reap` reaps it, and so subprocess must not
+    return {"pid": process.pid, "start_time": start_time(process.pid)}
 
 
 @contextlib.contextmanager
@@ -118,6 +119,7 @@ def _in_memory(arguments: Sequence[str]) -> Iterator[int]:
     if any("\0" in word for word in arguments):
         raise ValueError("an argument has a NUL in it, and would be two")
     data = b"".join(os.fsencode(word) + b"\0" for word in arguments)
+    # Closed here when the child has its own: the file is gone when the child has closed that.
     with open(os.memfd_create("arguments"), "w+b") as file:
         file.write(data)
         file.seek(0)
@@ -162,6 +164,8 @@ def _open_below(home: str, cwd: str) -> int:
     parts = Path(cwd).relative_to(home).parts
     if ".." in parts:
         raise ValueError("the directory of a kernel is not below its home")
+    # Each step is taken from the directory of the step before, and by no link: nobody can put
+    # another directory into the path in between.
     here = os.open(home, _PASS)
     for part in parts:
         try:

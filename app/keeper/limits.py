@@ -49,6 +49,7 @@ def limits_from(fields: Mapping[str, Any] | None) -> ProcessLimits:
     limits = msgspec.convert(fields or {}, ProcessLimits)
     if limits.owner and not _KEY(limits.owner):
         raise ValueError("the owner's key is no name of a directory")
+    # `not ... > 0`, as nan is neither more nor less.
     for name in limits.limited:
         if not getattr(limits, name) > 0:
             raise ValueError(f"a limit of {getattr(limits, name)} {name} lets no process run")

@@ -133,7 +133,7 @@ class LogWriter:
     def prepare(self) -> None:
         """Make the first file and the spare now. Raises `OSError` if the disk is full, say."""
         if not self._segments:
-            self._open(self._new_segment(self.next, 0))
+            self._open(self._new_segment(0))
         self._hold_spare()
 
     def share(self, key: str, size: int) -> None:
@@ -160,23 +160,28 @@ class LogWriter:
         size = len(frame)
         if rest:
             size += sum(map(len, rest))
-        taken = len(pieces[0]) + size + len(pieces[-1])
-        # The messages that wait count as well: `flush` writes them to this segment.
-        fits = self._fits(self._pending_bytes + taken) or self._make_room(number, offset, taken)
-        self._number, self._offset = number + 1, offset + size
-        if not fits:
-            self._lose(1)
-            return number, offset
-        self._pending += pieces
-        self._pending_bytes += taken
-        self._pending_messages += 1
+        self._put(pieces, len(pieces[0]) + size + len(pieces[-1]), size)
         if self._pending_bytes > UNWRITTEN_BYTES:
             self.flush()
         return number, offset
 
+    def _put(self, pieces: Sequence[Buffer], taken: int, size: int) -> None:
+        """Have the next record written; it takes so many bytes, ``size`` of them for its frame."""
+        # Messages that wait count, as `flush` writes them to this segment.
+        fits = self._fits(self._pending_bytes + taken) or self._make_room(taken)
+        # Lost or not, the message has its number: readers find a gap, and no later message there.
+        self._number += 1
+        self._offset += size
+        if not fits:
+            self._lose(1)
+            return
+        self._pending += pieces
+        self._pending_bytes += taken
+        self._pending_messages += 1
+
     def skip(self, messages: int, size: int = 0) -> None:
         """Leave out numbers, for messages that no keeper has: they are a gap for every reader."""
-        self.flush()
+        self.flush()  # what waits lies before the gap
         self._number += messages
         self._offset += size
         self.lost_messages += messages
@@ -190,8 +195,8 @@ class LogWriter:
     def renew(self) -> None:
         """Go on in another file: a server cannot read messages that are written to this one."""
         self.flush()
-        if self._segments:  # no room is left, so the next message takes another file
-            self._segments[-1].room = self._segments[-1].bytes
+        if self._segments:
+            self._segments[-1].cut()
 
     def flush(self) -> None:
         """Write the messages that were appended; from then on they can be read."""
@@ -200,6 +205,7 @@ class LogWriter:
             self._written = self.next
             return
         messages = self._pending_messages
+        # Taken out first: after an error some of them are in the file, and none is written again.
         self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:
@@ -207,11 +213,14 @@ class LogWriter:
                 write_all(self._writable(), pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # a disk fails, or is full on a file system that cannot allocate
             # All of them are lost, even those written before the error: which ones is not known.
-            self._give_up(last, error)
+            # The last write may have ended within a record, which is cut off.
+            self._warn(error)
+            last.cut()
             self._lose(messages)
             return
         if self._warned and not self._recycles:
             self._warned = time.monotonic() < self._warned_at + QUIET_SECONDS
+        # The size counts only now: what lies behind it in the file is never read (`end`, `tip`).
         last.bytes += size
         last.written_at = time.time()
         self.bytes += size
@@ -226,19 +235,12 @@ class LogWriter:
         last = self._segments[-1]
         return last.bytes + size <= last.room
 
-    def _make_room(self, number: int, offset: int, taken: int) -> bool:
+    def _make_room(self, taken: int) -> bool:
         """Write the messages that wait, and go on in another file if this one is full."""
         if self._closed:
             return False
-        self.flush()
-        return self._fits(taken) or self._roll(Position(number, offset), taken)
-
-    def _give_up(self, segment: Segment, error: OSError) -> None:
-        """Cut a file back to its last whole record: the last write may have ended in the middle."""
-        self._warn(error)
-        with contextlib.suppress(OSError):
-            os.truncate(segment.path, segment.bytes)
-        segment.room = segment.bytes  # the next message takes another file
+        self.flush()  # which may fail, and so end the file
+        return self._fits(taken) or self._roll(taken)
 
     def _lose(self, messages: int) -> None:
         self.lost_messages += messages
@@ -252,10 +254,10 @@ class LogWriter:
 
     # Segments
 
-    def _roll(self, start: Position, taken: int) -> bool:
+    def _roll(self, taken: int) -> bool:
         """Go on in another file, with room for ``taken`` bytes; False if none can be had."""
         try:
-            segment = self._new_segment(start, taken)
+            segment = self._new_segment(taken)
             try:
                 self._open(segment)
             except OSError:
@@ -270,14 +272,16 @@ class LogWriter:
             self._hold_spare()
         return True
 
-    def _new_segment(self, start: Position, taken: int) -> Segment:
-        """A new segment with room for a record of ``taken`` bytes. Raises `OSError`."""
+    def _new_segment(self, taken: int) -> Segment:
+        """A new segment, for the next message, with room for ``taken`` bytes. Raises `OSError`."""
+        start = self.next
         path = self.directory / f"{start.cursor:020}{SUFFIX}"
         wanted = max(self._next_room, records.HEAD_BYTES + taken)
         try:
             room = self._make(path, wanted)
             self._recycles = False
         except OSError as error:
+            # For another error, as of rights or descriptors, no messages are to be written over.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
             self._recycles = True
@@ -305,6 +309,7 @@ class LogWriter:
         # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
             oldest = self._segments.popleft()
+            # Before its file is touched: no bell and no feed names it from now on.
             self.bytes -= oldest.bytes
             self._room.grow(self, -oldest.bytes)
             with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
@@ -347,6 +352,8 @@ class LogWriter:
         A reader may find the file before its head is written. It takes the file for no segment, and
         no bell has told of messages in it yet.
         """
+        # `files.open` may close the file of this very log (`close_file`), to bound how many are
+        # open: so the descriptor of the last segment is looked at only behind that.
         descriptor = self._room.files.open(self, segment.path, os.O_WRONLY)
         try:
             head = records.pack_head(self.epoch, self.kernel_id, *segment.start)
@@ -364,20 +371,13 @@ class LogWriter:
             self.bytes -= last.bytes
             self._room.grow(self, -last.bytes)
         elif last is not None:
-            self._give_back(last)
+            last.cut()
         before, self._descriptor = self._descriptor, descriptor
         if before != -1:
             os.close(before)
         self._segments.append(segment)
         self.bytes += segment.bytes
         self._room.grow(self, segment.bytes)
-
-    def _give_back(self, last: Segment) -> None:
-        """Give back the blocks of a segment that it does not use."""
-        if last.room > last.bytes:
-            with contextlib.suppress(OSError):
-                os.truncate(last.path, last.bytes)
-                last.room = last.bytes
 
     def _hold_spare(self) -> None:
         """Have the spare file, for when the disk is full. Raises `OSError`."""
@@ -394,6 +394,7 @@ class LogWriter:
 
     def drop_first(self) -> None:
         """Drop the oldest segment. A server that has its file open can go on reading it."""
+        # A server that is about to open the file lists the directory anew (`SegmentReader.read`).
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(self, -first.bytes)
@@ -413,7 +414,7 @@ class LogWriter:
             self.drop_first()
         # Without this, a segment that is written now and then would never be dropped.
         if self._segments and self._segments[-1].begun_at < before:
-            self._segments[-1].room = self._segments[-1].bytes
+            self._segments[-1].cut()
 
     # Beginning and end
 
@@ -423,6 +424,9 @@ class LogWriter:
         Files that are no segments of this log are removed, with a line in the keeper's own log.
         The keeper before has ended: one keeper at a time has the state directory. Raises `OSError`.
         """
+        # The newest file may end in half a record, and has blank space behind that. Each other one
+        # was cut when the next was opened, unless the keeper was killed at that moment: then blank
+        # space is left in the last but one, which ends a file for its readers.
         found = sorted(segments_in(self.directory, self.kernel_id))
         if not found:
             return
@@ -444,7 +448,7 @@ class LogWriter:
         os.ftruncate(self._descriptor, last.bytes)
         try:
             allocate(self._descriptor, last.room)
-        except OSError:
+        except OSError:  # the disk is full: the next message takes the spare, or another file
             last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)

@@ -68,6 +68,15 @@ class Segment:
         self.bytes = records.HEAD_BYTES
         self.begun_at = self.written_at = time.time()
 
+    def cut(self) -> None:
+        """Give back the blocks behind the records: the next message takes another file."""
+        # The next keeper takes the size of a file for that of its records. Where this fails a half
+        # record may stay; readers know it by the number that is missing at its end.
+        if self.room > self.bytes:
+            self.room = self.bytes
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.bytes)
+
 
 def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Path, str]]:
     """The segments in a directory: the first place, path and epoch of each. Other files go."""
@@ -75,8 +84,14 @@ def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Pat
         if path.name == SPARE:
             continue
         try:
-            with path.open("rb") as file:
-                head = records.read_head(file.read(records.HEAD_BYTES), kernel_id)
+            # Kernels may run as the keeper's user, and put a named pipe or a link here: the first
+            # must not be waited for, and what the second leads to is no file of the log.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags)
+            try:
+                head = records.read_head(os.read(descriptor, records.HEAD_BYTES), kernel_id)
+            finally:
+                os.close(descriptor)
             if path.name != f"{head.number:020}{SUFFIX}":
                 raise DamagedLog("its name is not that of its first message")
         except records.OtherFormat as error:
@@ -104,6 +119,7 @@ def end_of(path: Path, start: Position) -> tuple[int, Position, float]:
             record = records.next_record(data, position - data_at, place.cursor)
             if record is None:
                 break
+            # The frame is not looked at: the number behind it tells that it was written to its end.
             behind = position + records.FRAME_AT + record.size
             end = position + record.whole
             records.owner_of(record, os.pread(descriptor, end - behind, behind))
@@ -127,6 +143,7 @@ def records_of(path: Path, start: Position) -> Iterator[tuple[Record, str | None
             file.seek(position)
             head = file.read(records.FRAME_AT)
             record = records.next_record(head, 0, number)
+            # A length is checked before so many bytes are read: in a damaged head it may be any.
             if record is None or record.whole > os.fstat(file.fileno()).st_size - position:
                 return
             frame = file.read(record.size)
@@ -147,6 +164,7 @@ def allocate(descriptor: int, room: int) -> None:
 
 def blank(path: Path, room: int) -> None:
     """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
+    # Written rather than cut and allocated anew: on a full disk the blocks would be gone between.
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         write_all(descriptor, [bytes(room)])
@@ -163,6 +181,6 @@ def write_all(descriptor: int, buffers: list[Buffer]) -> None:
     data = memoryview(b"".join(buffers))[-left:]
     while data:
         written = os.write(descriptor, data)
-        if not written:
+        if not written:  # no file system should do so; without this it would be tried for ever
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         data = data[written:]

@@ -87,6 +87,8 @@ class LogRoom:
         The size that was given last counts for all. Each log keeps at least its newest file.
         """
         before = self._share_of.pop(log, "")
+        # The bytes of a log count for one key at a time: they leave the one before they join the
+        # next, and `_fit` drops files only when both sums are right.
         if before:
             left = self._shares[before]
             left.logs.discard(log)
@@ -121,6 +123,11 @@ class LogRoom:
         share = self._shares.get(self._share_of.get(log, ""))
         if share is not None:
             share.used += size
+        if size < 0:
+            # A log that drops a file calls this, mostly from one of the loops below. To drop
+            # further files here would call `drop_first` within `drop_first`, once for each file.
+            return
+        if share is not None:
             self._fit(share)
         while self.used > self.together and _drop_of_largest(self._logs):
             pass
@@ -131,12 +138,13 @@ class LogRoom:
 
     def expire(self) -> None:
         """Drop messages that have become too old, also of kernels that are silent."""
-        for log in tuple(self._logs):
+        for log in self._logs:
             log.expire(time.time() - self.age)
 
 
 def _drop_of_largest(logs: set[Bounded]) -> bool:
     """Drop the oldest segment of the log that can drop most; whether there was one."""
+    # Of the log with most to lose: a kernel that floods does not drop what the others have said.
     largest = max(logs, key=lambda log: log.droppable, default=None)
     if largest is None or not largest.droppable:
         return False

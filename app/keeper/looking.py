@@ -58,6 +58,8 @@ def leader_that_writes(pipe: Path) -> tuple[int, str] | None:
     except FileNotFoundError:
         return None
     for pid in _pids() if HAS_PROC else _holders(pipe):
+        # The start time is read before the rest is looked at. If the number passes to another
+        # process in between, whoever opens the process finds another start time (`open_process`).
         if (started := start_time(pid)) is None:
             continue
         try:

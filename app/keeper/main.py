@@ -72,6 +72,8 @@ def become_keeper(state_dir: Path) -> tuple[int, socket.socket]:
     Returns a descriptor of the keeper's directory, and the socket on which servers come. Raises
     `BlockingIOError` if there is another keeper, and `TooOpen` or `OSError`.
     """
+    # The lock first: what lies in the directory, the socket and the notes, is this keeper's alone
+    # to change while it has the lock.
     directory = open_dir(state_dir)
     _take_lock(directory)
     adopt_orphans()
@@ -85,8 +87,13 @@ def handle_signals(service: Service, on_stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_stop)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)
-    # uvloop reserves SIGCHLD for itself, although it starts no processes here.
-    signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(service.reap))
+    # uvloop reserves SIGCHLD for itself, although it starts no processes here. The handler runs
+    # between any two steps of the main thread, so it only plans what is done.
+    # A child may end when the loop is closed; the main thread alone closes it, and not in between.
+    signal.signal(
+        signal.SIGCHLD,
+        lambda *_: None if loop.is_closed() else loop.call_soon_threadsafe(service.reap),
+    )
     signal.siginterrupt(signal.SIGCHLD, False)
 
 
@@ -108,6 +115,7 @@ async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)
         service.close()
+        # Before the lock is let go, too: by that servers know that a run's files are somebody's.
         if service.leftovers:
             import shutil  # which takes as long as a tenth of the start
 
@@ -121,6 +129,8 @@ def _listen(directory: int, path: Path) -> socket.socket:
         os.unlink("socket", dir_fd=directory)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket_address(directory, path) as address:
+        # The socket must not be open to others for a moment, as it would be before a chmod(2). No
+        # other thread is there that could make a file meanwhile.
         umask = os.umask(0o177)
         listener.bind(address)
         os.umask(umask)  # which kernels get
@@ -133,6 +143,7 @@ def _say(text: str) -> None:
     """Tell the server that waits, once, and let go of its pipe."""
     with contextlib.suppress(OSError):  # it may be gone
         os.write(1, f"{text}\n".encode())
+    # The number stays taken: as descriptor 1 a later file would get what something prints.
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.close(nothing)

@@ -47,6 +47,7 @@ class Memory:
 
     def note(self) -> None:
         """Messages have been read in this turn of the loop."""
+        # Called in every turn that reads anything: this does no more than set a flag.
         self._active = True
         if self._timer is None and self._trim is not None:
             self._timer = self._loop.call_later(LOOK_SECONDS, self._look)

@@ -50,7 +50,9 @@ class Notes:
     def read(self) -> list[Note]:
         """The notes that were written last; those that cannot be read are left out."""
         try:
-            with open(self._open(FILE, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            # O_NONBLOCK: a kernel of the same user may have put a named pipe there.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            with open(self._open(FILE, flags), "rb") as file:
                 lines = file.read(MAX_BYTES).splitlines() or [b""]
         except FileNotFoundError:
             return []
@@ -72,6 +74,7 @@ class Notes:
 
     def add(self, note: Note) -> bool:
         """Write one more note; False if all are to be written anew (`write`) instead."""
+        # At first there is no file that this keeper has written, so all are written anew.
         if self._lines >= self._most:
             return False
         try:
@@ -87,6 +90,7 @@ class Notes:
 
     def write(self, notes: Iterable[Note]) -> None:
         """Write all notes anew. A failure is logged once; the next call tries again."""
+        # Until this has succeeded `add` takes nothing: the file may be an older keeper's.
         rows = list(notes)
         self._lines = self._most = 0
         try:

@@ -20,6 +20,8 @@ class OOMWatch:
     def __init__(self, pid: int | None, root: Path = Path("/")) -> None:
         self._file: Path | None = None
         self._before = 0
+        # The count of before is taken now, and the file remembered: when the process has ended its
+        # /proc is gone, and the group may have killed others since it was made.
         for file in _candidates(pid, root) if pid is not None else ():
             count = _count(file)
             if count is not None:
@@ -31,6 +33,7 @@ class OOMWatch:
         """Whether a process of the group was killed for lack of memory since this was made."""
         if self._file is None:
             return False
+        # Read before the group is removed (`KeptKernel.end`); one that is gone counts nothing.
         return (_count(self._file) or 0) > self._before
 
 

@@ -45,8 +45,11 @@ class OpenFiles:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._holders:
                 raise
+            # Half of them: sockets, and processes that start, need descriptors as well.
             self._close_until(len(self._holders) // 2)
             descriptor = os.open(path, flags)
+        # Behind the open, so that a file that cannot be had costs nobody else theirs. The holder
+        # itself may be the one that loses its file here: it gets the new one.
         self._close_until(self._most - 1)
         self._holders[holder] = None
         return descriptor
@@ -60,5 +63,6 @@ class OpenFiles:
             first = next(iter(self._holders), None)
             if first is None:  # those that are left are gone: they are counted a moment longer
                 return
+            # Taken out first: `close_file` may call `closed`, which finds it gone.
             del self._holders[first]
             first.close_file()

@@ -26,6 +26,7 @@ TAIL_BYTES: Final = 32768
 stacks of its threads: some of these fit."""
 
 READ_BYTES: Final = 65536
+"""How many bytes are read at once: as many as a pipe holds, unless somebody makes it larger."""
 
 
 class ProcessOutput:
@@ -48,7 +49,7 @@ class ProcessOutput:
 
     def open(self) -> int:
         """A descriptor for a new process to write to; call `started` when the process has it."""
-        self.close()
+        self.close()  # of the process before, whose children may write to its pipe still
         self._tail.clear()
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._read_end, False)
@@ -60,7 +61,11 @@ class ProcessOutput:
         self.close()
         self._tail.clear()
         self._write_end = lasting_pipe(self.path)
-        self.follow()
+        try:
+            self.follow()
+        except BaseException:  # no descriptors are left; the caller does not call `started`
+            self.started()
+            raise
         return self._write_end
 
     def follow(self) -> None:
@@ -68,6 +73,8 @@ class ProcessOutput:
 
         Raises `OSError` when there is no such pipe.
         """
+        # Without O_NONBLOCK this would wait until somebody has the pipe open for writing [fifo(7)]:
+        # the process may have closed its output.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
         self._read_end = os.open(self._pipe, flags)
         self._loop.add_reader(self._read_end, self._read)
@@ -84,7 +91,8 @@ class ProcessOutput:
     def close(self) -> None:
         """Read what the pipe still holds, and close the pipe and the file."""
         self.started()
-        # What a process wrote before it ended is in the pipe, however late the loop reads it.
+        # What a process wrote before it ended is in the pipe, however late the loop reads it. One
+        # read takes all of it: a pipe holds `READ_BYTES` [pipe(7)].
         if self._read_end is not None:
             self._read()
         self._close_pipe()
@@ -132,7 +140,7 @@ class ProcessOutput:
             self._close_pipe()
             return
         self._tail += data
-        del self._tail[:-TAIL_BYTES]
+        del self._tail[:-TAIL_BYTES]  # before the file, which may fail: the tail is always there
         self._write(data)
 
     def _write(self, data: bytes) -> None:
@@ -170,6 +178,7 @@ def lasting_pipe(path: Path) -> int:
     no SIGPIPE: it only waits when the pipe is full, until another keeper calls
     `ProcessOutput.follow`. Raises `OSError`.
     """
+    # The directory is the service's own (0700), so nobody puts another file there in between.
     pipe = pipe_of(path)
     pipe.unlink(missing_ok=True)  # one that an earlier process has left
     os.mkfifo(pipe, 0o600)

@@ -32,6 +32,8 @@ class PeerEnds:
     def __init__(self, sockets: Iterable[zmq.Socket[Any]], now: float) -> None:
         self._until = now + PATIENCE_SECONDS
         self._watched: list[tuple[zmq.Socket[Any], zmq.Socket[Any]]] = []
+        # The end of a connection may lie before this. libzmq then tries to connect every 10 ms
+        # (`Channels._connect`), and each try is an event that counts as an end.
         for socket in sockets:
             try:
                 self._watched.append((socket, socket.get_monitor_socket(_ENDS)))
@@ -40,6 +42,7 @@ class PeerEnds:
 
     def are_over(self, now: float) -> bool:
         """Whether all connections have ended, or were waited for for long enough."""
+        # A monitor is not read, only looked at: its first event is enough.
         for each in [each for each in self._watched if each[1].poll(0)]:
             self._watched.remove(each)
             _end(*each)

@@ -74,6 +74,8 @@ class Process:
 
     def watch(self, on_end: Callable[[], None]) -> None:
         """Have ``on_end`` called once, by the running event loop, when the process has ended."""
+        # A process that has ended already is seen all the same: a pidfd stays readable, and a queue
+        # remembers (`_Kqueue`).
         self._loop = asyncio.get_running_loop()
         self._on_end = on_end
         self._watched = self._sight.fileno()
@@ -99,7 +101,7 @@ class Process:
 
     def _seen(self) -> None:
         on_end = self._on_end
-        self.unwatch()
+        self.unwatch()  # before the call: that may close this object, and its descriptor with it
         if on_end is not None:
             on_end()
 
@@ -111,12 +113,14 @@ class Process:
         if self.is_child:  # it is not reaped, so the number is its own
             os.killpg(self.pid, number)
             return
+        # By the pidfd, which no other process gets: the leader may have been reaped by its parent,
+        # and others of its group live on.
         if isinstance(self._sight, Pidfd):
             try:
                 signal.pidfd_send_signal(self._sight.descriptor, number, None, _PROCESS_GROUP)
                 return
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno != errno.EINVAL:  # that is what an older Linux says to the flag
                     raise
         if start_time(self.pid) not in (self.started, None):  # the number is somebody else's
             raise ProcessLookupError(errno.ESRCH, "the process group is gone")
@@ -140,7 +144,7 @@ class Process:
                 return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
             if self.is_child:
                 return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        except ChildProcessError:
+        except ChildProcessError:  # another process's child, which tells that one alone
             pass
         return UNKNOWN_EXIT
 
@@ -206,6 +210,8 @@ def adopt_orphans() -> None:
 
     Where there is no prctl(2), process 1 stays that parent.
     """
+    # Kernels that a fork server has forked would otherwise be process 1's when that ends: nobody
+    # would know their exit codes.
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         prctl = libc.prctl
@@ -223,6 +229,7 @@ def ended_child() -> int | None:
     """
     if not hasattr(os, "waitid"):
         return None
+    # WNOWAIT: to reap it here would free its number, by which its group is still to be killed.
     try:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -232,6 +239,7 @@ def ended_child() -> int | None:
 
 def _signal_members(pgid: int, number: int) -> None:
     """Signal a process group by the pidfds of its members, where Linux is older than 6.9."""
+    # A process that one of them forks between the look and its signal is missed.
     reached = False
     for member, _ in members(pgid):
         with contextlib.suppress(ProcessLookupError):
@@ -242,6 +250,7 @@ def _signal_members(pgid: int, number: int) -> None:
 
 
 def _signal_member(member: int, pgid: int, number: int) -> None:
+    # The pidfd first, as in `open_process`: the look behind it is at the process that is signalled.
     pidfd = os.pidfd_open(member)
     try:
         found = look(member)

@@ -144,7 +144,7 @@ def _fields(head: bytes | bytearray) -> Fields:
     try:
         fields = json.loads(head)
     except (ValueError, RecursionError):
-        raise Garbled("no JSON") from None
+        raise Garbled("no JSON") from None  # which may have a secret of the environment in it
     if not isinstance(fields, dict):
         raise Garbled("no JSON object")
     return fields
@@ -177,6 +177,7 @@ class Frames(asyncio.Protocol):
 
     def hold(self) -> None:
         """Hand on nothing, and read nothing, until `go_on`."""
+        # What has been read already waits in `_rest`, and what a present call of `_take` leaves.
         self._held = True
         if self._transport is not None:
             self._transport.pause_reading()
@@ -185,6 +186,7 @@ class Frames(asyncio.Protocol):
         """Hand on what was held back, and read on."""
         self._held = False
         self._hand_on()
+        # A frame that was handed on may have had this hold again, or end.
         if not self._held and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
@@ -197,6 +199,7 @@ class Frames(asyncio.Protocol):
             self._rest += memoryview(data)[self._take(data) :]
 
     def _hand_on(self) -> None:
+        # Taken out first: a frame may come back here by `go_on`, and must not be handed on twice.
         rest, self._rest = self._rest, bytearray()
         done = self._take(rest)
         del rest[:done]
@@ -213,9 +216,10 @@ class Frames(asyncio.Protocol):
                 if end > size:
                     break
                 fields = _fields(data[begin : begin + head])
-                start = end
+                start = end  # before the call: a frame counts as taken whatever it raises
                 self._on_frame(fields, bytes(memoryview(data)[begin + head : end]))
         except Garbled as error:
+            # Where the next frame begins is unknown, or the peer errs: nothing more is taken.
             self._error = error
             if self._transport is not None:
                 self._transport.close()
@@ -223,6 +227,7 @@ class Frames(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more will come: what was held back is handed on now."""
+        # A server that sends a request and ends wants it done, answered or not.
         self._held = False
         self._hand_on()
         self._on_end(self._error or exc)
@@ -249,6 +254,8 @@ def open_dir(state_dir: Path) -> int:
 
     Raises `TooOpen` or `OSError`.
     """
+    # Made, then checked, then opened: once both directories are ours alone nobody else can put
+    # another in their place. O_NOFOLLOW, as the check passes over the mode of a link.
     directory = keeper_dir(state_dir)
     directory.mkdir(mode=0o700, exist_ok=True)
     check_private(state_dir)
@@ -260,6 +267,7 @@ def check_private(state_dir: Path) -> None:
 
     The keeper's, or the registry, which has the kernels' keys. What is not there is fine.
     """
+    # A directory that passes stays as it is: only its owner can change it, or what lies in it.
     checked = [state_dir, state_dir / "registry.sqlite"]
     for directory in (keeper_dir(state_dir), *aside_dirs(state_dir)):
         checked += [directory, directory / "socket", directory / "log"]
@@ -287,6 +295,7 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
     more. Where there is no /proc, the path leads there if it is short enough, and a symbolic link
     in a private directory otherwise. Raises `OSError`.
     """
+    # By the descriptor, which stays that of this directory when a server sets it aside.
     if HAS_PROC:
         yield f"/proc/self/fd/{directory}/{name}"
     elif len(os.fsencode(path / name)) <= MAX_ADDRESS:

@@ -84,6 +84,8 @@ class PendingRequests:
 
     def add(self, message: ClientMessage, owner: str) -> Request:
         """Remember a request that is about to be sent; returns it."""
+        # The reply to one that is forgotten goes by its parent's session (`owner`), which mostly is
+        # the right one, too.
         if len(self) >= MAX_REQUESTS:
             self._forget_one()
         request = Request(message, owner)
@@ -127,7 +129,7 @@ class PendingRequests:
         request = next((request for request in requests if not request.replied), requests[0])
         request.replied = True
         if request.idle:  # reply and idle status come in either order: the second one removes it
-            self._remove(request)
+            self.discard(request)
         return request
 
     def on_idle(self, parent: Header) -> Request | None:
@@ -136,18 +138,14 @@ class PendingRequests:
         if request is None:
             return None
         request.idle = True
-        if request.replied:
-            self._remove(request)
+        if request.replied:  # else `on_reply` removes it
+            self.discard(request)
         return request
 
     def unanswered(self, msg_id: str, owner: str) -> Request | None:
         """The oldest request with this id for which the kernel went idle and did not reply."""
         requests = self._by_id.get(msg_id, [])
         return next((one for one in requests if one.idle and one.owner == owner), None)
-
-    def discard(self, request: Request) -> None:
-        """Forget a request that will not be answered."""
-        self._remove(request)
 
     def take_all(self) -> list[Request]:
         """Forget every request and return them, oldest first."""
@@ -156,7 +154,8 @@ class PendingRequests:
         self._by_id.clear()
         return requests
 
-    def _remove(self, request: Request) -> None:
+    def discard(self, request: Request) -> None:
+        """Forget a request: it is finished, or will not be answered."""
         requests = self._by_id[request.msg_id]
         requests.remove(request)
         del self._in_order[request]
@@ -166,4 +165,4 @@ class PendingRequests:
     def _forget_one(self) -> None:
         """Forget one request: the oldest that has its reply, or else the oldest of all."""
         victim = next((request for request in self if request.replied), None)
-        self._remove(victim or next(iter(self)))
+        self.discard(victim or next(iter(self)))

@@ -61,6 +61,7 @@ class ServerLink(Frames):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """All that the server has sent is taken."""
+        # In this order: whoever waits for `ended` relies on it that nothing more is taken.
         super().connection_lost(exc)
         self.ended.set_result(None)
 
@@ -70,8 +71,10 @@ class ServerLink(Frames):
 
     def write(self, frame: bytes) -> None:
         """Tell the server something; nothing is told to one that is gone."""
+        # A transport that is closing is not yet known to be gone: `connection_lost` is for a later
+        # turn, and until then bells and events are still for this server.
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(frame)
+            self._transport.write(frame)  # which may call `pause_writing`
             if self._feeds is not None and not self._is_late and self.unread > TOLD_BYTES:
                 self._is_late = True
                 self.hold()
@@ -83,6 +86,7 @@ class ServerLink(Frames):
 
     def cut_off(self) -> None:
         """Take nothing more, not even what has come already, and end the connection."""
+        # The flag first: what has come and was held back is handed on when the connection is lost.
         self._is_cut_off = True
         if self._transport is not None:
             cut_off(self._transport)
@@ -103,11 +107,12 @@ class ServerLink(Frames):
     def go_on(self) -> None:
         """Take what has come meanwhile."""
         self._holds -= 1
-        if not self._holds:
+        if not self._holds:  # what is handed on may hold again, as `Frames.go_on` expects
             super().go_on()
 
     def pause_writing(self) -> None:
         """The server does not read."""
+        # Requests of a server with feeds are still read: feeds stop, and `write` bounds the rest.
         self._is_full = True
         if self._feeds is None:
             self._is_late = True

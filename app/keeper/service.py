@@ -6,21 +6,19 @@ import asyncio
 import logging
 import math
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, Union
+from typing import Any, Final
 
 import msgspec
 import zmq
 
 from ..protocol import link
-from ..protocol.compose import make_parts
-from ..protocol.messages import ClientMessage
 from .audience import Audience
 from .connection_files import prepare, remove_prepared
+from .ending import Ending
 from .group_files import find_base
 from .groups import ControlGroups, state_key
 from .hearing import Hearing
@@ -41,18 +39,14 @@ __all__ = ["Service"]
 logger = logging.getLogger(__name__)
 
 ALONE_SECONDS: Final = 20.0
-"""How long a keeper that was just started waits for the server that did so."""
-
-TERMINATE_SECONDS: Final = 5.0
-"""Between shutdown request, SIGTERM and SIGKILL for kernels that were left behind."""
+"""How long a keeper that was just started waits for the server that did so. That server connects at
+once; on a machine that is overloaded this may take seconds."""
 
 ACCEPT_SECONDS: Final = 1.0
 """How many seconds after an error, as for want of descriptors, connections are accepted again."""
 
 SETTLE_SECONDS: Final = 0.2
 """How long a greeting waits until the last requests of the server before were read."""
-
-Answer = Union[Fields, tuple[Fields, bytes]]
 
 
 class Service:
@@ -77,37 +71,39 @@ class Service:
             lambda bells: self._servers.ring(bells, self._hearings.id_of),
             self._servers.on_malformed,
         )
+        self._ending = Ending(self._kernels, self._hearings, self.end)
         self._orphan_timeout = 0.0
         self._server: Process | None = None  # that with which the kernels end
         self._own: list[str] = []
         self.leftovers: list[str] = []
         """Directories that are to be removed when the keeper has ended."""
-        self._stopping = False
         self._stays = stays
         self._used = False  # some server has come
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         if not stays:
             self._timer = self._loop.call_later(ALONE_SECONDS, self.end)
-        self._requests: dict[str, Callable[[Fields], Answer]] = {
+        self._requests: dict[str, Callable[[Fields], Any]] = {  # what each returns is the answer
             "hello": self._on_hello,
-            "stop": self._on_stop,
-            "kept": lambda _: {"answer": self._kernels.records},
+            "stop": lambda _: self.stop(),
+            "kept": lambda _: self._kernels.records,
             "strays": self._on_strays,
             "launch": self._on_launch,
             "adopt": self._on_adopt,
             "hear": self._on_hear,
-            "open": self._on_open,
-            "stdin": lambda fields: {"answer": self._heard(fields).stdin_connected},
-            "settle": self._on_settle,
-            "disconnect": self._on_disconnect,
+            "open": lambda fields: self._heard(fields).used(share_from(fields)),
+            "stdin": lambda fields: self._heard(fields).stdin_connected,
+            "settle": lambda fields: self._hearings.settle(fields["kernel_id"]),
+            "disconnect": lambda fields: self._hearings.disconnect(fields["kernel_id"]),
             "drop": self._on_drop,
-            "renew": self._on_renew,
-            "signal": self._on_signal,
-            "tail": self._on_tail,
-            "usage": lambda fields: {"answer": fields["used"]},
+            "renew": lambda fields: self._hearings.renew(fields["kernel_id"]),
+            "signal": lambda fields: self._kernel(fields).signal(int(fields["number"])),
+            "tail": lambda fields: self._kernel(fields).tail(),
+            "usage": lambda fields: fields["used"],
             "end": self._on_end,
-            **{"run": run, "prepare": prepare, "load": lambda _: {"answer": load()}},
+            "run": run,
+            "prepare": prepare,
+            "load": lambda _: load(),
         }
         self._loop.add_reader(listener, self._accept)
 
@@ -128,7 +124,9 @@ class Service:
         self._servers.close()
         self._hearings.close()
 
-    def _deafen(self) -> None:  # the next keeper takes the servers that come
+    def _deafen(self) -> None:
+        # The next keeper takes the servers that come. It listens at the same path, and cannot do so
+        # before this process has ended and let go of the lock: until then servers are refused.
         if self._listener.fileno() != -1:
             self._loop.remove_reader(self._listener)
             self._listener.close()
@@ -136,6 +134,7 @@ class Service:
     # Servers come and go
 
     def _accept(self) -> None:
+        # One connection each time: the loop calls this again while others wait.
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
@@ -152,6 +151,7 @@ class Service:
         self._do_later(self._loop.connect_accepted_socket(self.new_link, connection))
 
     def _do_later(self, what: Coroutine[Any, Any, object]) -> None:
+        # The loop has only weak references to tasks: without this set one could vanish at an await.
         task = self._loop.create_task(what)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -168,7 +168,9 @@ class Service:
         return server
 
     def _on_frame(self, server: ServerLink, fields: Fields, data: bytes) -> None:
-        if self._stopping:
+        if self._ending.began:
+            # A stop is not taken back, so a kernel that is launched now would be killed. The end of
+            # the connection tells the server that another keeper is needed.
             server.close()
         elif not fields:
             if not server.take(data, self._hearings):
@@ -184,8 +186,13 @@ class Service:
             server.mirror()
             server.write(self._answer(fields, server))
         elif fields.get("ask") == "usage":
+            # A sample takes turns of the loop, so requests behind this one are answered before it.
+            # The server knows answers by their ids, and what a sample tells decides nothing here.
             self._do_later(self._sample(server, fields))
         elif fields.get("ask") == "hello" and self._servers.predecessors(server, fields):
+            # The race: the server before has ended, and requests of its may still lie in its
+            # socket. Were this server answered now, it would be told ends of logs in which those
+            # requests are missing, and send them again.
             server.hold()
             self._do_later(self._greet_late(server, fields))
         else:
@@ -200,7 +207,7 @@ class Service:
     def _greet(self, server: ServerLink) -> None:
         self._servers.add(server)
         self._used = True
-        if self._timer is not None and not self._stopping:
+        if self._timer is not None:  # that of a keeper without servers
             self._timer.cancel()
             self._timer = None
 
@@ -212,15 +219,17 @@ class Service:
         others = {other.ended for other in self._servers.predecessors(server, hello)}
         if others:
             await asyncio.wait(others, timeout=SETTLE_SECONDS)
+        # If the connection was lost meanwhile, what had come over it was taken then (`Frames`). If
+        # a stop has begun, this answer does no harm: the server's next frame ends the connection.
         if not server.ended.done():
             server.write(self._answer(hello, server))
             server.go_on()
 
     def _leave(self, server: ServerLink) -> None:
-        if server not in self._servers:
+        if server not in self._servers:  # it was never greeted
             return
         self._servers.discard(server)
-        if self._servers or self._timer is not None:
+        if self._servers or self._ending.began:
             return
         if self._server is not None:  # it comes back, or its end is seen
             self._end_if_unused()
@@ -232,6 +241,7 @@ class Service:
 
     def _end_if_unused(self) -> None:
         """End when nobody will ask for anything any more, not even for how a kernel ended."""
+        # A kernel that others have started is heard, and has no process here.
         needed = self._servers or self._kernels or self._hearings.any_connected
         if self._used and not needed and not self._stays:
             self.end()
@@ -240,15 +250,13 @@ class Service:
         """Let go of all kernels: the keeper of a server of another version adopts them."""
         logger.info("replaced by a keeper of another version; kernels go on")
         self._deafen()
+        # The records are made and the listener is closed in one turn, so no kernel is added behind
+        # the answer. The end is awaited, as the answer would be lost with this process.
         server.write(pack({"answer": self._kernels.records}))
         server.close()
         server.ended.add_done_callback(lambda _: self.end())
 
     # Kernels that nobody wants any more
-
-    def _on_stop(self, _fields: Fields) -> Answer:
-        self.stop()
-        return {"answer": None}
 
     def _watch(self, server: Fields) -> None:
         """End the kernels when this server's process ends. Raises `OSError` if that cannot be seen.
@@ -257,6 +265,7 @@ class Service:
         """
         self._end_watch()
         self._own = server["own"]
+        # The server may have died behind its greeting: then no process is found, and nobody comes.
         self._server = open_process(server["pid"], server["start_time"])
         if self._server is None:
             self.stop()
@@ -270,65 +279,45 @@ class Service:
 
     def stop(self) -> None:
         """End all kernels, and then this keeper, within some seconds."""
+        # Called by a request, by the watch of the server's process, and by SIGTERM where a keeper
+        # has joined its service: in any order, and more than once.
         self._end_watch()
-        if not self._stopping:
+        if not self._ending.began:
             self._stop_orphans()
 
     def _stop_orphans(self) -> None:
-        """Ask the kernels to shut down; those that go on get SIGTERM, then SIGKILL. Then end."""
         logger.warning("there is no server any more: kernels are stopped")
         self.leftovers = self._own
-        self._stopping = True
         self._deafen()
-        asked = 0
-        for kernel in self._kernels:
-            hearing = self._hearings.get(kernel.kernel_id)
-            if hearing is not None and hearing.connected and kernel.running:
-                header, parts = make_parts("shutdown_request", {"restart": False}, hearing.session)
-                hearing.request(ClientMessage("control", header, parts), hearing.session)
-                asked += 1
-        patience = TERMINATE_SECONDS if asked else 0.0
-        self._timer = self._loop.call_later(patience, self._terminate_orphans)
-        self._end_if_alone()
-
-    def _terminate_orphans(self) -> None:
-        self._kernels.signal_all(signal.SIGTERM)
-        self._timer = self._loop.call_later(TERMINATE_SECONDS, self._kill_orphans)
-
-    def _kill_orphans(self) -> None:
-        self._kernels.signal_all(signal.SIGKILL)
-        self._timer = self._loop.call_later(TERMINATE_SECONDS, self.end)
+        self._ending.begin()
 
     def reap(self) -> None:
         """Children have ended."""
         self._kernels.reap()
 
-    def _end_if_alone(self) -> None:
-        if not self._kernels.any_running:
-            self.end()
-
     def _on_exit(self, kernel: KeptKernel) -> None:
         event = {"event": "exited", "code": kernel.exit_code, "pid": kernel.pid}
         self._servers.tell(kernel.kernel_id, event | {"oom": kernel.out_of_memory})
-        if self._stopping:
-            self._end_if_alone()
+        self._ending.look()
 
     # What servers ask
 
     def _answer(self, fields: Fields, server: ServerLink) -> bytes:
         """The frame of the answer. An error of any kind concerns only the server that has asked."""
         number = {"id": fields["id"]} if "id" in fields else {}
+        # Nothing awaits in here. So a request sees no other one half done, and bells and events of
+        # what a request does come before its answer.
         try:
             if fields["ask"] == "hello":
                 server.replica = str(fields.get("replica", ""))
             elif "kernel_id" in fields:
+                # Before anything is done: what an earlier replica asks late must change nothing.
                 self._servers.come(server, str(fields["kernel_id"]), fields.get("term"))
             answer = self._do(fields)
             if fields["ask"] == "hello":
                 answer = self._servers.only_own(server, answer)
-                self._greet(server)
-            head, data = answer if isinstance(answer, tuple) else (answer, b"")
-            return pack({**number, **head}, data)
+                self._greet(server)  # a greeting that is refused leaves all timers as they are
+            return pack({**number, "answer": answer})
         except (OSError, zmq.ZMQError) as error:
             text = {"error": str(error), "strerror": error.strerror, "errno": error.errno}
             return pack({**number, **text, "filename": getattr(error, "filename", None)})
@@ -338,7 +327,7 @@ class Service:
             logger.warning("%s cannot be done", fields.get("ask"), exc_info=True)
             return pack({**number, "error": f"{type(error).__name__}: {error}"})
 
-    def _do(self, fields: Fields) -> Answer:
+    def _do(self, fields: Fields) -> Any:
         request = self._requests.get(str(fields.get("ask")))
         if request is None:
             raise ValueError("the keeper does not know what is asked")
@@ -346,7 +335,7 @@ class Service:
             raise ValueError("it was asked too late")
         return request(fields)
 
-    def _on_hello(self, fields: Fields) -> Answer:
+    def _on_hello(self, fields: Fields) -> Fields:
         if fields["protocol"] != PROTOCOL:
             raise ValueError(f"protocol {fields['protocol']}")
         room = self._hearings.room
@@ -355,6 +344,8 @@ class Service:
         self._kernels.output_bytes = int(fields["output_bytes"])
         self._orphan_timeout = float(fields["orphan_timeout"])
         self._lasts = "server" not in fields
+        # The answer leaves out the processes that are taken over now: the server asks for each of
+        # those that are its own (`adopt`), and says their limits, which no note has.
         kept = self._kernels.records
         self._kernels.take_over()
         if "server" in fields:
@@ -362,21 +353,24 @@ class Service:
                 self._watch(fields["server"])
             except OSError as error:  # no descriptors are left: its connection tells of its end
                 logger.error("the server's process cannot be watched: %s", error)
-        return {"answer": {"kept": kept, "heard": self._hearings.ids, "can": [*CAN]}}
+        return {"kept": kept, "heard": self._hearings.ids, "can": [*CAN]}
 
-    def _on_strays(self, fields: Fields) -> Answer:
-        """End the kernels of replicas that are dead, but for those that the registry knows."""
-        known, ended = set(fields["known"]), 0
-        for kernel in self._kernels:
-            of_the_dead = self._terms.of_any(kernel.kernel_id, fields["dead"])
-            if of_the_dead and kernel.kernel_id not in known:
-                logger.info("kernel %s was nobody's, and is killed", kernel.kernel_id)
-                self._hearings.disconnect(kernel.kernel_id)
-                self._kernels.forget(kernel)
-                ended += 1
-        return {"answer": ended}
+    def _on_strays(self, fields: Fields) -> None:
+        """End the kernels of replicas that are dead, but for those that the registry knows.
 
-    def _on_launch(self, fields: Fields) -> Answer:
+        Their logs go as well: a log is opened before the process is launched, so there may be a log
+        alone. Nobody else will drop what the registry does not know.
+        """
+        here = {*self._hearings.ids, *(kernel.kernel_id for kernel in self._kernels)}
+        for kernel_id in here.difference(fields["known"]):
+            if self._terms.of_any(kernel_id, fields["dead"]):
+                logger.info("kernel %s was nobody's, and is killed", kernel_id)
+                if (kernel := self._kernels.present(kernel_id)) is not None:
+                    self._kernels.forget(kernel)
+                self._hearings.forget(kernel_id)
+                self._servers.forget(kernel_id)
+
+    def _on_launch(self, fields: Fields) -> Fields:
         kernel = self._kernels.launch(
             str(fields["kernel_id"]),
             fields["command"],
@@ -388,17 +382,17 @@ class Service:
             user=AsUser.of(fields.get("as_user")),
             arguments=fields.get("arguments"),
         )
-        return {"answer": kernel.record}
+        return kernel.record
 
-    def _on_adopt(self, fields: Fields) -> Answer:
+    def _on_adopt(self, fields: Fields) -> Fields | None:
         kernel_id, pid, started = fields["kernel_id"], int(fields["pid"]), fields["start_time"]
         limits = limits_from(fields.get("limits"))
         kernel = self._kernels.adopt(kernel_id, pid, started, fields["output"], limits)
-        return {"answer": None if kernel is None else kernel.record}
+        return None if kernel is None else kernel.record
 
     # Logs and sockets
 
-    def _on_hear(self, fields: Fields) -> Answer:
+    def _on_hear(self, fields: Fields) -> Any:
         heard = self._hearings.hear(
             str(fields["kernel_id"]),
             session=str(fields["session"]),
@@ -409,7 +403,7 @@ class Service:
             known=fields.get("known", (1, 0)),
             share=share_from(fields),
         )
-        return {"answer": msgspec.to_builtins(heard)}
+        return msgspec.to_builtins(heard)
 
     def _heard(self, fields: Fields) -> Hearing:
         hearing = self._hearings.get(fields["kernel_id"])
@@ -417,29 +411,15 @@ class Service:
             raise ValueError(f"kernel {fields['kernel_id']} is not heard")
         return hearing
 
-    def _on_open(self, fields: Fields) -> Answer:
-        self._heard(fields).used(share_from(fields))
-        return {"answer": None}
-
-    def _on_settle(self, fields: Fields) -> Answer:
-        return {"answer": self._hearings.settle(fields["kernel_id"])}
-
-    def _on_disconnect(self, fields: Fields) -> Answer:
-        self._hearings.disconnect(fields["kernel_id"])
-        return {"answer": None}
-
-    def _on_renew(self, fields: Fields) -> Answer:
-        self._hearings.renew(fields["kernel_id"])
-        return {"answer": None}
-
-    def _on_drop(self, fields: Fields) -> Answer:
-        self._hearings.flush()  # the server holds the newest file open, and reads the rest there
+    def _on_drop(self, fields: Fields) -> None:
+        # Clients still read the end of the log: the server holds the newest file open, and reads
+        # the rest there although `forget` removes the name.
+        self._hearings.flush()
         if fields.get("prepared"):
             remove_prepared(str(fields["kernel_id"]))
         self._hearings.forget(fields["kernel_id"], fields.get("directory"))
         self._servers.forget(fields["kernel_id"])
         self._end_if_unused()
-        return {"answer": None}
 
     def _take(self, data: bytes, server: ServerLink) -> None:
         """A request for a kernel, or a message for its log. Raises `Garbled`."""
@@ -460,23 +440,22 @@ class Service:
     def _obeying(self, handle: int, server: ServerLink) -> Hearing | None:
         """The kernel with this handle; None if it is gone, or does not obey the server."""
         hearing = self._hearings.by_handle(handle)
+        # Neither is an error: the kernel may have gone, or been taken, while this was on its way.
         obeys = hearing is not None and self._servers.is_obeyed(server, hearing.kernel_id)
         return hearing if obeys else None
 
-    def _on_signal(self, fields: Fields) -> Answer:
-        self._kernels[fields["kernel_id"]].signal(int(fields["number"]))
-        return {"answer": None}
-
-    def _on_tail(self, fields: Fields) -> Answer:
-        return {"answer": self._kernels[fields["kernel_id"]].tail()}
+    def _kernel(self, fields: Fields) -> KeptKernel:
+        return self._kernels[fields["kernel_id"]]
 
     async def _sample(self, server: ServerLink, fields: Fields) -> None:
         """Answer what a kernel uses. Other requests may be answered while this takes the sample."""
         kernel = self._kernels.present(str(fields.get("kernel_id")))
+        # Meanwhile the server may have gone, which `write` ignores, and the kernel, of which the
+        # sample then tells nothing or too little.
         used = None if kernel is None else await kernel.usage()
         server.write(self._answer({**fields, "used": used}, server))
 
-    def _on_end(self, fields: Fields) -> Answer:
+    def _on_end(self, fields: Fields) -> bool:
         """Kill the process ``pid`` of a kernel, or what the request ``launch`` led to; forget it.
 
         The process may have been launched by the keeper before this one, which does not tell the
@@ -484,14 +463,15 @@ class Service:
         """
         kernel = self._kernels.present(fields["kernel_id"])
         if kernel is None:
-            return {"answer": False}
+            return False
         if "pid" in fields:
             is_it = kernel.pid == fields["pid"]
         else:
             is_it = kernel.launched_by in ("", fields["launch"])
         if not is_it:
-            return {"answer": False}
+            return False
+        # In this order: what the process has said is read before it is killed.
         self._hearings.disconnect(kernel.kernel_id)
         self._kernels.forget(kernel)
         self._end_if_unused()
-        return {"answer": True}
+        return True

@@ -56,7 +56,7 @@ class Pidfd:
         try:
             self.descriptor = os.pidfd_open(pid)
         except OSError as error:
-            if error.errno == errno.EINVAL:
+            if error.errno == errno.EINVAL:  # a thread's number, which is no process's
                 raise ProcessLookupError(errno.ESRCH, "there is no such process") from None
             raise
 
@@ -64,6 +64,7 @@ class Pidfd:
         return self.descriptor
 
     def has_ended(self) -> bool:
+        # poll(2), as select(2) takes no descriptor from 1024 on.
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))
@@ -81,6 +82,8 @@ class _Kqueue:
             pid, system.KQ_FILTER_PROC, system.KQ_EV_ADD, fflags=system.KQ_NOTE_EXIT
         )
         self._ended = False
+        # From `control` on no end is missed; `open_process` looks behind that whether the number is
+        # still that of the process which is meant.
         self._queue = system.kqueue()
         try:
             self._queue.control([event], 0)
@@ -123,6 +126,7 @@ class Child:
                 self._ended = True
             else:
                 self._ended = found is not None
+        # Remembered: once it is reaped the number may be that of another child.
         return self._ended
 
     def close(self) -> None:

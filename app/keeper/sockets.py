@@ -17,6 +17,8 @@ COPY_BYTES: Final = 4096
 """Frames up to this size are copied out of libzmq: cheaper than keeping its memory alive."""
 
 MAX_SOCKETS: Final = 65535
+"""How many sockets a context may have [zmq_ctx_set(3), ZMQ_MAX_SOCKETS]. The default of 1023 is
+enough for a few hundred kernels."""
 
 _ZERO_COPY_RECV: Final = 10
 """The option's number: pyzmq has no name for it, as libzmq calls it a draft [zmq_draft.h]."""
@@ -62,6 +64,7 @@ def read_frames(socket: zmq.Socket[bytes], leading: Sequence[int]) -> list[bytes
     except zmq.Again:  # messages arrive whole, so this is the end of one
         return frames
     frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)
+    # All frames of a message arrive together [zmq_msg_recv(3)], so none of these reads waits.
     while frame.more:
         frame = receive(copy=False)
         frames.append(frame.bytes if len(frame) <= COPY_BYTES else frame.buffer)

@@ -74,6 +74,8 @@ class Terms:
         """
         if kernel_id in self._tenures:
             self._gone[kernel_id] = None
+            # Bounded, as kernels come and go while the keeper lives. To be misled a replica has to
+            # sleep through the ends of so many kernels.
             if len(self._gone) > MAX_GONE:
                 oldest = next(iter(self._gone))
                 del self._gone[oldest], self._tenures[oldest]

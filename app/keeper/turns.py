@@ -27,7 +27,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        # The last two kernels with short turns, and until when each counts (monotonic).
+        # The last two kernels with short turns, and until when each counts (monotonic). Two are
+        # enough: a kernel's own short turns must not shorten its turns, and one other does.
         self._last: tuple[bytes, float] = (b"", 0.0)
         self._other: tuple[bytes, float] = (b"", 0.0)
 

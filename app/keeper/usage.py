@@ -78,6 +78,8 @@ def processes_of(pid: int, orphans: Iterable[int] = ()) -> list[int]:
 
     ``orphans`` are children of the keeper: those of the kernel's session are the kernel's.
     """
+    # Not all at one moment: what is forked or ends meanwhile may be missed, and no number is met
+    # twice (`found`).
     found = {pid: None}
     for orphan in orphans:
         seen = figures(orphan) if orphan != pid else None
@@ -114,7 +116,7 @@ def orphans() -> list[int]:
 
 async def sample(pid: int, group: Group | None) -> Usage:
     """What a kernel uses now. After each process the event loop has its turn."""
-    if not HAS_PROC:
+    if not HAS_PROC:  # which blocks the loop for some milliseconds: see `run_tool`
         return _by_ps(pid, run_tool("ps", "-A", *_COLUMNS))
     pids = group.pids()[:MAX_PROCESSES] if group is not None else processes_of(pid, orphans())
     usage = await _sum(pids, shared=group is None or group.figure("memory.current") is None)
@@ -128,6 +130,8 @@ async def _sum(pids: list[int], *, shared: bool) -> Usage:
     usage = Usage(cpu_seconds=0.0, memory=0, processes=0, threads=0, open_files=0)
     usage.memory_kind = "pss" if len(pids) <= MAX_SHARED else "rss"
     resident = 0
+    # At each await a process may end, and its number pass to another: one sample then counts a
+    # process too few, or one that is none of the kernel's.
     for pid in pids:
         await asyncio.sleep(0)
         found = figures(pid)
@@ -186,6 +190,7 @@ def proportional_bytes(pid: int) -> int | None:
 
 def open_files(pid: int) -> int | None:
     """How many descriptors a process has; None where that is not told, or there are too many."""
+    # Of another user's process, as with accounts of their own for owners, this is not told.
     directory = f"/proc/{pid}/fd"
     try:
         if count := os.stat(directory).st_size:  # Linux tells it from 6.2 on

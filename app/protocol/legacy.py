@@ -50,6 +50,7 @@ def encode(message: Message) -> bytes:
     The frame is built once, and stays on the message for the other readers of this framing. Raises
     `FrameError` when the frame would pass 4 GiB: the framing's offsets have 32 bits.
     """
+    # Several readers share the message. Nothing awaits in here, so it is spliced once.
     if message.legacy is None:
         message.legacy = _splice(message)
     return message.legacy
@@ -109,6 +110,7 @@ def decode_binary(frame: bytes, session: str) -> ClientMessage:
     if len(frame) < 8:
         raise FrameError("a binary frame starts with its number of parts and their offsets")
     (count,) = unpack_from(">I", frame)
+    # Both bounds come before the table is read, as `count` is the client's.
     if not 0 < count <= len(frame) // 4 - 1:
         raise FrameError("the table of offsets does not fit the frame")
     if count > MAX_PARTS:

@@ -129,6 +129,7 @@ class Piece(NamedTuple):
 
 def pack_request(handle: int, message: ClientMessage, owner: str) -> list[Buffer]:
     """The pieces of a frame with a request of the session ``owner``."""
+    # Pieces, to be written together: a large cell, or a buffer, is not copied into a frame first.
     name = owner.encode("utf-8", "surrogatepass")
     parts = message.parts
     head = _REQUEST.pack(REQUEST, handle, _NUMBERS[message.channel], len(name), len(parts))
@@ -143,6 +144,8 @@ def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
         start = _REQUEST.size + 8 * count
         owner = data[start : start + name_size].decode("utf-8", "surrogatepass")
         start += name_size
+        # Checked before anything is cut: sizes of 64 bits would make slices that are cut short, and
+        # parts in which a part of the next one lies.
         if count < 4 or start + sum(sizes) != len(data):
             raise MalformedMessage("the parts of a request do not fit its frame")
         parts: list[Buffer] = []
@@ -156,6 +159,7 @@ def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
 
 def pack_said(said: Said) -> list[Buffer]:
     """The pieces of a frame with a message that the server has made."""
+    # An empty name is a session's, which nobody has (`NOBODY`): the length tells of everybody.
     name, size = b"", EVERYBODY
     if said.owner is not None:
         name = said.owner.encode("utf-8", "surrogatepass")
@@ -187,6 +191,7 @@ def pack_bells(bells: Iterable[Bell]) -> bytes:
 
 def unpack_bells(data: bytes) -> list[Bell]:
     """The bells in a frame. Raises `ValueError`."""
+    # Without the first byte the frame has nothing but bells, so its size tells how many.
     try:
         return [
             Bell(handle, (first, first_at), (end, end_at), (segment, position), taken)

@@ -134,6 +134,8 @@ def decode_header(part: Buffer, what: str = "header") -> Header:
     if part == b"{}":
         return _NO_PARENT
     try:
+        # Some clients and kernels send null for a field that they leave out. This is rare, and is
+        # decoded twice, so that no other code has to expect None.
         try:
             return _header_decoder.decode(part) or _NO_PARENT
         except msgspec.ValidationError:
@@ -147,6 +149,7 @@ def decode_parent(part: Buffer) -> Header:
 
     Messages that follow each other mostly have the same parent.
     """
+    # The key of the cache is the part itself: no two requests share one, whatever their ids.
     if isinstance(part, bytes) and len(part) <= MAX_SHARED_BYTES:
         return _decode_parent(part)
     return decode_header(part, "parent_header")
@@ -342,6 +345,7 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
         if all(_is_text(getattr(header, name)) for name in _EXPECTED):
             return part, header
         fields = _fields(part)
+        # Fields that are named nowhere here stay: they come back to the client in parent headers.
         defaults = new_header(header.msg_type, session)
         fields.update(
             (name, defaults[name]) for name in _EXPECTED if not _is_text(fields.get(name))

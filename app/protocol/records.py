@@ -182,6 +182,9 @@ def pack_record(
     rest: Sequence[Buffer] = (),
 ) -> tuple[Buffer, ...]:
     """The pieces of a record, to be written in order; ``rest`` are further pieces of its frame."""
+    # The number once more at the end: one process writes in order, so a record whose last bytes are
+    # there is whole, however its writer ended. (A power cut is something else; the log then ends at
+    # the first record that does not fit.)
     tail, length, size = _TAIL.pack(number), EVERYBODY, len(frame)
     if owner is not None:
         name = owner.encode("utf-8", "surrogatepass")
@@ -202,8 +205,11 @@ def next_record(data: Buffer, start: int, number: int) -> Record | None:
         size, found, offset, time, owner_size, channel, flags = _HEAD.unpack_from(data, start)
     except error:
         return None
-    if found < number:  # a left-over in a file that was written over, or blank space
+    # A left-over in a file that was written over, or blank space: zeros make a record of number 0,
+    # which no message has. With ``number`` 0 a caller relies on there being neither.
+    if found < number:
         return None
+    # A head may be half written, if its keeper was killed. Its length would lead anywhere.
     if channel >= len(CHANNELS) or size > MAX_FRAME:
         raise DamagedLog(f"number {number} is damaged")
     whole = RECORD_BYTES + size + (0 if owner_size == EVERYBODY else owner_size)
@@ -223,6 +229,7 @@ def owner_of(record: Record, tail: bytes) -> str | None:
     return owner_name(tail[: -_TAIL.size])
 
 
+# A log has few owners and many messages. Bounded, as sessions come and go.
 @lru_cache(1024)
 def owner_name(name: bytes) -> str:
     """A session's name from its bytes in a record. Raises `DamagedLog`."""

@@ -101,6 +101,8 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
         large = _large(channel, parts, frames[start + 1], signer)
         if large is not None:
             return large
+    # Encoded before it is verified: the signature is computed over the frame's own bytes. What is
+    # not verified is read by nobody.
     frame, bounds = v1.encode(channel, parts)
     # The four signed parts lie behind each other in the frame, so no second copy is made.
     signed = memoryview(frame)[bounds[1] : bounds[5]]
@@ -130,6 +132,7 @@ def _large(
 
     New memory of that size costs several times what it costs to read the content.
     """
+    # The signature covers the four JSON parts alone: buffers are as the wire has them.
     if not signer.verify(signature, *parts[:4]):
         raise BadSignature("the signature does not match")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -197,11 +198,66 @@ async def test_requests_wait_for_a_socket_that_cannot_be_opened_now(
         control.close()
 
 
+async def test_a_prompt_that_has_arrived_is_heard_although_somebody_asks_whether_stdin_is_connected(
+    context: zmq.Context[Any], tmp_path: Path
+) -> None:
+    stdin = context.socket(zmq.ROUTER)
+    stdin.router_mandatory = True
+    stdin.bind(f"ipc://{tmp_path}/k-3")
+    listener = Listener()
+    channels = Channels(context, connection_info(tmp_path), listener, Turns(), IDENTITY)
+    try:
+        channels.expect_input()
+        await eventually(lambda: _takes(stdin, frames("first")))
+        sent = [("first", 0)]
+        await eventually(lambda: listener.heard == sent)
+        for prompt in ("second", "third", "fourth"):
+            stdin.send_multipart([IDENTITY, *frames(prompt)])
+            sent.append((prompt, 0))
+            # The descriptor alone is looked at: to ask ZMQ for events would read the edge.
+            descriptor = int(channels._sockets["stdin"].getsockopt(zmq.FD))
+            assert select.select([descriptor], [], [], 20)[0]
+            assert channels.stdin_connected
+            await eventually(lambda: listener.heard == sent)
+    finally:
+        channels.close()
+        stdin.close()
+
+
+async def test_a_process_that_never_stops_talking_is_not_drained_for_ever(
+    context: zmq.Context[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.keeper.channels.DRAIN_SECONDS", 0.01)
+    channels = Channels(context, connection_info(tmp_path), Listener(), Turns(), IDENTITY)
+    read: list[str] = []
+
+    def receive(channel: str, most: int) -> int:
+        read.append(channel)
+        assert len(read) < 10**7
+        return most
+
+    monkeypatch.setattr(channels, "_receive", receive)
+    try:
+        assert channels.drain()
+    finally:
+        channels.close()
+    assert {*read} == {"iopub", "shell"}  # each of them was read once at the least
+
+
 def connection_info(folder: Path) -> dict[str, str]:
     info = {"transport": "ipc", "ip": str(folder / "k"), "key": KEY}
     return info | {
         f"{name}_port": str(n) for n, name in enumerate(("iopub", "shell", "control", "stdin"))
     }
+
+
+def _takes(router: zmq.Socket[bytes], message: list[bytes]) -> bool:
+    """Whether a message was sent: the peer has connected."""
+    try:
+        router.send_multipart([IDENTITY, *message])
+    except zmq.ZMQError:
+        return False
+    return True
 
 
 async def _is_subscribed(publisher: zmq.Socket[bytes]) -> bool:

@@ -26,7 +26,7 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("transport", ["ipc", "tcp"])
 def test_a_kernel_is_told_where_to_listen(state_dir: Path, transport: str) -> None:
     monkey = {**INFO, "transport": transport}
-    answer = prepare({"kernel_id": "k-1", "info": monkey})["answer"]
+    answer = prepare({"kernel_id": "k-1", "info": monkey})
     file, info = Path(answer["file"]), answer["info"]
     assert file == state_dir / "runtime" / "kernel-k-1.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -45,18 +45,18 @@ def test_another_process_and_another_kernel_get_their_own(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_files, "MAX_SOCKET_NAME", 500)
-    first = prepare({"kernel_id": "a" * 13 + "1", "info": INFO})["answer"]
-    other = prepare({"kernel_id": "a" * 13 + "2", "info": INFO})["answer"]
+    first = prepare({"kernel_id": "a" * 13 + "1", "info": INFO})
+    other = prepare({"kernel_id": "a" * 13 + "2", "info": INFO})
     assert first["info"]["ip"] != other["info"]["ip"]
     socket = Path(f"{first['info']['ip']}-1")
     socket.touch()  # of a process that was killed
-    assert prepare({"kernel_id": "a" * 13 + "1", "info": INFO})["answer"] == first
+    assert prepare({"kernel_id": "a" * 13 + "1", "info": INFO}) == first
     assert not socket.exists()
 
 
 def test_all_of_a_kernel_goes_and_nothing_else(state_dir: Path) -> None:
     prepare({"kernel_id": "other", "info": {**INFO, "transport": "tcp"}})
-    info = prepare({"kernel_id": "k", "info": {**INFO, "transport": "tcp"}})["answer"]["info"]
+    info = prepare({"kernel_id": "k", "info": {**INFO, "transport": "tcp"}})["info"]
     assert info["ip"] == "127.0.0.1"
     for name in ("kernel-k.log", "kernel-k.log.1", "kernel-other.log"):
         (state_dir / "output" / name).touch()

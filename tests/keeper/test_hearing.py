@@ -12,7 +12,7 @@ import pytest
 
 from app.keeper import held_replies
 from app.keeper.channels import Channels
-from app.keeper.hearing import NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
+from app.keeper.hearing import MAX_SESSION, NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
 from app.keeper.log import LogRoom, LogWriter
 from app.keeper.sockets import ConnectionInfo
 from app.protocol import records
@@ -174,6 +174,15 @@ async def test_of_a_kernel_that_never_goes_idle_it_is_not_held_for_ever(
     await eventually(lambda: ("execute_reply", "client") in ear.said())
 
 
+async def test_of_two_replies_to_a_request_none_is_lost(ear: Ear) -> None:
+    is_up(ear)
+    parent = ask(ear, "1")
+    says(ear, "execute_reply", parent, "shell", status="ok", execution_count=1)
+    says(ear, "execute_reply", parent, "shell", status="ok", execution_count=2)
+    says(ear, "status", parent, execution_state="idle")
+    assert [name for name, _ in ear.said()][1:] == ["execute_reply", "execute_reply", "status"]
+
+
 async def test_as_long_as_output_is_unread_it_is(ear: Ear, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.01)
     monkeypatch.setattr(held_replies, "MAX_HOLD_SECONDS", 0.3)
@@ -197,6 +206,28 @@ async def test_replies_of_a_process_that_has_ended_are_let_go(ear: Ear) -> None:
     assert ear.said() == [("stream", None), *[("execute_reply", "client")] * 2]
     assert ear.sockets.closed
     assert not ear.connected
+
+
+async def test_a_reply_of_the_process_before_does_not_come_when_the_next_one_is_heard(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_replies, "HOLD_SECONDS", 0.01)
+    says(ear, "execute_reply", ask(ear, "1", session="one"), "shell", status="ok")
+    ear.launched()  # the keeper has not been told of the end of the one before
+    says(ear, "execute_reply", ask(ear, "2", session="two"), "shell", status="ok")
+    await eventually(lambda: ("execute_reply", "two") in ear.said())
+    assert ("execute_reply", "one") not in ear.said()
+
+
+async def test_a_held_reply_is_in_the_log_when_another_keeper_goes_on(
+    ear: Ear, tmp_path: Path
+) -> None:
+    is_up(ear)
+    says(ear, "execute_reply", ask(ear, "1"), "shell", status="ok")
+    ear.close()
+    another = Ear(tmp_path / "k")
+    assert another.said()[-1] == ("execute_reply", "client")
+    another.close()
 
 
 # Whose it is
@@ -256,6 +287,17 @@ async def test_replies_and_questions_are_for_those_who_asked(ear: Ear) -> None:
         ("inspect_reply", "gone"),
         ("inspect_reply", NOBODY),
     ]
+
+
+@pytest.mark.parametrize("channel", ["shell", "control", "stdin"])
+async def test_a_session_that_no_client_can_have_is_nobodys(ear: Ear, channel: str) -> None:
+    is_up(ear)
+    before = len(ear.said())
+    for size in (MAX_SESSION, MAX_SESSION + 1, 2**16):
+        parent = header_of("?", "inspect_request", "x" * size)
+        says(ear, "inspect_reply", parent, channel, status="ok")
+    owners = [owner for _, owner in ear.said()[before:]]
+    assert owners == ["x" * MAX_SESSION, NOBODY, NOBODY]
 
 
 # Requests

@@ -1,7 +1,7 @@
 """The keeper: processes that outlive the server, how they end, and the keeper's own life.
 
-These are the tests of `app.keeper.__main__`, `app.keeper.kept_kernels`, `app.keeper.kernels`,
-`app.keeper.main` and `app.keeper.service`.
+These are the tests of `app.keeper.__main__`, `app.keeper.ending`, `app.keeper.kept_kernels`,
+`app.keeper.kernels`, `app.keeper.main` and `app.keeper.service`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 import zmq
 from jupyter_client.connect import write_connection_file
 
+from app.keeper.group_files import Base, GroupFiles, Unusable
+from app.keeper.groups import ControlGroups
 from app.keeper.hearing import UNKNOWN_MESSAGES
+from app.keeper.kept_kernels import KeptKernels
+from app.keeper.main import handle_signals
+from app.keeper.notes import Note, Notes
 from app.keeper.processes import HAS_PROC, UNKNOWN_EXIT, start_time
 from app.keeper.protocol import PROTOCOL, pack, socket_address
+from app.keeper.service import Service
 from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.log.message_log import Gap, MessageLog, Position
 from app.managers.processes.keeper.client import Keeper
@@ -49,6 +56,21 @@ async def kill(keeper: Keeper) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await eventually(lambda: keeper.pid != pid, WAIT)
+
+
+def test_a_child_may_end_behind_the_loop() -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    loop = asyncio.new_event_loop()
+
+    async def handle() -> None:
+        handle_signals(cast(Service, SimpleNamespace(reap=lambda: None)), lambda: None)
+
+    try:
+        loop.run_until_complete(handle())
+        loop.close()
+        signal.raise_signal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 async def test_exit_codes_signals_and_output_are_those_of_a_child(
@@ -202,6 +224,70 @@ async def test_notes_of_no_use_stop_nothing(home: Home, open_keeper: Open, text:
     assert await keeper.kept() == {}
     await launch(keeper, home, "exec sleep 1000")
     assert "sleep" not in (home.state_dir / "keeper" / "kept").read_text()
+
+
+def no_groups(_: GroupFiles) -> Base:
+    raise Unusable("there are none")
+
+
+async def test_a_process_that_macos_lets_nobody_signal_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        raise PermissionError
+
+    directory, process = os.open(tmp_path, os.O_RDONLY), sleeping()
+    note = ("k", process.pid, start_time(process.pid) or "", str(tmp_path / "k.log"))
+    Notes(directory).write([note])
+    groups = ControlGroups("key", no_groups)
+    kept = KeptKernels(directory, lambda _: None, lambda: None, groups)
+    kept.take_over()
+    kernel = kept["k"]
+    monkeypatch.setattr(kernel, "signal", refuse)
+    try:
+        kept.forget(kernel)
+        assert kept.records == []
+        assert Notes(directory).read() == []
+    finally:
+        kept.close()
+        process.kill()
+        process.wait()
+        os.close(directory)
+
+
+async def test_a_keeper_that_is_killed_while_it_takes_over_leaves_the_notes_of_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def take_over(note: Note) -> None:
+        if note[0] == "second":
+            raise Killed
+        really(note)
+
+    directory = os.open(tmp_path, os.O_RDONLY)
+    processes = {name: sleeping() for name in ("first", "second")}
+    notes = [
+        (name, process.pid, start_time(process.pid) or "", str(tmp_path / f"{name}.log"))
+        for name, process in processes.items()
+    ]
+    Notes(directory).write(notes)
+    groups = ControlGroups("key", no_groups)
+    kept = KeptKernels(directory, lambda _: None, lambda: None, groups)
+    really = kept._take_over
+    monkeypatch.setattr(kept, "_take_over", take_over)
+    try:
+        with pytest.raises(Killed):
+            kept.take_over()
+        assert [kernel.kernel_id for kernel in kept] == ["first"]
+        assert {note[0] for note in Notes(directory).read()} == {"first", "second"}
+    finally:
+        kept.close()
+        for process in processes.values():
+            process.kill()
+            process.wait()
+        os.close(directory)
 
 
 async def test_a_number_that_another_process_got_is_not_taken_for_the_kernel(

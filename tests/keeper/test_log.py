@@ -171,6 +171,17 @@ def test_a_large_message_may_be_the_first(tmp_path: Path, bound: int) -> None:
     assert sum(file.stat().st_size for file in whole) < log.writer.bytes <= bound + 2**22
 
 
+def test_a_file_that_is_left_before_it_is_full_gives_its_blocks_back(tmp_path: Path) -> None:
+    log = written(tmp_path)
+    for number in range(3):
+        log.append(message(number))
+        log.writer.renew()
+    files = sorted(log.writer.directory.glob("*.log"))
+    assert [file.stat().st_size for file in files[:-1]] == [
+        segment.bytes for segment in [*log.writer.segments][:-1]
+    ]
+
+
 def test_nobody_else_may_read_them(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -474,6 +485,8 @@ def test_files_that_are_not_of_this_log_are_removed(
     (directory / f"{60:020}.log").write_bytes(files[0].read_bytes())
     (directory / f"{70:020}.log").write_bytes(b"")
     (directory / "unfinished").write_bytes(b"x" * 100)
+    os.mkfifo(directory / f"{80:020}.log")
+    (directory / f"{90:020}.log").symlink_to(files[0])
 
     log = written(tmp_path, resumed=True)
 
@@ -483,7 +496,7 @@ def test_files_that_are_not_of_this_log_are_removed(
     assert log.writer.end.cursor == 5
     reasons = "another kernel", "not that of its first message", "cut short", "no segment of a log"
     assert all(reason in caplog.text for reason in reasons)
-    assert len(caplog.records) == 4
+    assert len(caplog.records) == 6
 
 
 def test_files_of_an_epoch_before_are_removed(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,23 @@ def test_one_log_s_share_bounds_its_files_too(room: LogRoom, logs: list[LogWrite
     room.share(logs[0], "anna", 4 * room.each)
     assert room.bound_of(logs[0]) == room.each
     assert room.part_of(logs[0]) == room.each // 4
+
+
+def test_a_bound_that_becomes_much_less_drops_as_many_files_as_that_takes(
+    room: LogRoom, tmp_path: Path
+) -> None:
+    log = LogWriter(tmp_path / "k", "k", room)
+    log.share("anna", 2**30)
+    for _ in range(sys.getrecursionlimit()):
+        log.append(b"x", "iopub")
+        log.renew()  # each message has a file of its own
+    log.share("anna", 2**14)
+    assert room.used == log.bytes <= 2**14
+    room.together = 2**12
+    log.append(b"x", "iopub")
+    log.flush()
+    assert room.used == log.bytes <= 2**12
+    log.close()
 
 
 @pytest.mark.parametrize("share", [["", 1], ["a", 0], ["a", "1"], [1, 1], ["a", 1.5]])

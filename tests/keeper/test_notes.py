@@ -57,6 +57,13 @@ def test_a_link_is_not_followed(directory: int, tmp_path: Path) -> None:
     assert Notes(directory).read() == []
 
 
+def test_a_named_pipe_is_not_waited_for(directory: int, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    assert Notes(directory).read() == []
+    Notes(directory).write(NOTES)
+    assert Notes(directory).read() == NOTES
+
+
 def test_a_failure_is_told_once_until_writing_works_again(
     directory: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

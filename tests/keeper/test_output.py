@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -74,6 +75,20 @@ async def test_what_a_process_writes_is_kept_and_its_end_can_be_told(path: Path)
     assert output.tail() == "out\nerr"
     assert read(path) == b"out\nerr\n"
     assert mode(path) == 0o600
+
+
+async def test_a_pipe_that_cannot_be_read_leaves_no_descriptor(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, before = ProcessOutput(path, 10_000), descriptors()
+
+    def none_is_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(output, "follow", none_is_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        output.open_lasting()
+    assert descriptors() == before
 
 
 async def test_a_process_that_writes_much_is_not_held_up(path: Path) -> None:

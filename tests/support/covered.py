@@ -66,6 +66,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.views": ("api/test_owners_apart",),
     "app.api.websocket_models": ("api/test_openapi",),
     "app.keeper.__main__": ("keeper/test_keeper",),
+    "app.keeper.ending": ("keeper/test_keeper",),
     "app.keeper.hearings": ("keeper/test_hearing", "managers/messages/test_line"),
     "app.keeper.kept_kernels": ("keeper/test_keeper",),
     "app.keeper.kernels": ("keeper/test_keeper",),

@@ -117,12 +117,15 @@ class MessageLog:
     def advance(self, bell: Bell) -> None:
         """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
         # Ends only grow, even from one keeper to the next (see `Line.known`), and bells come in
-        # order: one that goes back is that of a keeper in error.
+        # order: one that goes back is that of a keeper in error. The first place may be too low
+        # (`Hearings.ring_for`): whoever reads there finds no file.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
         self._tip = Tip(*bell.tip)
         self._files.newest = self._tip.segment
+        # Messages were dropped before this server has read them: `LogReading.on_bell` sees that the
+        # end has moved, and doubts what they may have told.
         if self._end.cursor < self._first.cursor:
             self._end = self._first
         self._files.forget_before(self._first.cursor)
@@ -133,6 +136,7 @@ class MessageLog:
 
     def step(self, entry: Entry) -> None:
         """Let readers see the next entry as well. The caller wakes them later."""
+        # Later in the same turn, once for a whole batch: no reader runs in between.
         self._end = Position(entry.seq + 1, entry.offset + entry.size)
 
     def show(self, place: Position) -> None:
@@ -159,6 +163,8 @@ class MessageLog:
         *,
         heads: bool = False,
     ) -> Gap | list[Entry]:
+        # These may be entries that readers are not to see yet, read by `next_unseen`. They become
+        # visible (`step`) in the turn in which they were read, and no reader looks in between.
         cursor, entries = self._last
         if entries and cursor == place.cursor and len(entries) <= max_messages:
             return entries
@@ -166,11 +172,14 @@ class MessageLog:
             return []
         files = self._files
         entries = files.read(place, end, max_messages, max_bytes, heads=heads)
+        # The file of that name may be gone although an open descriptor still reads it, so this is
+        # asked only when nothing was found: it costs a system call.
         self.is_cut_off = not entries and not files.has_newest()
         if files.trouble and not self._warned and place.cursor >= self._first.cursor:
             logger.warning("a part of a kernel's log is lost: %s", files.trouble)
             self._warned = True
         if not entries:  # the file is damaged, or was never written
+            # Never an empty list: the reader would wait for a bell, and then find the same again.
             behind = files.behind_damage(place, self._tip, self._written)
             return _gap(place, min(behind, end))
         first, last = entries[0], entries[-1]
@@ -187,6 +196,7 @@ class MessageLog:
         return entries
 
     def _hide(self, entry: Entry, shown: Callable[[Message], Message]) -> None:
+        # Before the entries are shared, so once for all readers; the file keeps the original.
         message = shown(entry.message)
         message.seq, message.offset = entry.seq, entry.offset
         entry.message = message
@@ -244,6 +254,7 @@ class MessageLog:
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
+        # Taken by all at once, without an order: each reads from its own place.
         for waiter in self._waiting:
             if not waiter.done():  # its task may have been cancelled in this turn
                 waiter.set_result(None)
@@ -259,7 +270,7 @@ class MessageLog:
         self._waiting.add(waiter)
         try:
             await waiter
-        finally:
+        finally:  # `wake` has cleared the set, unless this task was cancelled
             self._waiting.discard(waiter)
 
 
@@ -298,6 +309,8 @@ class Reader:
 
         It may lie before `position`: a message that was read and sent may be lost on the way.
         """
+        # Of a client that confirms nothing all that was taken counts as arrived: what was under way
+        # when its connection broke is lost for it, and it is not sent twice.
         return self._confirmed(self.position) if self._confirmed else self.position
 
     @property

@@ -41,6 +41,8 @@ class MirrorWriter(LogWriter):
         A record that is larger than the log may be is a gap, of which nothing is kept in memory.
         ``anew``: the piece begins with a record. Raises `DamagedLog` for what no keeper writes.
         """
+        # The keeper has dropped the file that was on its way, or this server has asked anew: the
+        # rest of a record that has come in part does not follow. The next number tells the gap.
         if anew:
             self._rest, self._wanted, self._left_out = bytearray(), 0, 0
         if self._left_out:
@@ -49,11 +51,14 @@ class MirrorWriter(LogWriter):
             data = data[passed:]
         if self._rest:
             self._rest += data
+            # Not looked at before it is whole: a large record comes in many pieces.
             if len(self._rest) < self._wanted:
                 return
             data, self._rest = memoryview(self._rest), bytearray()
         at = self._wanted = 0
         while (record := records.next_record(data, at, 0)) is not None:
+            # A keeper on another host is believed nothing that would harm this server: what it
+            # sends is bounded in number, offset and size before it is kept or waited for.
             self._check(record)
             end = at + record.whole
             if record.whole > max(self._room.each, KEPT_RECORD):
@@ -68,10 +73,13 @@ class MirrorWriter(LogWriter):
             self._copy(record, bytes(data[at:end]))
             at = end
         self._rest += data[at:]
+        # Before the caller tells of the new end, and gives credit for further pieces.
         self.flush()
 
     def expire(self, before: float) -> None:
         """As `LogWriter.expire`. An empty file stays: the next server sees how far the log went."""
+        # The keeper's log may be gone by then, with the host. Without this file the next server
+        # would begin with number 1, and give numbers a second time.
         had = bool(self._segments)
         super().expire(before)
         if had and not self._segments and not self._closed:
@@ -91,14 +99,4 @@ class MirrorWriter(LogWriter):
         """Append a record with its own number; what is missing before it is a gap."""
         if record.number > self._number:
             self.skip(record.number - self._number, record.offset - self._offset)
-        number, offset = self._number, self._offset
-        fits = self._fits(self._pending_bytes + record.whole) or self._make_room(
-            number, offset, record.whole
-        )
-        self._number, self._offset = number + 1, offset + record.size
-        if not fits:
-            self._lose(1)
-            return
-        self._pending.append(whole)
-        self._pending_bytes += record.whole
-        self._pending_messages += 1
+        self._put([whole], record.whole, record.size)

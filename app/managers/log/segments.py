@@ -117,6 +117,8 @@ class SegmentReader:
         fewer entries than are wanted, but at least one unless no message is left up to ``end``.
         With ``heads`` a large frame on iopub comes with its beginning only.
         """
+        # The directory is listed if the listing cannot be right, not for each read. A file that the
+        # keeper has begun since is found by the bell, which names the newest one.
         self.trouble = ""
         starts = self._starts
         if not starts or place.cursor < starts[0] or starts[-1] < self.newest:
@@ -144,6 +146,7 @@ class SegmentReader:
         while segment is None and index > 0:
             index -= 1
             segment = self._try_open(starts[index])
+        # A place that no record of its file has leads to the next file: what lay between is lost.
         for start in starts[index:]:
             if segment is None or segment.start != start:
                 segment = self._try_open(start)
@@ -156,7 +159,7 @@ class SegmentReader:
                 try:
                     read = READERS[version_of(segment.head)]
                     entries = read(self, segment, begin, end, max_messages, max_bytes, heads)
-                except (OSError, DamagedLog) as error:
+                except (OSError, DamagedLog) as error:  # what was read of it does not count
                     self._note(start, error)
                     entries = []
                 if entries:
@@ -184,7 +187,7 @@ class SegmentReader:
         goes_on = True
         while goes_on and cursor < end.cursor and len(entries) < max_messages:
             data = _pread(descriptor, chunk, position)
-            if len(data) < FRAME_AT:
+            if len(data) < FRAME_AT:  # the end of the file, or somebody has cut it short
                 break
             cursor, at, goes_on = self._take(data, segment, position, cursor, wanted, entries)
             position += at
@@ -376,6 +379,8 @@ class SegmentReader:
         return best
 
     def _mark(self, start: int, number: int, position: int) -> None:
+        # A position is right for as long as the file has this first number: records are only added,
+        # and a file that is written over gets another number. `forget` is for other keepers.
         self._marks[start, number] = position
         if len(self._marks) > MARKS:
             self._marks.popitem(last=False)

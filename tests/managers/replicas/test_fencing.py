@@ -15,6 +15,7 @@ from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.greeting import ReplicaTerms
 from app.managers.processes.keeper.link import KeeperRefuses
 from app.managers.replicas.terms import Terms
+from tests.keeper.conftest import Ear
 from tests.support.home import Home
 from tests.support.processes import eventually
 
@@ -89,10 +90,15 @@ async def test_only_unknown_kernels_of_dead_replicas_are_strays(home: Home) -> N
         server.terms.begin(kernel_id)
         output = Path(home.state_dir, f"{kernel_id}.log")
         await server.keeper.launch(kernel_id, SLEEP, env={}, cwd="/", output=output)
+    first.terms.begin("log")  # whose process was not launched yet
+    logs = {name: home.path / name for name in ("stray", "stored", "log")}
+    for kernel_id, directory in logs.items():
+        await first.keeper.hear(Ear(first.keeper, kernel_id).line, directory, None, anew=False)
     stray = first.keeper.exited("stray")
     await second.keeper.end_strays(["first", "another"], ["stored"])
     await asyncio.wait({stray}, timeout=30)
     assert {*await second.keeper.kept()} == {"stored", "living"}
+    assert [name for name, directory in logs.items() if directory.exists()] == ["stored"]
     await first.keeper.forget("stored")
     await second.keeper.forget("living")
     for server in (first, second):

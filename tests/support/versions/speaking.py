@@ -21,6 +21,6 @@ def speak(version: int) -> None:
         greet: Any = service.Service._on_hello
 
         def greet_briefly(self: Any, fields: protocol.Fields) -> Any:
-            return {"answer": greet(self, fields)["answer"]["kept"]}
+            return greet(self, fields)["kept"]
 
         service.Service._on_hello = greet_briefly  # type: ignore[method-assign]
