@@ -90,6 +90,10 @@ class Handover:
     let_go: LetGo
     """Called with the id of a kernel that another replica has."""
 
+    def __init__(self) -> None:
+        self.adopting: set[str] = set()
+        """The ids of the kernels that an earlier server has left, and that are not adopted yet."""
+
     async def adopt(self, one: Adopt) -> None:
         """Have ``one`` adopt each kernel that an earlier server has left.
 
@@ -150,6 +154,7 @@ class RegisteredHandover(Handover):
     def __init__(
         self, registry: Registry, keepers: Keepers, state_dir: Path, isolation: Isolation
     ) -> None:
+        super().__init__()
         self._registry = registry
         self._state_dir = state_dir
         self._keepers = keepers
@@ -172,6 +177,7 @@ class RegisteredHandover(Handover):
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self.adopting |= known
         tasks = {loop.create_task(self._adopt(one, record)) for record in records}
         _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
         self._tasks |= late
@@ -185,6 +191,8 @@ class RegisteredHandover(Handover):
                 about(logger, kernel_id=record.id).exception(
                     "kernel %s could not be adopted; it is left alone", record.id
                 )
+            finally:
+                self.adopting.discard(record.id)
 
     async def _end_unknown(self, known: Collection[str]) -> None:
         """End the keepers' kernels that no record has.

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
+from ..errors import (
+    KernelNotFound,
+    KernelNotRunning,
+    KernelStartFailed,
+    KernelUnreachable,
+    ServerStopping,
+)
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
 from ..handover.store import KernelRecord
@@ -63,6 +69,7 @@ class MultiKernelManager:
         self._services = services
         self.settings = settings = services.settings
         self._handover = services.handover
+        self.adopting: Container[str] = services.handover.adopting
         self._kernels = KernelTable()
         self.departures = Departures()
         self._external = ExternalKernels(services, self._kernels, self._forget)
@@ -248,7 +255,7 @@ class MultiKernelManager:
         directory, or to its owner's home; ``given`` are options of its engine. Raises
         `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`, `EngineOptionRefused`,
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
-        shut down first), `ServerStopping`, or that a limit is met.
+        shut down first), `KernelUnreachable`, `ServerStopping`, or that a limit is met.
         """
         identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
@@ -260,6 +267,8 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
+        if identity in self.adopting:  # and not listed yet, for others are in its way
+            raise KernelUnreachable(f"Kernel {identity} is being taken over from an earlier server")
         self._services.check_start()
         owned = Ownership() if ownership is None else ownership
         is_chosen = kernel_id is not None

@@ -202,14 +202,20 @@ class _Writer:
 
 
 class Everywhere:
-    """The ids of the kernels of this server, and of those that other replicas have."""
+    """The ids of the kernels ``here``, of those that ``adopting`` has, and of other replicas'.
 
-    def __init__(self, here: Container[str], known: Known) -> None:
+    A kernel that an earlier server has left is not listed here until its adoption has begun. Its
+    sessions must not be taken meanwhile for those of a kernel that is gone.
+    """
+
+    def __init__(self, here: Container[str], adopting: Container[str], known: Known) -> None:
         self._here = here
+        self._adopting = adopting
         self._known = known
 
     def __contains__(self, kernel_id: object) -> bool:
-        return kernel_id in self._here or kernel_id in self._known.kernels
+        parts = (self._here, self._adopting, self._known.kernels)
+        return any(kernel_id in part for part in parts)
 
 
 def farewell(session: Session) -> str:

@@ -21,9 +21,12 @@ from app.managers.errors import (
     KernelkeepError,
     KernelNotStopped,
     KernelStartFailed,
+    KernelUnreachable,
     ServerStopping,
+    SessionNotFound,
 )
 from app.managers.executions.code import Code
+from app.managers.handover.elsewhere import Nowhere
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import KernelRecord
@@ -38,7 +41,7 @@ from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
-from app.managers.sessions.book import SessionBook
+from app.managers.sessions.book import Everywhere, SessionBook
 from app.managers.sessions.sessions import SessionManager
 from app.managers.sessions.store import SessionStore
 from app.managers.telemetry.counters import Counters
@@ -633,3 +636,32 @@ async def test_a_connection_file_that_has_changed_is_adopted_as_another_kernel(
         second = await manager.adopt_file(file.name, owned=False)
         assert second is not first
         assert [*manager] == [second]
+
+
+async def test_a_kernel_whose_adoption_has_to_wait_keeps_its_sessions_and_its_id(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.managers.handover.handover.AT_A_TIME", 1)
+    monkeypatch.setattr("app.managers.handover.handover.ADOPTION_SECONDS", 0.0)
+    async with kernels(state_dir) as manager, AsyncExitStack() as stack:
+        there = Everywhere(manager, manager.adopting, Nowhere())
+        book = SessionBook(there, SessionStore(":memory:"))
+        stack.push_async_callback(book.close)
+        sessions = SessionManager(CallersKernels(manager, principal("root", ("*",))), book)
+        made = [await sessions.create(f"{number}.ipynb", "notebook") for number in range(2)]
+        for session in made:
+            await is_up(manager.get(session.kernel_id))
+            await manager.let_go(session.kernel_id)
+        held = Held(monkeypatch, Kernel, "adopt")
+        await manager._handover.adopt(manager._adopt)
+        await held.called.wait()
+        assert len(manager) == 1
+        (late,) = (one for one in made if one.kernel_id not in manager)
+        assert len(json.loads(await sessions.models())) == 1
+        with pytest.raises(SessionNotFound):
+            await sessions.get(late.id)
+        with pytest.raises(KernelUnreachable):
+            await manager.start_kernel(kernel_id=late.kernel_id)
+        held.may_go_on.set()
+        await eventually(lambda: late.kernel_id not in manager.adopting)
+        assert len(json.loads(await sessions.models())) == 2
