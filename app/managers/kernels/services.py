@@ -160,6 +160,7 @@ class KernelServices:
         `KernelStartFailed` if the options are wrong.
         """
         spec = settled(spec, given)
+        # Before the keeper hears of the kernel: what it is told goes with the term.
         if left is None:
             self.begin_term(kernel_id)
         left = left or {}
@@ -249,6 +250,7 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
+        # First those that ask the keepers, then the keepers, and last the files that both use.
         await self.usage.close()
         await self.forking.servers.close()
         await self.keepers.close()
