@@ -449,8 +449,7 @@ class MultiKernelManager:
         await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
-        # Before the kernels are left: late adoptions end, and no checkpoint comes behind a record
-        # that `leave` has stored. Starts end themselves from now on (`starts.stop`, `stopping`).
+        # Late adoptions end, and no checkpoint comes behind a record that `leave` has stored.
         await self._handover.close()
         if self._handover.hands_over:
             # A client that waits for the answer to a start gets an error: its kernel is stopped.
@@ -494,6 +493,8 @@ class MultiKernelManager:
 
     async def close(self) -> None:
         """Stop all kernels (`stopped`), then leave the keepers, and remove what is left."""
-        await self.stopped()
-        self._kernels.clear()
-        await self._services.close()
+        try:
+            await self.stopped()
+        finally:
+            self._kernels.clear()
+            await self._services.close()

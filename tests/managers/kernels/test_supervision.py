@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -37,6 +38,7 @@ from app.managers.kernels.launches import Launches
 from app.managers.kernels.life import Life
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.kernels.phases import Phase
+from app.managers.kernels.services import KernelServices
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess
@@ -665,3 +667,26 @@ async def test_a_kernel_whose_adoption_has_to_wait_keeps_its_sessions_and_its_id
         held.may_go_on.set()
         await eventually(lambda: late.kernel_id not in manager.adopting)
         assert len(json.loads(await sessions.models())) == 2
+
+
+async def test_a_part_that_cannot_be_closed_keeps_no_other_open() -> None:
+    closed: list[str] = []
+
+    class Part:
+        def __init__(self, name: str, fails: bool = False) -> None:
+            self.name, self.servers, self.fails = name, self, fails
+
+        def close(self) -> Any:
+            closed.append(self.name)
+            if self.fails:
+                raise OSError(self.name)
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+
+    names = [field.name for field in fields(KernelServices) if field.init]
+    parts: dict[str, Any] = {name: Part(name, name == "keepers") for name in names}
+    with pytest.raises(OSError, match="keepers"):
+        await KernelServices(**parts).close()
+    begin = ["usage", "forking", "keepers", "engines"]
+    assert closed == [*begin, "joining", "transports", "isolation", "files"]
