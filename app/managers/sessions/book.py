@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
-from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from queue import SimpleQueue
 from typing import Final
 from weakref import WeakValueDictionary
 
 from ...log_formats import about
 from ..handover.elsewhere import Known
 from ..handover.store import StoreAway
+from ..threads import DaemonThreads
 from .store import Session, SessionKeeping
 
 __all__ = ["Everywhere", "SessionBook", "farewell"]
@@ -50,7 +48,7 @@ class SessionBook:
         self._by_owner: dict[str, dict[str, Session]] = {}
         for session in store.load():
             self._put(session)
-        self._writer = _Writer()
+        self._writer = DaemonThreads(1, "sessions")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: Counter[str] = Counter()
 
@@ -161,44 +159,6 @@ class SessionBook:
             known = isinstance(error, sqlite3.Error | StoreAway)
             text = "a change of the sessions could not be stored: %s"
             logger.error(text, error, exc_info=None if known else error)
-
-
-class _Writer:
-    """One thread, which does one work after the other.
-
-    It is a daemon, unlike those of an executor: work that never ends does not keep the process.
-    """
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Callable[[], None], Future[None]] | None] = SimpleQueue()
-        self._is_ended = False
-        threading.Thread(target=self._run, name="sessions", daemon=True).start()
-
-    def submit(self, work: Callable[[], None]) -> Future[None]:
-        """Have work done behind the one before. Raises `RuntimeError` after `end`."""
-        if self._is_ended:
-            raise RuntimeError("the sessions are closed")
-        done: Future[None] = Future()
-        self._queue.put((work, done))
-        return done
-
-    def end(self) -> None:
-        """Take no more; the thread ends behind its work."""
-        # Set in the loop's thread alone, as `submit` is called there alone: no work comes behind.
-        self._is_ended = True
-        self._queue.put(None)
-
-    def _run(self) -> None:
-        while (found := self._queue.get()) is not None:
-            work, done = found
-            # Whatever it raises: the thread goes on with the next change, and this one's error is
-            # logged in the event loop (`SessionBook._on_written`).
-            try:
-                work()
-            except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
 
 
 class Everywhere:
