@@ -21,6 +21,7 @@ from .api.relay_links import Door, Links
 from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.service import ContentsService
+from .managers.handover.elsewhere import Nowhere
 from .managers.handover.registry import Registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
@@ -169,12 +170,13 @@ def _sessions(
 ) -> SessionBook:
     """The sessions, in a file or in the registry that is shared."""
     if shared is None:
-        return SessionBook(manager, SessionStore(settings.sessions_filepath))
+        there = Everywhere(manager, manager.adopting, Nowhere())
+        return SessionBook(there, SessionStore(settings.sessions_filepath))
     from .managers.sessions.shared import SharedSessions
 
     url = settings.registry_url.get_secret_value()
     store = SharedSessions(url, shared.directory.sessions, shared.claims)
-    book = SessionBook(Everywhere(manager, shared.directory), store)
+    book = SessionBook(Everywhere(manager, manager.adopting, shared.directory), store)
     shared.directory.on_sessions = book.read_again
     return book
 

@@ -188,6 +188,8 @@ class KernelState:
 
         This is the reason, unless there is another one.
         """
+        # Words come at any time, also behind the end of what they are about: a reason that somebody
+        # else has set since is not theirs to change.
         if self.reason == self._words:
             self.reason = words
             self.changes += 1
@@ -195,6 +197,8 @@ class KernelState:
 
     def on_launch(self) -> None:
         """Forget the state that the process before has reported: a new one was launched."""
+        # Nothing that the process before has reported is read behind this: its messages were all
+        # read when it ended (`Traffic.disconnect`).
         self.execution_state = "starting"
         self._changed()
         self._busy_subshells.clear()
@@ -213,6 +217,8 @@ class KernelState:
             self.reason = reason
 
     def _changed(self) -> None:
+        # Who has the model of the change before builds it anew at the next look, and not here: a
+        # busy kernel changes hundreds of times a second, and is looked at now and then.
         self.changes += 1
         if self.word != self._word:
             self._word, self.since = self.word, time.time()

@@ -69,7 +69,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "option_types",
             "options",
         ),
-        *("origins", "plugins", "replica_options", "settings", "uvicorn_internals", "work_thread"),
+        *("origins", "plugins", "replica_options", "settings", "uvicorn_internals"),
     )
 )
 """The package itself, and modules of the top level that import nothing of the rooms above."""

@@ -171,6 +171,7 @@ class OutputAssembler:
     def _add_text(self, number: int, name: str, text: bytes) -> None:
         if len(self._head) >= MAX_OUTPUTS // 2 and self._head[-1].number != number:
             self._overflows = True
+        # Once anything has gone to the tail, all that follows does: the order stays.
         if not self._overflows:
             room = max(self._half - self._used[0], 0)
             if len(text) > room:
@@ -263,6 +264,7 @@ class OutputAssembler:
 
         An output is shortened if that is enough, and otherwise left out.
         """
+        # This ends: each `_cut` shortens what it is given until it fits, or takes it out.
         tail = self._tail
         while len(tail) > MAX_OUTPUTS // 2:
             self._cut(tail[0], tail[0].bytes, tail.popleft)

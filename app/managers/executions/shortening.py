@@ -44,6 +44,7 @@ def shortened_error(fields: Fields, room: int) -> Fields:
 
     The error's name stays, the beginning of its value, and the end of its traceback.
     """
+    # The name first, then the value; the traceback gets what is left, and its last lines tell most.
     if size_of(fields) <= max(room, LEAST_ERROR):
         return fields
     lines: list[str] = fields["traceback"]
@@ -135,6 +136,7 @@ def _ends(text: str, room: int) -> str:
 
 def _characters(text: str, room: int) -> int:
     """How many characters from the beginning of a text fit into ``room`` bytes."""
+    # By halving: a character takes one to six bytes in JSON.
     low, high = 0, max(0, min(len(text), room))  # each takes a byte at least
     while low < high:
         middle = (low + high + 1) // 2

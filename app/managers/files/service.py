@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
+from ..threads import DaemonThreads
 from .contents import Contents
 from .errors import ContentsUnavailable
 
@@ -23,13 +22,17 @@ THREADS: Final = 4
 WORK_SECONDS: Final = 60.0
 """How long a file system may take for one request, waiting for a free thread included."""
 
+CLOSE_SECONDS: Final = 2.0
+"""How long the end of the server waits until incomplete uploads are dropped."""
+
 
 class ContentsService:
     """Runs the methods of ``contents`` without blocking the event loop."""
 
     def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
         self.contents = Contents(root, state_dir, hidden)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="contents")
+        self._threads = DaemonThreads(THREADS, "contents")
+        self._waiting: set[asyncio.Future[Any]] = set()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` in a thread; returns its result.
@@ -39,11 +42,12 @@ class ContentsService:
         """
         # The timeout cancels work that waits for a thread. Work that has begun keeps its thread to
         # its end, and its result or error goes nowhere: the future is cancelled by then.
-        loop = asyncio.get_running_loop()
-        call = partial(work, *args, **kwargs)
+        call = asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
+        self._waiting.add(call)
+        call.add_done_callback(self._waiting.discard)
         try:
             async with asyncio.timeout(WORK_SECONDS):
-                return await loop.run_in_executor(self._threads, call)
+                return await call
         except TimeoutError:
             raise ContentsUnavailable(
                 f"The file system did not answer within {WORK_SECONDS:g} s"
@@ -51,5 +55,9 @@ class ContentsService:
 
     async def close(self) -> None:
         """Drop the work that waits, and the uploads. Work that has begun is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self.contents.close()
+        for call in [*self._waiting]:
+            call.cancel()
+        # By a thread, and within a bound: a disk that hangs must not hold up the end of the server.
+        dropping = asyncio.wrap_future(self._threads.submit(self.contents.close))
+        self._threads.shutdown()
+        await asyncio.wait({dropping}, timeout=CLOSE_SECONDS)

@@ -67,8 +67,8 @@ class Uploads:
         ``guard`` raises, after which the upload is dropped.
         """
         with self._lock:
-            # Two clients that send one file at a time take turns in beginning anew: the chunk that
-            # is not the next one of the newer upload is refused.
+            # Chunks have no name but the file's. Of two clients that send one file at a time, each
+            # begins anew, and the chunk that is not the next one of the newer upload is refused.
             upload = self._begin(target) if number == 1 else self._uploads.get(target)
             if upload is None or number not in (LAST, upload.next_chunk):
                 raise InvalidContents("chunk: not the next one of an upload that is under way")

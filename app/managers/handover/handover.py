@@ -31,7 +31,7 @@ from .places import RegisteredPlaces, from_journal, journal_of
 from .registry import Registry
 from .store import KernelRecord, UnusableRegistry
 
-__all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "settle_loss"]
+__all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "Rest", "settle_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ that the kernel has begun one of the old keeper's."""
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
-LetGo = Callable[[str], Callable[[], Awaitable[None]]]
+Rest = Callable[[], Awaitable[None]]
+LetGo = Callable[[str], Rest]
 
 
 class HandedOver(Protocol):
@@ -90,6 +91,10 @@ class Handover:
 
     let_go: LetGo
     """Called with the id of a kernel that another replica has. It returns the rest of the work."""
+
+    def __init__(self) -> None:
+        self.adopting: set[str] = set()
+        """The ids of the kernels that an earlier server has left, and that are not adopted yet."""
 
     async def adopt(self, one: Adopt) -> None:
         """Have ``one`` adopt each kernel that an earlier server has left.
@@ -151,6 +156,7 @@ class RegisteredHandover(Handover):
     def __init__(
         self, registry: Registry, keepers: Keepers, state_dir: Path, isolation: Isolation
     ) -> None:
+        super().__init__()
         self._registry = registry
         self._state_dir = state_dir
         self._keepers = keepers
@@ -175,6 +181,7 @@ class RegisteredHandover(Handover):
             return
         loop = asyncio.get_running_loop()
         began = loop.time()
+        self.adopting |= known
         tasks = {self._do(self._adopt(one, record)) for record in records}
         _, late = await asyncio.wait(tasks, timeout=ADOPTION_SECONDS)
         logger.info("%d kernels adopted in %.2f s", len(records) - len(late), loop.time() - began)
@@ -196,6 +203,8 @@ class RegisteredHandover(Handover):
                 about(logger, kernel_id=record.id).exception(
                     "kernel %s could not be adopted; it is left alone", record.id
                 )
+            finally:
+                self.adopting.discard(record.id)
 
     async def _end_unknown(self, known: Collection[str]) -> None:
         """End the keepers' kernels that no record has.

@@ -24,10 +24,10 @@ from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ...log_formats import about
-from ...work_thread import WorkThread
 from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
+from ..threads import DaemonThreads
 from .elsewhere import Alone, Known, Nowhere, Reservations
 from .store import (
     ExecutionRecord,
@@ -144,7 +144,7 @@ class Registry:
 
     def _begin(self, store: RegistryStore, put_aside: str = "") -> None:
         self._store, self.put_aside = store, put_aside
-        self._thread = WorkThread("registry")
+        self._thread = DaemonThreads(1, "registry")
         # What waits for the next batch. Only the loop has these; the thread gets what a flush took.
         self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}

@@ -90,6 +90,7 @@ def multi_kernel_manager(
         services.prepare_forks(name)
     warm = WarmKernels(settings.warm_kernels, _parking(services), specs, settings.root_dir, env)
     manager = MultiKernelManager(services, specs, warm)
+    # Nothing is awaited in here: the tasks that have been made begin when all is wired together.
     handover.let_go = manager.let_go
     _share(manager, registry)
     return manager
@@ -139,7 +140,10 @@ def _any_start() -> None:
 
 
 def _parking(services: KernelServices) -> KernelServices:
-    """The services of parked kernels: no events, no audit, no handover, and no restarts."""
+    """The services of parked kernels: no events, no audit, no handover, and no restarts.
+
+    A parked kernel that its server has not stopped is unknown to the next one, which ends it.
+    """
     return replace(
         services,
         settings=services.settings.model_copy(update={"autorestart": False}),

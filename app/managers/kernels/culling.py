@@ -155,6 +155,8 @@ class Culler:
             return  # it may be at work, and could not be stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
+        # Facts of one moment: nothing is awaited up to the decision. The stop begins a turn of the
+        # loop later, when a client may have begun a restart (`MultiKernelManager.cull_kernel`).
         idle_seconds = now - traffic.activity.idle_since
         candidate = Candidate(
             dead=state.lifecycle is Lifecycle.DEAD,
@@ -177,6 +179,7 @@ class Culler:
 
     def cull(self, kernel: Kernel, idle_seconds: float, limit: str = "") -> None:
         """Begin to stop a kernel, unless that is under way."""
+        # A stop may take longer than the pause between two looks.
         if kernel.id in self._culls:
             return
         cull = asyncio.get_running_loop().create_task(

@@ -31,6 +31,7 @@ class Losses:
 
     def cancel(self) -> None:
         """The process has ended or is about to: its requests get their ends otherwise."""
+        # Not waited for: a task that is cancelled makes no further step that ends a request.
         if self._task is not None:
             self._task.cancel()
             self._task = None

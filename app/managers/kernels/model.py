@@ -92,6 +92,7 @@ class ModelCache:
     @property
     def json(self) -> bytes:
         """The model as JSON."""
+        # Whatever is shown here counts as a change of the state, in whichever module it happens.
         traffic, state = self._traffic, self._state
         if self._changes != state.changes:
             model = KernelModel(

@@ -134,6 +134,8 @@ def plan(
     Neither environment has the kernelspec's own entries yet, which win over both.
     """
     (cwd, env), (new_cwd, new_env) = before, asked
+    # A variable that a kernel has read already cannot be changed any more: it would be told the new
+    # value, and go on with the old one.
     changed = {
         name for name in env.keys() | new_env.keys() if env.get(name) != new_env.get(name)
     } - spec_env.keys()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from ..errors import KernelNotFound, KernelNotRunning, KernelStartFailed, ServerStopping
+from ..errors import (
+    KernelNotFound,
+    KernelNotRunning,
+    KernelStartFailed,
+    KernelUnreachable,
+    ServerStopping,
+)
 from ..handover.adoption import find_spec
 from ..handover.elsewhere import Known, Nowhere
+from ..handover.handover import Rest
 from ..handover.store import KernelRecord
 from ..owners.ownership import Ownership
 from ..processes.engines.caller_options import check_given
@@ -46,7 +52,6 @@ from .warm import WarmKernels
 
 __all__ = ["MultiKernelManager"]
 
-logger = logging.getLogger(__name__)
 
 MAX_DEAD: Final = 32
 """Kernels of one owner that are listed although they have died.
@@ -71,6 +76,7 @@ class MultiKernelManager:
         self._services = services
         self.settings = settings = services.settings
         self._handover = services.handover
+        self.adopting: Container[str] = services.handover.adopting
         self._kernels = KernelTable()
         self.departures = Departures()
         self._external = ExternalKernels(services, self._kernels, self._forget)
@@ -257,7 +263,7 @@ class MultiKernelManager:
         directory, or to its owner's home; ``given`` are options of its engine. Raises
         `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`, `EngineOptionRefused`,
         `KernelSpecNotFound`, `KernelSpecInvalid`, `KernelStartFailed`, `KernelNotRunning` (if it is
-        shut down first), `ServerStopping`, or that a limit is met.
+        shut down first), `KernelUnreachable`, `ServerStopping`, or that a limit is met.
         """
         identity = checked_id(kernel_id) if kernel_id is not None else new_id or str(uuid4())
         # Two calls with one id: the second waits for the start of the first. It returns the first
@@ -269,6 +275,8 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
+        if identity in self.adopting:  # and not listed yet, for others are in its way
+            raise KernelUnreachable(f"Kernel {identity} is being taken over from an earlier server")
         self._services.check_start()
         owned = Ownership() if ownership is None else ownership
         is_chosen = kernel_id is not None
@@ -386,8 +394,7 @@ class MultiKernelManager:
         self, kernel_id: str, *, now: bool = False, give_up: bool = False
     ) -> None:
         """As `stop_or_give_up`. Raises `KernelNotFound`, too."""
-        keepers = self._services.keepers
-        await stop_or_give_up(self.get(kernel_id), keepers, now=now, give_up=give_up)
+        await stop_or_give_up(self.get(kernel_id), self.keepers, now=now, give_up=give_up)
 
     async def cull_kernel(self, kernel_id: str, idle_seconds: float, limit: str = "") -> None:
         """Stop a kernel that nobody has used for ``idle_seconds``, or for its owner's ``limit``.
@@ -405,7 +412,7 @@ class MultiKernelManager:
         kernel.traffic.why_it_stops = why if limit else "The kernel was culled"
         await kernel.stop(why=why)
 
-    def let_go(self, kernel_id: str) -> Callable[[], Awaitable[None]]:
+    def let_go(self, kernel_id: str) -> Rest:
         """Leave a kernel to another replica, which has it already.
 
         When this returns, no request finds the kernel here, and its record is not stored any more:
@@ -414,12 +421,7 @@ class MultiKernelManager:
         kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
         if kernel is not None:
             kernel.lose()
-        return partial(self._let_go, kernel_id, kernel)
-
-    async def _let_go(self, kernel_id: str, kernel: Kernel | None) -> None:
-        if kernel is not None:
-            await leave_now(kernel)
-        self.keepers.let_go(kernel_id)
+        return partial(leave_now, kernel_id, kernel, self.keepers)
 
     def begin_stop(self) -> None:
         """Begin to stop the server: refuse new starts, end streams, begin to stop the kernels."""
@@ -448,30 +450,17 @@ class MultiKernelManager:
         await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
         kernels = [*self]
-        # Before the kernels are left: late adoptions end, and no checkpoint comes behind a record
-        # that `leave` has stored. Starts end themselves from now on (`starts.stop`, `stopping`).
+        # Late adoptions end, and no checkpoint comes behind a record that `leave` has stored.
         await self._handover.close()
         if self._handover.hands_over:
             # A client that waits for the answer to a start gets an error: its kernel is stopped.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
-            kernels = asked_for + await self._leave(kernels)
+            kernels = asked_for + await leave_all(kernels, self.settings.orphan_timeout)
         own = (kernel.shutdown_seconds for kernel in kernels)
         patience = max((self.settings.shutdown_wait_time, *own))
         await stop_all(kernels, [*self._starting.values(), warm], patience)
         await self._handover.hand_over()
-
-    async def _leave(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Leave kernels for the next server; returns those that cannot be left."""
-        here = await leave_all(kernels)
-        if len(here) < len(kernels):
-            logger.info(
-                "%d kernels go on without a server, for %g s at most; "
-                "'kernelkeep kernels stop --all' ends them",
-                len(kernels) - len(here),
-                self.settings.orphan_timeout,
-            )
-        return here
 
     def _forget(self, kernel: Kernel) -> None:
         # A kernel that is not listed has not gone: it has never come (`ExternalKernels`), or it is
@@ -493,6 +482,8 @@ class MultiKernelManager:
 
     async def close(self) -> None:
         """Stop all kernels (`stopped`), then leave the keepers, and remove what is left."""
-        await self.stopped()
-        self._kernels.clear()
-        await self._services.close()
+        try:
+            await self.stopped()
+        finally:
+            self._kernels.clear()
+            await self._services.close()

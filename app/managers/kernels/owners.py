@@ -101,6 +101,8 @@ class CallersOwners:
 
     def _model(self, name: str) -> OwnerModel:
         kernels, shares = self._kernels, self._shares
+        # A principal's groups are of now; another owner's are those it was last seen with here, and
+        # those that its kernels were started with.
         groups = self._principal.groups
         if name != self._principal.owner:
             groups = shares.groups_of(name)

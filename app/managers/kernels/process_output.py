@@ -18,6 +18,8 @@ def end_of(path: Path, most: int = MOST_BYTES) -> str:
     writes the file may begin a new one between the two reads here. Then the end is told without
     what came between, which the next call has.
     """
+    # The older file first: were the newer one read first, and begun anew then, its text would come
+    # twice.
     before = _end(path.with_name(f"{path.name}.1"), most + 1)
     whole = before + _end(path, most + 1)
     text = whole[-most:].decode("utf-8", "replace")

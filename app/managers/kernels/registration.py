@@ -81,6 +81,7 @@ class Registration:
 
     async def register(self) -> None:
         """Have the next server know the kernel, and from now on its clients and executions too."""
+        # A record by which no process can be found would be of no use to the next server.
         if self._kernel.traffic.connected:
             self._handover.begin(self._kernel)
             await self.save()

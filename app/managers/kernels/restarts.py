@@ -33,6 +33,7 @@ class RestartPolicy:
 
     def on_death(self, now: float) -> float | None:
         """Seconds to wait before the restart, or None when the limit is passed."""
+        # Since it was ready: a kernel that takes long to load and then dies is no stabler for that.
         if self._ready_since is not None and now - self._ready_since >= self.stable_time:
             self._deaths = 0
         self._ready_since = None

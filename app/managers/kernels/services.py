@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,7 @@ class KernelServices:
         `KernelStartFailed` if the options are wrong.
         """
         spec = settled(spec, given)
+        # Before the keeper hears of the kernel: what it is told goes with the term.
         if left is None:
             self.begin_term(kernel_id)
         left = left or {}
@@ -249,14 +251,17 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
-        await self.usage.close()
-        await self.forking.servers.close()
-        await self.keepers.close()
-        await self.engines.close()
-        await self.joining.close()
-        self.transports.close()
-        self.isolation.close()
-        self.files.close()
+        # From the last to the first: those that ask the keepers, then the keepers, and at last the
+        # files that both use. One that fails keeps no other open.
+        async with AsyncExitStack() as stack:
+            stack.callback(self.files.close)
+            stack.callback(self.isolation.close)
+            stack.callback(self.transports.close)
+            stack.push_async_callback(self.joining.close)
+            stack.push_async_callback(self.engines.close)
+            stack.push_async_callback(self.keepers.close)
+            stack.push_async_callback(self.forking.servers.close)
+            stack.push_async_callback(self.usage.close)
 
 
 def _declares_encryption(spec: KernelSpec) -> bool:

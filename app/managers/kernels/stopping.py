@@ -79,11 +79,21 @@ async def stop_all(
         stop.cancel()
 
 
-async def leave_all(kernels: Collection[Kernel]) -> list[Kernel]:
-    """Let the kernels go on without this server; returns those that cannot, to be stopped."""
+async def leave_all(kernels: Collection[Kernel], orphan_timeout: float) -> list[Kernel]:
+    """Let the kernels go on without this server; returns those that cannot, to be stopped.
+
+    The keeper ends those that no other server takes within ``orphan_timeout`` seconds.
+    """
     if kernels:
         await asyncio.sleep(FAREWELL_SECONDS)
     left = await asyncio.gather(*map(_leave_quietly, kernels))
+    if any(left):
+        logger.info(
+            "%d kernels go on without a server, for %g s at most; "
+            "'kernelkeep kernels stop --all' ends them",
+            sum(left),
+            orphan_timeout,
+        )
     return [kernel for kernel, is_left in zip(kernels, left, strict=True) if not is_left]
 
 
@@ -97,20 +107,22 @@ async def _leave_quietly(kernel: Kernel) -> bool:
         return True
 
 
-async def leave_now(kernel: Kernel) -> None:
-    """Let a kernel go on without this server: another replica has it. Bounded by `LEAVE_SECONDS`.
+async def leave_now(kernel_id: str, kernel: Kernel | None, keepers: Keepers) -> None:
+    """Leave a kernel, which may not be here, to another replica. Bounded by `LEAVE_SECONDS`.
 
     Its streams and WebSockets end, so that their clients come back, and find that replica.
     """
-    # First, and without the lock: they would follow a log that this replica reads no further.
-    kernel.executions.close_streams()
-    try:
-        async with asyncio.timeout(LEAVE_SECONDS):
-            await _leave_quietly(kernel)
-    except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
-        about(logger, kernel_id=kernel.id).error(
-            "kernel %s is another replica's; it is still used here", kernel.id
-        )
+    if kernel is not None:
+        # First, and without the lock: they would follow a log that this replica reads no further.
+        kernel.executions.close_streams()
+        try:
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await _leave_quietly(kernel)
+        except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
+            about(logger, kernel_id=kernel_id).error(
+                "kernel %s is another replica's; it is still used here", kernel_id
+            )
+    keepers.let_go(kernel_id)
 
 
 async def end_unsaved(kernel: Kernel, handover: Handover, keepers: Keepers) -> None:

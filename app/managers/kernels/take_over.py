@@ -190,7 +190,8 @@ class TakeOver:
         self._course.on(Event.REACHED)
         if await self.recover(record, launches.info, heard) is None:
             return Found(Fate.UNUSABLE)
-        # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since.
+        # The registry is up to `CHECKPOINT_SECONDS` behind: the kernel may have come up since. Were
+        # it taken for one that starts, it would be ended after ``kernel_info_timeout``.
         ran = any(execution.started_at is not None for execution in kernel.traffic.tracker)
         has_come_up = ran or record.execution_state in ("busy", "idle")
         if has_come_up:
@@ -204,6 +205,7 @@ class TakeOver:
 
     async def _clean_up(self, record: KernelRecord, why: str, code: int | None) -> Found:
         """The process has ended meanwhile, with the exit code ``code`` if that is known."""
+        # The server before was between two processes: it had ended this one, so that is no death.
         unfinished = record.execution_state == Lifecycle.RESTARTING
         await self.recover(record, {}, another=unfinished)
         if not unfinished:
@@ -233,6 +235,7 @@ class TakeOver:
             self._logger.exception("kernel %s: what it has said and done is not known", kernel.id)
             kernel.traffic.read_from_end()
             return None
+        # First the hold: what was not sent to the process that is gone waits for the next one.
         if another:
             kernel.traffic.expect_process()
         kernel.executions.send_again()

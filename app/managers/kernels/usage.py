@@ -41,8 +41,9 @@ POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
 
 RECENT_SECONDS: Final = 30.0
 REFRESH_SECONDS: Final = 2.0
+AT_ONCE: Final = 32
 """How old the samples of many kernels may be that are asked about at once, and how long it may take
-to bring them up to date."""
+to bring them up to date, so many at a time."""
 
 RATE_SECONDS: Final = 0.5
 """The shortest time in which a share of the processors is measured."""
@@ -161,6 +162,7 @@ class Series:
     def __init__(self) -> None:
         self.latest: ProcessUsage | None = None
         self.at = float("-inf")
+        self.tried = float("-inf")  # when the last sample was begun, by the monotonic clock
         self.cpu: float | None = None
         self._rated: ProcessUsage | None = None  # from which the share is measured
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
@@ -229,28 +231,33 @@ class UsageSampler:
         """Have samples of all these that are no older than so many seconds, or as many as can be
         had within `REFRESH_SECONDS`.
         """
+        # Side by side, so that a host that answers slowly holds up none of the others; and not all
+        # at once, as there may be thousands. Samples that the timeout leaves go on (`_sample`).
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(kernel: Measured) -> None:
+            async with room:
+                with contextlib.suppress(KeeperUnavailable):
+                    await self.latest(kernel, seconds)
+
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REFRESH_SECONDS):
-                for kernel in kernels:
-                    with contextlib.suppress(KeeperUnavailable):
-                        await self.latest(kernel, seconds)
+                await asyncio.gather(*map(one, kernels))
         self._forget_old()
 
     async def refresh_oldest(self, kernels: Iterable[Measured], most: int) -> None:
-        """Have new samples of the ``most`` kernels whose samples are the oldest (`refresh`).
+        """Have new samples of ``most`` kernels, those that were tried longest ago (`refresh`).
 
         A sample that is younger than a period will do. If this is called again and again, many
         kernels are sampled in turn.
         """
         newest = time.time() - 0.9 * PERIOD_SECONDS
-        aged = [(self._age_key(kernel), kernel) for kernel in kernels]
-        # The number decides between samples of one age: kernels cannot be compared.
-        stale = sorted((at, number) for number, (at, _) in enumerate(aged) if at <= newest)
-        await self.refresh([aged[number][1] for _, number in stale[:most]], 0.9 * PERIOD_SECONDS)
-
-    def _age_key(self, kernel: Measured) -> float:
-        series = self._series.get(kernel.id)
-        return float("-inf") if series is None else series.at
+        fresh = Series()
+        known = [(self._series.get(kernel.id, fresh), kernel) for kernel in kernels]
+        stale = [each for each in known if each[0].at <= newest]
+        # By when they were tried: those that cannot be sampled must not come first for ever.
+        stale.sort(key=lambda each: each[0].tried)
+        await self.refresh([kernel for _, kernel in stale[:most]], 0.9 * PERIOD_SECONDS)
 
     def last(self, kernel_id: str) -> Series | None:
         """The samples that there are of a kernel."""
@@ -260,6 +267,7 @@ class UsageSampler:
         """Take one sample; whoever asks meanwhile waits for the same."""
         task = self._sampling.get(kernel.id)
         if task is None:
+            series.tried = time.monotonic()
             task = asyncio.get_running_loop().create_task(self._take(kernel, series))
             self._sampling[kernel.id] = task
             task.add_done_callback(lambda done: self._on_taken(kernel.id, done))
@@ -301,9 +309,9 @@ class UsageSampler:
     def _forget_old(self) -> None:
         # A series whose sample is under way stays, however old it is: the sample goes into it, and
         # a caller that comes meanwhile waits for that sample, and must find it in its series.
-        oldest = time.time() - HISTORY_SECONDS
+        oldest = time.monotonic() - HISTORY_SECONDS
         for kernel_id, series in [*self._series.items()]:
-            if series.at < oldest and kernel_id not in self._sampling:
+            if series.tried < oldest and kernel_id not in self._sampling:
                 del self._series[kernel_id]
 
     async def close(self) -> None:

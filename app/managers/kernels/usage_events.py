@@ -55,6 +55,8 @@ class UsageEvents:
                 await self._tell()
 
     async def _tell(self) -> None:
+        # Kernels that have gone are forgotten with the dict of before. One that cannot be sampled
+        # is noted all the same, and is told of when it does something more.
         before, self._told = self._told, {}
         for kernel in self._kernels:
             said = kernel.traffic.log.end.cursor

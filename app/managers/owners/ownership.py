@@ -49,6 +49,7 @@ class Ownership:
         groups: Iterable[str] = (),
         shares: Iterable[Share] = (),
     ) -> None:
+        # Those of then: the server learns of an owner's groups only when the owner asks something.
         self.owner = owner
         self.groups = frozenset(groups)
         self._shares = {share.grantee: share for share in shares}
@@ -81,7 +82,7 @@ class Ownership:
 
     def shared_for(self, action: str, name: str, groups: Set[str]) -> bool:
         """Whether a share lets this name, or a member of these groups, do ``action``."""
-        if not self._shares:
+        if not self._shares:  # as of nearly all kernels, in lists of thousands
             return False
         grantees: list[Grantee] = [("name", name), *(("group", group) for group in groups)]
         return any(
@@ -103,6 +104,8 @@ def access(principal: Principal, action: str, resource: str, ownership: Ownershi
     scopes = principal.scopes
     if scopes.everything:
         return True
+    # A share lets its grantee do what its own scopes let it do with its own things, and no more:
+    # a token that may only read cannot execute, whatever is shared with its owner.
     owns = ownership.owner == principal.owner or ownership.shared_for(
         action, principal.owner, principal.groups
     )

@@ -19,9 +19,10 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable, Set
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
+from ..threads import DaemonThreads
 from . import credentials
 from .errors import TokensUnavailable
 from .names import InvalidName
@@ -93,7 +94,7 @@ class TokenList:
         self._troubled = False  # whether it was logged that the file cannot be read
         self._has_read = False
         self._watch: asyncio.Task[None] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: DaemonThreads | None = None
         self._asked: _Asked | None = None
         self._is_out = False  # whether tokens were dropped that the thread takes for known
         # These belong to the thread:
@@ -110,7 +111,7 @@ class TokenList:
         ``token_revoked``, and the record.
         """
         self._changed = changed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokens")
+        self._thread = DaemonThreads(1, "tokens")
         await asyncio.wait({self._ask()}, timeout=WAIT_SECONDS)
 
     async def close(self) -> None:
@@ -124,7 +125,7 @@ class TokenList:
         writing = self._submit(self._write_uses, self._take_uses())
         await asyncio.wait({writing}, timeout=WAIT_SECONDS)
         self._submit(self._forget_file)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
         self._thread = None
 
     # An identity provider's
@@ -217,7 +218,7 @@ class TokenList:
 
     def _submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         assert self._thread is not None, "the list was not opened"
-        return asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        return asyncio.wrap_future(self._thread.submit(partial(work, *arguments)))
 
     def _ask(self) -> asyncio.Future[_Seen]:
         """A look at the file that begins after this call, shared by all who ask before it begins.

@@ -10,14 +10,14 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from ...log_formats import about
 from ..errors import KeeperUnavailable
-from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover
+from ..handover.handover import ADOPTION_SECONDS, Adopt, HandedOver, RegisteredHandover, Rest
 from ..handover.store import KernelRecord
 from ..processes.isolation.isolation import Isolation
 from ..processes.keeper.keepers import Keepers
@@ -123,9 +123,7 @@ class SharedHandover(RegisteredHandover):
             logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
-    async def _let_go(
-        self, kernel_id: str, rest: Callable[[], Awaitable[None]], before: asyncio.Task[None] | None
-    ) -> None:
+    async def _let_go(self, kernel_id: str, rest: Rest, before: asyncio.Task[None] | None) -> None:
         try:
             if before is not None:
                 await asyncio.wait({before})

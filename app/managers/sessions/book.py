@@ -13,9 +13,9 @@ from typing import Final
 from weakref import WeakValueDictionary
 
 from ...log_formats import about
-from ...work_thread import WorkThread
 from ..handover.elsewhere import Known
 from ..handover.store import StoreAway
+from ..threads import DaemonThreads
 from .store import Session, SessionKeeping
 
 __all__ = ["Everywhere", "SessionBook", "farewell"]
@@ -48,7 +48,7 @@ class SessionBook:
         self._by_owner: dict[str, dict[str, Session]] = {}
         for session in store.load():
             self._put(session)
-        self._writer = WorkThread("sessions")
+        self._writer = DaemonThreads(1, "sessions")
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._writing: Counter[str] = Counter()
 
@@ -162,14 +162,20 @@ class SessionBook:
 
 
 class Everywhere:
-    """The ids of the kernels of this server, and of those that other replicas have."""
+    """The ids of the kernels ``here``, of those that ``adopting`` has, and of other replicas'.
 
-    def __init__(self, here: Container[str], known: Known) -> None:
+    A kernel that an earlier server has left is not listed here until its adoption has begun. Its
+    sessions must not be taken meanwhile for those of a kernel that is gone.
+    """
+
+    def __init__(self, here: Container[str], adopting: Container[str], known: Known) -> None:
         self._here = here
+        self._adopting = adopting
         self._known = known
 
     def __contains__(self, kernel_id: object) -> bool:
-        return kernel_id in self._here or kernel_id in self._known.kernels
+        parts = (self._here, self._adopting, self._known.kernels)
+        return any(kernel_id in part for part in parts)
 
 
 def farewell(session: Session) -> str:

@@ -115,10 +115,11 @@ class SessionManager:
 
     def _sees(self, action: str, session: Session) -> bool:
         """Whether the caller may do ``action`` with a session, and may see its kernel."""
-        if self._principal.scopes.everything:
-            return True
+        # One that is being adopted is there for nobody yet, and its sessions stay (`Everywhere`).
         if session.kernel_id not in self._kernels:
             return False
+        if self._principal.scopes.everything:
+            return True
         its = self._kernels.ownership_of(session.kernel_id)
         owned = Ownership(session.owner, its.groups if its.owner == session.owner else ())
         return access(self._principal, action, "sessions", owned)

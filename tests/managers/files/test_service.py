@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -33,3 +35,25 @@ async def test_what_is_raised_is_passed_on(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         await service.run(lambda: 1 / 0)
     await service.close()
+
+
+def test_a_file_system_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, threading
+from pathlib import Path
+from app.managers.files import service
+from app.managers.files.errors import ContentsUnavailable
+
+async def main():
+    service.WORK_SECONDS, service.CLOSE_SECONDS = 0.1, 0.1
+    contents = service.ContentsService(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}))
+    for _ in range(service.THREADS):
+        try:
+            await contents.run(threading.Event().wait)
+        except ContentsUnavailable:
+            pass
+    await contents.close()
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -21,9 +22,12 @@ from app.managers.errors import (
     KernelkeepError,
     KernelNotStopped,
     KernelStartFailed,
+    KernelUnreachable,
     ServerStopping,
+    SessionNotFound,
 )
 from app.managers.executions.code import Code
+from app.managers.handover.elsewhere import Nowhere
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import KernelRecord
@@ -34,11 +38,12 @@ from app.managers.kernels.launches import Launches
 from app.managers.kernels.life import Life
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.kernels.phases import Phase
+from app.managers.kernels.services import KernelServices
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
-from app.managers.sessions.book import SessionBook
+from app.managers.sessions.book import Everywhere, SessionBook
 from app.managers.sessions.sessions import SessionManager
 from app.managers.sessions.store import SessionStore
 from app.managers.telemetry.counters import Counters
@@ -697,3 +702,55 @@ async def test_a_session_that_has_its_new_kernel_is_told_of_the_one_that_goes_on
         changed = await sessions.get(session.id)
         assert changed.kernel_id != session.kernel_id
         assert len([*manager]) == 2
+
+
+async def test_a_kernel_whose_adoption_has_to_wait_keeps_its_sessions_and_its_id(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.managers.handover.handover.AT_A_TIME", 1)
+    monkeypatch.setattr("app.managers.handover.handover.ADOPTION_SECONDS", 0.0)
+    async with kernels(state_dir) as manager, AsyncExitStack() as stack:
+        there = Everywhere(manager, manager.adopting, Nowhere())
+        book = SessionBook(there, SessionStore(":memory:"))
+        stack.push_async_callback(book.close)
+        sessions = SessionManager(CallersKernels(manager, principal("root", ("*",))), book)
+        made = [await sessions.create(f"{number}.ipynb", "notebook") for number in range(2)]
+        for session in made:
+            await is_up(manager.get(session.kernel_id))
+            await manager.let_go(session.kernel_id)()
+        held = Held(monkeypatch, Kernel, "adopt")
+        await manager._handover.adopt(manager._adopt)
+        await held.called.wait()
+        assert len(manager) == 1
+        (late,) = (one for one in made if one.kernel_id not in manager)
+        assert len(json.loads(await sessions.models())) == 1
+        with pytest.raises(SessionNotFound):
+            await sessions.get(late.id)
+        with pytest.raises(KernelUnreachable):
+            await manager.start_kernel(kernel_id=late.kernel_id)
+        held.may_go_on.set()
+        await eventually(lambda: late.kernel_id not in manager.adopting)
+        assert len(json.loads(await sessions.models())) == 2
+
+
+async def test_a_part_that_cannot_be_closed_keeps_no_other_open() -> None:
+    closed: list[str] = []
+
+    class Part:
+        def __init__(self, name: str, fails: bool = False) -> None:
+            self.name, self.servers, self.fails = name, self, fails
+
+        def close(self) -> Any:
+            closed.append(self.name)
+            if self.fails:
+                raise OSError(self.name)
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+
+    names = [field.name for field in fields(KernelServices) if field.init]
+    parts: dict[str, Any] = {name: Part(name, name == "keepers") for name in names}
+    with pytest.raises(OSError, match="keepers"):
+        await KernelServices(**parts).close()
+    begin = ["usage", "forking", "keepers", "engines"]
+    assert closed == [*begin, "joining", "transports", "isolation", "files"]

@@ -150,6 +150,31 @@ async def test_a_first_sample_that_takes_long_is_not_lost_by_a_look_at_others(
     assert series.latest is not None
 
 
+async def test_kernels_that_do_not_answer_hold_up_no_others(
+    sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage_module, "REFRESH_SECONDS", 0.05)
+    silent, answering = [Sampled() for _ in range(3)], Sampled()
+    for number, kernel in enumerate(silent):
+        kernel.id = f"silent {number}"
+        kernel.may_answer.clear()
+    await sampler.refresh([*silent, answering])
+    assert answering.taken == 1
+    other = Sampled()
+    other.id = "other"
+    for _ in range(2):  # with room for three at each look
+        await sampler.refresh_oldest([*silent, answering, other], 3)
+    assert other.taken == 1
+    for kernel in silent:
+        kernel.answer = KeeperUnavailable("gone")
+        kernel.may_answer.set()
+    await eventually(lambda: not sampler._sampling)
+    last = Sampled()
+    last.id = "last"
+    await sampler.refresh_oldest([*silent, last], 1)
+    assert last.taken == 1
+
+
 async def test_a_sample_from_the_future_is_taken_again(
     sampler: UsageSampler, monkeypatch: pytest.MonkeyPatch
 ) -> None:

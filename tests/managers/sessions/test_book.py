@@ -119,9 +119,9 @@ async def test_a_disk_that_hangs_holds_up_the_end_for_no_longer(
 
     before = {*threading.enumerate()}
     book = SessionBook(Kernels("k1"), Store(MEMORY))
-    (writer,) = {*threading.enumerate()} - before
     try:
         await book.keep(session(1))
+        (writer,) = {*threading.enumerate()} - before
         caplog.clear()
         async with asyncio.timeout(30):
             await book.close()

@@ -1,0 +1,65 @@
+"""Threads for work that blocks, and that may never end: a disk hangs, or a database.
+
+They are daemons, unlike those of `ThreadPoolExecutor`, for which the interpreter waits before it
+ends. A server whose disk hangs still stops.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["DaemonThreads"]
+
+T = TypeVar("T")
+
+
+class DaemonThreads(Executor):
+    """At most ``number`` threads, each of which does one work after the other, in their order.
+
+    Its methods are called in one thread, the event loop's.
+    """
+
+    def __init__(self, number: int, name: str) -> None:
+        self._left = number  # threads that are not started yet
+        self._name = name
+        self._threads: list[threading.Thread] = []
+        self._queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._is_ended = False
+
+    def submit(self, work: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
+        """Have work done behind the one before. Raises `RuntimeError` after `shutdown`."""
+        if self._is_ended:
+            raise RuntimeError(f"the {self._name} are closed")
+        done: Future[T] = Future()
+        self._queue.put((partial(work, *arguments, **options), done))
+        if self._left:
+            self._left -= 1
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        return done
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        """Take no more; the threads end behind their work, for which nobody waits."""
+        # No work comes behind: `submit` is called in the same thread as this.
+        self._is_ended = True
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _run(self) -> None:
+        while (found := self._queue.get()) is not None:
+            work, done = found
+            # Work whose caller has given up before it began is not done.
+            if not done.set_running_or_notify_cancel():
+                continue
+            # Whatever it raises is the caller's: the thread goes on with the next.
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            del work, done, found  # not to be held while the next is awaited
