@@ -97,6 +97,7 @@ class Joining:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._open: dict[str, asyncio.WriteTransport] = {}
         self._failures: dict[str, KeeperUnavailable] = {}
+        self._generations: dict[str, int] = {}  # the newest, of those that were invited from here
         self._listener: Listener | None = None
         self._replicas = replicas
         self._told: dict[str, Callable[[Sequence[str]], None]] = {}
@@ -147,6 +148,7 @@ class Joining:
         except OSError as error:
             raise HostUnusable(f"The invitation of a keeper cannot be stored: {error}") from error
         self._failures.pop(keeper_id, None)
+        self._generations[keeper_id] = credential.generation
         self._send_away(keeper_id, ENDED)
         document = {
             "join": 1,
@@ -170,6 +172,7 @@ class Joining:
         except OSError as error:
             raise HostUnusable(f"A keeper cannot be forgotten: {error}") from error
         self._failures.pop(keeper_id, None)
+        self._generations.pop(keeper_id, None)
         self._send_away(keeper_id, ENDED)
 
     def fail(self, keeper_id: str, error: KeeperUnavailable) -> None:
@@ -238,9 +241,14 @@ class Joining:
         assert self._authority is not None
         return self._authority.issue(guest.credential, self._life)
 
-    async def _on_guest(self, guest: Guest) -> None:
+    def _on_guest(self, guest: Guest) -> None:
         """A keeper has dialled in. Its earlier connection is of no use to it any more."""
         keeper_id = guest.credential.keeper_id
+        # The book looks at a credential in a thread or another process. A newer invitation may be
+        # stored, and told here, before the answer about this one is: it keeps its place.
+        if guest.credential.generation < self._generations.get(keeper_id, 0):
+            guest.refuse(ENDED)
+            return
         self._send_away(keeper_id, LATER)
         elsewhere = self._elsewhere(guest)
         if elsewhere is not None or len(self._held) >= MAX_HELD:

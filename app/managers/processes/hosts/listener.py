@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -84,7 +84,7 @@ class Guest:
 
 
 class Listener:
-    """Takes connections on ``server``, a socket that listens, and awaits ``on_guest`` with keepers.
+    """Takes connections on ``server``, a socket that listens, and calls ``on_guest`` with keepers.
 
     Make it in a running event loop, and `close` it there.
     """
@@ -94,7 +94,7 @@ class Listener:
         server: socket.socket,
         context: ssl.SSLContext,
         invitations: Book,
-        on_guest: Callable[[Guest], Awaitable[None]],
+        on_guest: Callable[[Guest], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = context
@@ -139,7 +139,7 @@ class Listener:
                 elif not transport.is_closing():
                     cut_off(transport)
         if guest is not None:
-            await self._on_guest(guest)
+            self._on_guest(guest)
 
     async def _who(
         self, reader: asyncio.StreamReader, transport: asyncio.Transport

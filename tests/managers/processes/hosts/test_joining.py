@@ -19,7 +19,7 @@ import pytest
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.hosts import accepting, joined_place, joining, listener
-from app.managers.processes.hosts.authority import Authority
+from app.managers.processes.hosts.authority import Authority, Credential
 from app.managers.processes.hosts.errors import (
     HostKeeperIncompatible,
     HostUnreachable,
@@ -105,6 +105,30 @@ async def test_a_keeper_shows_its_secret_and_then_its_certificate(
     assert (await coming).credential == first.credential
     # The connection before is of no use any more.
     assert first.is_gone
+
+
+async def test_a_keeper_that_shows_its_secret_while_another_is_invited_does_not_take_its_place(
+    service: JoinedService, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, goes_on = asyncio.Event(), asyncio.Event()
+    book = service.joining._book
+    join = book.join
+
+    async def slow(keeper_id: str, secret: str, nonce: str) -> Credential:
+        credential = await join(keeper_id, secret, nonce)
+        shown.set()
+        await goes_on.wait()
+        return credential
+
+    monkeypatch.setattr(book, "join", slow)
+    first = await service.joining.invite("k")
+    saying = asyncio.ensure_future(dialler.say(hello_of(first.document)))
+    await shown.wait()
+    await service.joining.invite("k")
+    goes_on.set()
+    answer = await saying
+    assert (answer["refused"], answer["ends"]) == ("keeper_replaced", True)
+    assert not service.joining.has_come("k")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +295,7 @@ async def test_a_flood_of_strangers_leaves_few_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(accepting, "LOGGED_SECONDS", 3600.0)
-    service.joining._listener._logged_at = -3600.0  # type: ignore[union-attr]
+    service.joining._listener._accepting._logged_at = -3600.0  # type: ignore[union-attr]
     for _ in range(5):
         await dialler.say({"join": 7})
     assert len(caplog.records) == 1
