@@ -141,6 +141,8 @@ def _check_directory(directory: Path, *, open_to_others: bool) -> None:
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         status = directory.stat()
+        # Whoever can rename a directory above could put another in its place, with homes and
+        # sockets. The sticky bit, as in /tmp, keeps others from that [rename(2)].
         above = [(path, path.stat()) for path in directory.parents]
     except OSError as error:
         raise CannotIsolate(f"--isolation-dir: {error.strerror}: {directory}") from None
