@@ -336,6 +336,8 @@ def _pem(certificate: x509.Certificate) -> str:
 
 def write_private(path: Path, data: bytes, *, anew: bool = False) -> None:
     """Write a file (0600), never there without its content; ``anew``: not in another's place."""
+    # In the same directory, so that it can take the name in one step. A crash leaves a file that
+    # nobody reads.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -120,6 +120,8 @@ class Invited(msgspec.Struct, kw_only=True):
             raise Refused("keeper_replaced", "another keeper is in its place", ends=True)
         if self.has_joined:
             return False
+        # The keeper has its certificate for sure: it has shown it. So the secret works no more, not
+        # even for the one that has shown it first.
         self.has_joined, self.nonce = True, ""
         return True
 
@@ -222,6 +224,7 @@ class Invitations:
             invited = self._read(credential.keeper_id)
             if invited is None:
                 raise Refused(*FORGOTTEN, ends=True)
+            # Written at the first coming only; keepers dial in often.
             if invited.comes(credential.generation):
                 self._write(invited)
 

@@ -196,6 +196,8 @@ class Joining:
         try:
             async with asyncio.timeout(seconds):
                 while True:
+                    # From here to the future in `_change` nothing is awaited: what comes later
+                    # wakes that.
                     if (failure := self._failures.get(keeper_id)) is not None:
                         raise failure
                     if (guest := self._take(keeper_id)) is not None:
@@ -212,15 +214,19 @@ class Joining:
             await change
         finally:
             waiting.discard(change)
+            # Another may have begun to wait since, and made a set of its own.
             if not waiting and self._waiting.get(keeper_id) is waiting:
                 del self._waiting[keeper_id]
 
     def _wake(self, keeper_id: str) -> None:
+        # All who wait are woken, and one takes the guest. Nobody leaves the set here: each future
+        # does that in a turn of its own.
         for change in self._waiting.get(keeper_id, ()):
             if not change.done():
                 change.set_result(None)
 
     def _take(self, keeper_id: str) -> Guest | None:
+        # Out of the table before it is answered: nobody else takes it in, and its time is not up.
         guest, timer = self._held.pop(keeper_id, (None, None))
         if guest is None or timer is None:
             return None
@@ -254,6 +260,8 @@ class Joining:
         if elsewhere is not None or len(self._held) >= MAX_HELD:
             guest.refuse(elsewhere or LATER)
             return
+        # `_send_away` has left no earlier guest of this id, so the timer is for the one in the
+        # table.
         timer = self._loop.call_later(HOLD_SECONDS, self._give_up, guest)
         self._held[keeper_id] = (guest, timer)
         self._wake(keeper_id)
@@ -270,12 +278,14 @@ class Joining:
 
     def _on_change(self) -> None:
         """Replicas, or who has which kernel, may have changed; many changes may come at a time."""
+        # The first change of many sets the timer, and the look finds what all have come to.
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         """See which keepers that wait are wanted elsewhere, and what addresses there are."""
         self._looking = None
+        # A copy: `_send_away` takes guests out.
         for guest, _ in [*self._held.values()]:
             if (elsewhere := self._elsewhere(guest)) is not None:
                 self._send_away(guest.credential.keeper_id, elsewhere)
@@ -302,6 +312,7 @@ class Joining:
         """Take in no more keepers, and let none wait. Links should be closed before."""
         if self._looking is not None:
             self._looking.cancel()
+        # The replicas tell of changes until they are closed, which is later.
         if self._replicas is not None:
             self._replicas.on_change = _nothing
         if self._listener is not None:

@@ -138,6 +138,8 @@ class Listener:
                     connection.close()
                 elif not transport.is_closing():
                     cut_off(transport)
+        # It is a stranger no more, and not bounded as one. The bound of time is over as well: a
+        # guest waits as long as `Joining` lets it.
         if guest is not None:
             self._on_guest(guest)
 
@@ -149,6 +151,8 @@ class Listener:
         if hello.join != JOIN:
             text = f"it joins by version {hello.join}, and this server by {JOIN}"
             raise Refused("host_keeper_incompatible", text)
+        # TLS has verified it: it is this authority's, and its time is not up. What is asked of the
+        # book is whether it has been replaced or forgotten since.
         certificate = transport.get_extra_info("peercert")
         credential = credential_of(certificate)
         if certificate and credential is None:
@@ -164,5 +168,7 @@ def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
     told = {"refused": refused.code, "text": str(refused), "ends": refused.ends}
     if refused.addresses:
         told["addresses"] = [*refused.addresses]
+    # `close` sends this first. With a peer that never says the end of TLS it ends within asyncio's
+    # own bound (`ssl_shutdown_timeout`).
     transport.write(pack(told))
     transport.close()

@@ -65,6 +65,8 @@ def service_id(state_dir: Path) -> str:
     """
     path = state_dir / "service-id"
     try:
+        # The name must not change: keepers on hosts are found by it. So it is made in one step, by
+        # whoever is first, and then only read.
         if not path.exists():
             with contextlib.suppress(FileExistsError):  # another thread was faster
                 write_private(path, secrets.token_hex(8).encode(), anew=True)
