@@ -49,6 +49,8 @@ class Starts:
         for a restart that no client has asked for, so that no client can be told to try again:
         ``max_kernels`` bounds the number of those, for each kernel has one at a time.
         """
+        # One that launches is counted twice: in `_asked` until its launch is done, and in `running`
+        # from its turn on.
         there = self._asked - self._launching + self.running
         if there >= self._limit + self._queue_limit and not always:
             raise TooManyStarts(
@@ -72,6 +74,8 @@ class Starts:
         raises `KernelNotRunning`. Raises `ServerStopping` after `stop`.
         """
         await self._turn(came_up)
+        # From the end of `_turn` to `try` nothing is awaited. So no cancellation comes between the
+        # taking of the slot and what gives it up.
         release = _once(self._leave)
         self._launching += 1
         try:
@@ -83,6 +87,7 @@ class Starts:
             self._launching -= 1
         # Both of these happen, in either order; the first one gives up the slot.
         came_up.add_done_callback(lambda _: release())
+        # Not cancelled when the kernel has come up before: it then does nothing, once.
         asyncio.get_running_loop().call_later(SLOT_SECONDS, release)
 
     @contextmanager
@@ -127,6 +132,7 @@ class Starts:
             self._enter()
             entered = True
         finally:
+            # First, or `_wake` would choose this start again, which will not enter.
             del self._queue[waiter]
             if not entered:
                 self._wake()

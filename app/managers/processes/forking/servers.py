@@ -106,6 +106,8 @@ class ForkServers:
         `bring_up` a server.
         """
         family = self._asked(recipe) if asked else self._brought_up(recipe)
+        # Between the choice of a server and the packet that it is sent nothing is awaited: it has
+        # not ended, nor been retired, since it was chosen.
         server = await self._ready(family)
         self._start_another(family)
         family.used_at = asyncio.get_running_loop().time()
@@ -170,11 +172,14 @@ class ForkServers:
         """The server whose turn it is."""
         living = family.living()
         if not any(server.ready.done() for server in living):
+            # Without a bound here, for `READY_SECONDS` bounds `ready`. `asyncio.wait` leaves the
+            # future alone when it is cancelled: other kernels wait for the same server.
             ready = {living[0].ready}
             await asyncio.wait(ready, timeout=None if family.asked else LOADING_SECONDS)
             if not living[0].ready.done():
                 raise NotForkedYet("its fork server is not ready yet")
             living[0].ready.result()
+        # Looked for anew: the server that was waited for may have been retired meanwhile.
         server = family.next()
         if server is None:
             raise CannotFork(family.refusal or "its fork servers have ended")
@@ -221,6 +226,7 @@ class ForkServers:
             await server.ready
         except CannotFork as error:
             if not self._closed and not server.retired:
+                # One that was retired while it imported has done nothing wrong.
                 self._refuse(family, str(error))
         else:
             logger.info("fork server %d is ready", server.pid)
@@ -255,6 +261,8 @@ class ForkServers:
 
         Where nobody has, the next kernel that is ready brings one up.
         """
+        # Several kernels may have asked the same server at once, and each is told that it is
+        # outdated.
         if server.alive:  # nobody else has found out
             logger.info("fork server %d is replaced: %s", server.pid, reason)
             for each in family.living():
@@ -275,6 +283,7 @@ class ForkServers:
 
     async def close(self) -> None:
         """End every server; returns when they are gone."""
+        # First: from now on no server is started, by a request or beside one that has become ready.
         self._closed = True
         await asyncio.gather(*(server.close() for server in self._links))
         if self._tasks:
