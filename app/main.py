@@ -38,7 +38,7 @@ from .managers.owners.tokens import check_tokens
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import CannotIsolate, check_isolation
-from .managers.processes.keeper.keepers import check_state_dir
+from .managers.processes.keeper.new_keepers import check_state_dir
 from .managers.sessions.store import UnusableDatabase, check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas

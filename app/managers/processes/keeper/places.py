@@ -111,6 +111,7 @@ class NewestPlace:
         A server that is killed before or behind that leaves one or two keepers that the next server
         finds. No keeper can begin in the directory meanwhile: the older one has its lock.
         """
+        # It is a link of the newest keeper's client. `AsidePlace` makes one for another client.
         await link.close()
         directory = new_aside_dir(self._state_dir, link.protocol)
         os.rename(keeper_dir(self._state_dir), directory)
@@ -120,17 +121,22 @@ class NewestPlace:
 
     async def _start(self) -> None:
         """Start a keeper; returns when it listens, or another does."""
+        # Those that have ended are reaped here: keepers that are started are few, and this is
+        # awaited by nobody else (`Connection` finds one keeper at a time).
         self._processes = [process for process in self._processes if process.poll() is None]
         ours, theirs = os.pipe()
         try:
             loop = asyncio.get_running_loop()
             execution = loop.run_in_executor(None, self._execute, theirs)
             process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
+            # The keeper closes its end when it has told, or ends: nothing is left in the pipe that
+            # a closed end would cut off.
             told = await _line(ours)
         finally:
             os.close(ours)
         if told == "ready":
             logger.info("process %d is the keeper of the kernels", process.pid)
+        # Another server of this directory was faster; the lock has decided between the two keepers.
         elif told == "taken":  # it will soon listen, or end
             await asyncio.sleep(TAKEN_SECONDS)
         else:
@@ -179,6 +185,8 @@ class AsidePlace:
             return link
         if link is not None:
             await _drain(link, on_drained)
+        # Nobody listens, and the lock tells whether it has ended. To believe the socket alone would
+        # have two keepers for the same kernels.
         if await self.has_ended():
             raise KeeperGone
         # It does not listen any more. Until it has ended it may write logs, and end its kernels.
@@ -195,6 +203,8 @@ class AsidePlace:
             lock = os.open(self.directory / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return True
+        # Held for a moment only. Another server that looks at the same moment finds it taken, and
+        # looks again.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -215,6 +225,8 @@ class AsidePlace:
             os.close(directory)
         notes = []
         for kernel_id, pid, started, output in rows:
+            # It was killed between its note and the launch, or behind the launch: who writes to the
+            # kernel's output tells which.
             if pid == LAUNCHING:
                 pid, started = leader_that_writes(pipe_of(Path(output))) or (LAUNCHING, "")
             if pid != LAUNCHING:
