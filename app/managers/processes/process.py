@@ -58,14 +58,16 @@ async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
     A call that is late is cancelled, and not waited for: it may catch the cancellation and go on.
     """
     task = asyncio.ensure_future(call)
-    # The caller may be cancelled when the call has just failed: nobody asks for that error then.
+    # A call that is late may fail when nobody asks for its error any more.
     task.add_done_callback(_discard)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if task.done():
             return task.result()
     finally:
-        task.cancel()  # which does nothing to a call that is done
+        # Also of a call that has just failed, as the caller is cancelled: asyncio then does not log
+        # that nobody has asked for the error.
+        task.cancel()
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 

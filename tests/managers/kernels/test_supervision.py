@@ -6,6 +6,7 @@ These are the tests of `app.managers.kernels.services`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -29,7 +30,7 @@ from app.managers.kernels.launches import Launches
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
-from app.managers.processes.process import KernelProcess
+from app.managers.processes.process import KernelProcess, bounded
 from app.managers.replicas.errors import RegistryUnavailable
 from app.managers.sessions.book import SessionBook
 from app.managers.sessions.sessions import SessionManager
@@ -372,3 +373,25 @@ async def test_a_kernel_that_cannot_be_adopted_has_not_ended(
         assert kernel.id not in manager
         assert manager.departures.last == 0
         manager._kernels[kernel.id] = kernel  # so that it is ended
+
+
+async def test_a_call_that_fails_just_as_its_caller_is_cancelled_is_no_error_in_the_log() -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    begun = loop.create_future()
+
+    async def fail() -> None:
+        await begun
+        raise OSError("of a test")
+
+    caller = asyncio.create_task(bounded(fail()))
+    await asyncio.sleep(0)
+    begun.set_result(None)
+    # The call fails in this turn, and its caller is cancelled in the next, before it is told.
+    loop.call_soon(loop.call_soon, caller.cancel)
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    del caller
+    gc.collect()
+    assert told == []
