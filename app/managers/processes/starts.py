@@ -118,7 +118,6 @@ class Starts:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue[waiter] = None
-        entered = False
         try:
             # This wait needs no bound: each start before this one gives up its slot in time.
             events: set[asyncio.Future[Any]] = {waiter, came_up}
@@ -130,12 +129,12 @@ class Starts:
             if came_up.done():
                 raise KernelNotRunning("The kernel was shut down before its turn to start came")
             self._enter()
-            entered = True
         finally:
-            # First, or `_wake` would choose this start again, which will not enter.
+            # First, or `_wake` would choose this start again, which will not enter. Others are
+            # woken also by one that has entered: further slots may have become free meanwhile, and
+            # starts have come that queued behind this one.
             del self._queue[waiter]
-            if not entered:
-                self._wake()
+            self._wake()
 
     def _enter(self) -> None:
         self.running += 1
