@@ -389,7 +389,7 @@ async def test_a_call_that_fails_just_as_its_caller_is_cancelled_is_no_error_in_
     await asyncio.sleep(0)
     begun.set_result(None)
     # The call fails in this turn, and its caller is cancelled in the next, before it is told.
-    loop.call_soon(loop.call_soon, caller.cancel)
+    loop.call_soon(lambda: loop.call_soon(caller.cancel))
     await asyncio.wait({caller})
     assert caller.cancelled()
     del caller

@@ -17,6 +17,7 @@ long each may take, and how much it may say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -36,6 +37,9 @@ JOIN: Final = 1
 
 STRANGER_SECONDS: Final = 10.0
 """How long a keeper may take to show who it is."""
+
+CLOSE_SECONDS: Final = 3.0
+"""How long one that is sent away may take to have read why, and to end TLS."""
 
 HELLO_BYTES: Final = 4096
 
@@ -116,7 +120,10 @@ class Listener:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(STRANGER_SECONDS):
                 transport, _ = await self._loop.connect_accepted_socket(
-                    lambda: protocol, connection, ssl=self._context
+                    lambda: protocol,
+                    connection,
+                    ssl=self._context,
+                    ssl_shutdown_timeout=CLOSE_SECONDS,
                 )
                 credential, away = await self._who(reader, transport)
                 guest = Guest(credential, reader, transport, away)
@@ -124,6 +131,10 @@ class Listener:
             assert transport is not None
             _refuse(transport, refused)
             self._accepting.log(address, f"{refused} ({refused.code})")
+            # TLS ends when both ends have said so. It is a stranger's connection for as long as
+            # that takes, and counts: else refused ones could take all descriptors.
+            with contextlib.suppress(OSError):
+                await asyncio.StreamWriter(transport, protocol, reader, self._loop).wait_closed()
         except TimeoutError:
             self._accepting.log(
                 address, f"it has not shown who it is within {STRANGER_SECONDS:g} s"
@@ -168,7 +179,6 @@ def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
     told = {"refused": refused.code, "text": str(refused), "ends": refused.ends}
     if refused.addresses:
         told["addresses"] = [*refused.addresses]
-    # `close` sends this first. With a peer that never says the end of TLS it ends within asyncio's
-    # own bound (`ssl_shutdown_timeout`).
+    # `close` sends this first, and takes `CLOSE_SECONDS` with a peer that never ends TLS.
     transport.write(pack(told))
     transport.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -286,6 +287,29 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
     invitation = await service.joining.invite("k")
     asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006
     await service.joining.arrived("k", "lab", WAIT)
+
+
+async def test_one_that_is_refused_is_a_stranger_until_its_connection_has_ended(
+    service: JoinedService, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.joining._listener is not None
+    strangers = service.joining._listener._accepting.strangers
+
+    def be_refused() -> ssl.SSLSocket:
+        name = service.authority.server_name
+        plain = socket.create_connection(("127.0.0.1", service.port), timeout=WAIT)
+        connection = dialler.context.wrap_socket(plain, server_hostname=name)
+        connection.sendall(pack({"join": 7}))
+        assert b"refused" in connection.recv(4096)
+        return connection
+
+    with await asyncio.to_thread(be_refused):
+        assert len(strangers) == 1
+    await eventually(lambda: not strangers, WAIT)
+    # One that never ends its connection does not keep it for long.
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", 0.2)
+    with await asyncio.to_thread(be_refused):
+        await eventually(lambda: not strangers, WAIT)
 
 
 async def test_a_flood_of_strangers_leaves_few_lines(
