@@ -356,6 +356,22 @@ async def test_a_kernel_that_has_come_anew_keeps_its_log_when_its_earlier_keeper
     await second.close()
 
 
+async def test_a_keeper_has_a_kernel_until_it_has_removed_the_log(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    ear = Ear(keeper)
+    await ear.line.hear(home.path / "log", None)
+    assert keeper.pid is not None
+    os.kill(keeper.pid, signal.SIGSTOP)
+    keeper.drop("k")
+    has = await keeper.has("k")
+    os.kill(keeper.pid, signal.SIGCONT)
+    assert has
+    await eventually(lambda: not keeper._errands, WAIT)
+    assert not await keeper.has("k")
+
+
 async def test_a_keeper_that_ends_as_it_is_greeted_is_looked_for_again_at_once(
     home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -267,7 +267,8 @@ class Keeper:
     async def has(self, kernel_id: str) -> bool:
         """Whether this keeper has a kernel's process, or hears it. Raises `KeeperUnavailable`."""
         link = await self._connection.linked()
-        if self._processes.get(kernel_id) is not None or kernel_id in self._lines:
+        is_left = self._errands.is_dropped(kernel_id)  # it has the log until it answers
+        if self._processes.get(kernel_id) or kernel_id in self._lines or is_left:
             return True
         is_alone = self._terms is None  # other replicas launch kernels after the greeting, too
         if kernel_id in self._heard or (is_alone and link.protocol >= TELLS_HEARD):

@@ -88,6 +88,8 @@ class Keepers:
 
     def _add(self, directory: Path) -> None:
         """There is a keeper that was set aside; it must not be without a server for long."""
+        if any(place.directory == directory for place in self._older.values()):
+            return
         place = AsidePlace(self._state_dir, directory)
         keeper = self._client(place)
         self._older[keeper] = place

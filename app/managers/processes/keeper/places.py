@@ -19,6 +19,7 @@ from ....keeper.processes import leader_that_writes
 from ....keeper.protocol import (
     PROTOCOL,
     SPOKEN,
+    aside_dirs,
     check_private,
     keeper_dir,
     new_aside_dir,
@@ -75,8 +76,8 @@ class Place(Protocol):
 class NewestPlace:
     """The place of the keeper of this version, which is started if there is none.
 
-    ``on_older`` is called when a keeper of the version before is there, which is then set aside,
-    with its new directory. Without that, it is drained like one of any other version.
+    ``on_older`` is called when a keeper of the version before is there, which is then set aside:
+    with the directory of each that was. Without that, it is drained like one of any other version.
     """
 
     patience: float = START_SECONDS
@@ -94,18 +95,22 @@ class NewestPlace:
             directory = await asyncio.to_thread(open_dir, self._state_dir)
             try:
                 link = await KeeperLink.open(directory, keeper_dir(self._state_dir), owner)
+                if link is not None and link.protocol == PROTOCOL:
+                    return link
+                on_older = self._on_older
+                if link is not None and link.protocol in SPOKEN and on_older is not None:
+                    await self._set_aside(link, directory, on_older)
+                    continue
             finally:
                 os.close(directory)
             if link is None:
                 await self._start()
-            elif link.protocol == PROTOCOL:
-                return link
-            elif link.protocol in SPOKEN and self._on_older is not None:
-                await self._set_aside(link, self._on_older)
             else:
                 await _drain(link, on_drained)
 
-    async def _set_aside(self, link: KeeperLink, on_older: Callable[[Path], None]) -> None:
+    async def _set_aside(
+        self, link: KeeperLink, directory: int, on_older: Callable[[Path], None]
+    ) -> None:
         """Rename the directory of an older keeper, which serves its kernels on from there.
 
         A server that is killed before or behind that leaves one or two keepers that the next server
@@ -113,11 +118,16 @@ class NewestPlace:
         """
         # It is a link of the newest keeper's client. `AsidePlace` makes one for another client.
         await link.close()
-        directory = new_aside_dir(self._state_dir, link.protocol)
-        os.rename(keeper_dir(self._state_dir), directory)
-        text = "the keeper, process %d, is of the version before: it goes on with its kernels in %s"
-        logger.info(text, link.pid, directory)
-        on_older(directory)
+        # Replicas that start at the same time find the same keeper. One is first; what is in its
+        # place by now is the directory of a keeper of this version, or nothing.
+        path = keeper_dir(self._state_dir)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(directory)):
+                os.rename(path, new_aside_dir(self._state_dir, link.protocol))
+        text = "the keeper, process %d, is of the version before: it goes on with its kernels"
+        logger.info(text, link.pid)
+        for each in aside_dirs(self._state_dir):
+            on_older(each)
 
     async def _start(self) -> None:
         """Start a keeper; returns when it listens, or another does."""
