@@ -199,7 +199,9 @@ class Joining:
                     # From here to the future in `_change` nothing is awaited: what comes later
                     # wakes that.
                     if (failure := self._failures.get(keeper_id)) is not None:
-                        raise failure
+                        # One error for all who ask, again and again: else each time would add
+                        # its frames, and what these hold, to the error's traceback.
+                        raise failure.with_traceback(None)
                     if (guest := self._take(keeper_id)) is not None:
                         return guest
                     await self._change(keeper_id)

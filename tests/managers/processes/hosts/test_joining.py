@@ -388,8 +388,12 @@ async def test_what_an_engine_knows_ends_the_wait(service: JoinedService) -> Non
     for wait in waits:
         with pytest.raises(HostUnusable, match="job 17 has ended"):
             await wait
-    with pytest.raises(HostUnusable, match="job 17 has ended"):
-        await service.joining.arrived("k", "lab", WAIT)
+    depths = []
+    for _ in range(2):
+        with pytest.raises(HostUnusable, match="job 17 has ended") as caught:
+            await service.joining.arrived("k", "lab", WAIT)
+        depths.append(len(caught.traceback))
+    assert depths[0] == depths[1]
     await service.joining.invite("k")
     with pytest.raises(HostUnreachable):
         await service.joining.arrived("k", "lab", 0.05)
