@@ -423,3 +423,32 @@ async def test_a_kernel_that_is_forgotten_while_it_is_ended_is_no_fault(
     await keeper.end("k")
     await eventually(lambda: not keeper._errands, WAIT)
     assert await keeper.kept() == {}
+
+
+class Broken:
+    """What finds a keeper, and has a bug."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def find(self) -> KeeperLink:
+        self.asked += 1
+        raise KeyError("of a test")
+
+    async def greet(self, _link: KeeperLink) -> Callable[[], None]:
+        raise AssertionError
+
+
+async def test_a_bug_does_not_end_the_attempts_to_find_a_keeper(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0.05)
+    broken = Broken()
+    lost = connection.Connection(broken, WAIT)
+    with pytest.raises(KeeperUnavailable, match="cannot be used: KeyError"):
+        await lost.linked()
+    lost.recover_soon()
+    await eventually(lambda: broken.asked > 3, WAIT)
+    await lost.close()
+    told = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert told == [KeyError, KeyError]  # once when it was asked for, and once of all attempts

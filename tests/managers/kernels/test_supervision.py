@@ -385,11 +385,14 @@ async def test_a_call_that_fails_just_as_its_caller_is_cancelled_is_no_error_in_
         await begun
         raise OSError("of a test")
 
+    def cancel_soon(task: asyncio.Task[Any]) -> None:
+        loop.call_soon(task.cancel)
+
     caller = asyncio.create_task(bounded(fail()))
     await asyncio.sleep(0)
     begun.set_result(None)
     # The call fails in this turn, and its caller is cancelled in the next, before it is told.
-    loop.call_soon(lambda: loop.call_soon(caller.cancel))
+    loop.call_soon(cancel_soon, caller)
     await asyncio.wait({caller})
     assert caller.cancelled()
     del caller

@@ -12,7 +12,7 @@ import msgspec
 
 from ....keeper.protocol import Fields, Garbled, TooOpen
 from ....protocol.messages import Buffer
-from ...errors import KeeperUnavailable
+from ...errors import KeeperUnavailable, KernelkeepError
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import KeeperGone
 
@@ -165,6 +165,15 @@ class Connection:
             raise KeeperUnavailable(text) from None
         except (OSError, TooOpen, Garbled, msgspec.MsgspecError) as error:
             raise KeeperUnavailable(f"The keeper of kernels cannot be used: {error}") from error
+        except KernelkeepError:
+            raise
+        except Exception as error:
+            # A bug, here or in a package that reaches hosts, must not end the attempts: kernels
+            # would be without a keeper for good.
+            text = f"The keeper of kernels cannot be used: {type(error).__name__}"
+            if text != self._trouble:
+                logger.exception("a keeper cannot be found")
+            raise KeeperUnavailable(text) from error
 
     async def _greet(self, link: KeeperLink) -> bool:
         """Use a link from now on; False if it ends meanwhile, as it may at any time."""
