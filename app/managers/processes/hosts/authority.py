@@ -343,6 +343,7 @@ def write_private(path: Path, data: bytes, *, anew: bool = False) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            # Before it gets its name: after a loss of power no name leads to half a key.
             file.flush()
             os.fsync(descriptor)
         if anew:

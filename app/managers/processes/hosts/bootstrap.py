@@ -36,6 +36,7 @@ def main(read: BinaryIO, tell: Callable[..., None]) -> None:
         os.makedirs(base, mode=0o700, exist_ok=True)
         for name in ("", "runtime", "output", "logs", "keeper"):
             os.makedirs(os.path.join(state, name), mode=0o700, exist_ok=True)
+        # Behind the making: what is looked at is what is there, whoever has made it.
         check_owner(base)
         address = os.path.join(state, "keeper", "socket")
         if len(os.fsencode(address)) > 103:

@@ -43,6 +43,7 @@ START_SECONDS: Final = 25.0
 MAX_LINES: Final = 200
 """How many lines a login may print before the answer."""
 
+# The program's length comes first, as stdin stays open behind it: for the order, and the zip.
 PROGRAM: Final = (
     "import sys; read = sys.stdin.buffer; "
     "exec(compile(read.read(int(read.readline())), 'kernelkeep', 'exec'), {'__name__': '__main__'})"
@@ -127,6 +128,7 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
 
 def _config_files(options: SSHOptions) -> list[str] | None:
     path = Path(options.ssh_config).expanduser()
+    # None has asyncssh read no configuration. Given a path that is not there, it would fail.
     return [str(path)] if path.is_file() else None
 
 
