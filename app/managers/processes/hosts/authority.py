@@ -66,7 +66,7 @@ _CERTIFICATE: Final = re.compile(
 
 
 class Credential(NamedTuple):
-    """Which keeper somebody is, and of which generation."""
+    """Which keeper a certificate is of, and of which generation."""
 
     keeper_id: str
     generation: int

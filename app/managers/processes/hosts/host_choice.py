@@ -118,7 +118,7 @@ class HostChoice:
         self._failed[key] = asyncio.get_running_loop().time()
 
     def _leave(self, keys: Sequence[str]) -> None:
-        """Let keepers end that no kernel needs, and nobody looks at."""
+        """Leave keepers that no kernel needs and no choice looks at, so that they end."""
         for key in keys:
             if not self._looks[key]:
                 del self._looks[key]

@@ -96,7 +96,7 @@ class Invited(msgspec.Struct, kw_only=True):
     has_joined: bool = False
 
     def shows(self, secret: str, nonce: str, *, is_over: bool) -> bool:
-        """Somebody shows a secret; whether that has changed what is to be stored.
+        """A keeper shows a secret; returns whether that has changed what is to be stored.
 
         Raises `Refused`: it is another one, was shown by another, or its time ``is_over``.
         """
@@ -112,7 +112,7 @@ class Invited(msgspec.Struct, kw_only=True):
         return True
 
     def comes(self, generation: int) -> bool:
-        """A keeper comes with its certificate; whether that has changed what is to be stored.
+        """A keeper comes with its certificate; returns whether that changes what is to be stored.
 
         Raises `Refused` for one of another generation.
         """

@@ -34,7 +34,7 @@ RENEW_SECONDS: Final = 3600.0
 HOLD_SECONDS: Final = 8.0
 """How long a keeper waits to be taken in before it is told to come again.
 
-It is longer than the pause after which whoever could not reach a keeper tries again."""
+It is longer than the pause after which a server that could not reach a keeper tries again."""
 
 MAX_HELD: Final = 4096
 """How many keepers may wait to be taken in."""
@@ -269,7 +269,10 @@ class Joining:
         self._wake(keeper_id)
 
     def _elsewhere(self, guest: Guest) -> Refused | None:
-        """Where a keeper is wanted; None if it is here, or where it has found nobody."""
+        """The refusal that sends a keeper to the replica that has it.
+
+        None if this one has it, or if the keeper has found no replica at those addresses.
+        """
         if self._replicas is None:
             return None
         having = self._replicas.having(guest.credential.keeper_id)

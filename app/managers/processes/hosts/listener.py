@@ -33,7 +33,7 @@ from .invitations import Book, Refused
 __all__ = ["Guest", "Listener"]
 
 JOIN: Final = 1
-"""The version of what is said before there is a link."""
+"""The version of these first messages."""
 
 STRANGER_SECONDS: Final = 10.0
 """How long a keeper may take to show who it is."""
@@ -69,7 +69,7 @@ class Guest:
     ) -> None:
         self.credential = credential
         self.away = away
-        """The addresses at which the keeper has found nobody."""
+        """The addresses at which the keeper has found no replica."""
         self.reader = reader
         self.transport = transport
 

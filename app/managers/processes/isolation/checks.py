@@ -136,7 +136,7 @@ def not_mapped(map_text: str, ids: range) -> bool:
 
 
 def _check_directory(directory: Path, *, open_to_others: bool) -> None:
-    """Make it, and see to it that nobody else can put anything into it, or in its place."""
+    """Make the directory, and check that no other user can put files into it, or in its place."""
     mode = 0o711 if open_to_others else 0o700
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The environment of a kernel that runs as somebody else than the service does."""
+"""The environment of a kernel whose user is not the service's."""
 
 from __future__ import annotations
 

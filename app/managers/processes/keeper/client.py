@@ -161,9 +161,9 @@ class Keeper:
         return kept
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-        """Start a process that is no kernel, and nobody's but its own: its id and start time.
+        """Start a process that is no kernel; returns its id and its start time.
 
-        It is the keeper's child, and so are processes of its own when their parents end. Raises
+        It is the keeper's child, and so are its descendants when their parents end. Raises
         `OSError` when there is nothing to execute.
         """
         answer, _ = await self._connection.ask("run", command=list(command), env=dict(env))

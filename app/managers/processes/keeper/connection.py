@@ -27,7 +27,7 @@ PAUSE_SECONDS: Final = 0.05
 """Before another connection, if one ends while it is made."""
 
 SOON_SECONDS: Final = 1.0
-"""How long after a connection was made another is, at the earliest, which nobody waits for."""
+"""The least time from one connection to the next, if no request waits for that."""
 
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
@@ -110,9 +110,9 @@ class Connection:
             raise KeeperRefuses(str(error)) from error
 
     def write(self, pieces: Sequence[Buffer]) -> bool:
-        """Send pieces of a frame that has no answer, if there is a link; or see to it that one is.
+        """Send pieces of a frame that has no answer; returns whether they were sent.
 
-        Returns whether they were sent.
+        Without a link they are not, and a link is made as soon as can be.
         """
         if (link := self.open_link) is not None:
             link.write(pieces)
@@ -196,7 +196,7 @@ class Connection:
         return False
 
     def ended(self, link: KeeperLink) -> bool:
-        """A link has ended; whether it was the one in use."""
+        """Note that a link has ended; returns whether that was the link in use."""
         # A link that ends while it is greeted was never in use: `_greet` sees to it. While this is
         # closed nobody is to have another link made.
         if link is not self.link or self.is_closed:
@@ -230,7 +230,7 @@ class Connection:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Make no link any more; the one in use stays until it is closed itself."""
+        """Make no link any more. The link in use stays, until whoever closes this closes it."""
         self.is_closed = True
         for timer in self._retries:
             timer.cancel()

@@ -1,6 +1,6 @@
-"""What a keeper is to do however late: end processes that nobody wants, and remove logs.
+"""The errands of a keeper: processes that are to be ended, and logs that are to be removed.
 
-It is remembered until a keeper has said that it is done, this one or the next.
+An errand is remembered until a keeper, this one or the next, has said that it is done.
 """
 
 from __future__ import annotations

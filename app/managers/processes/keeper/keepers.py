@@ -212,7 +212,10 @@ class Keepers:
             await keeper.retire()
 
     def _take_out(self, keeper: RemoteKeeper) -> bool:
-        """Have a keeper on another host no more, unless somebody needs it, or is about to."""
+        """Have a keeper on another host no more, unless a kernel or a choice of hosts needs it.
+
+        Returns whether that was done.
+        """
         key = next((key for key, each in self._remote.items() if each is keeper), None)
         # From this look to the removal nothing is awaited. A kernel that is assigned later gets a
         # new client for the same keeper, so that no kernel is at one that is being closed.
@@ -456,7 +459,7 @@ class Keepers:
             asyncio.get_running_loop().call_later(seconds, self._part_with, home)
 
     def _part_with(self, keeper: RemoteKeeper) -> None:
-        """Leave a keeper for good that has not been told to end: what it has goes with its job."""
+        """Leave a keeper for good that has not been told to end: the end of its job ends it."""
         if self._take_out(keeper):
             self._change(keeper.retire())
 

@@ -141,6 +141,8 @@ class NewestPlace:
             process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
             # The keeper closes its end when it has told, or ends: nothing is left in the pipe that
             # a closed end would cut off.
+            # If this is cancelled, as the keeper is slow to start, the keeper goes on, tells it to
+            # a closed pipe, and is found by the next attempt.
             told = await _line(ours)
         finally:
             os.close(ours)

@@ -33,7 +33,8 @@ from .places import Place
 __all__ = ["Host", "RemoteKeeper", "RemotePlace"]
 
 ORPHAN_SECONDS: Final = 600.0
-"""How long kernels that end with the server go on when it is killed: nobody sees that there."""
+"""How long kernels that are to end with the server go on after it was killed: a keeper on another
+host cannot see that the server's process has ended."""
 
 
 TAIL_CHARACTERS: Final = 8192
