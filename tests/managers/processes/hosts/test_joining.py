@@ -303,6 +303,7 @@ async def test_one_that_is_refused_is_a_stranger_until_its_connection_has_ended(
         assert b"refused" in connection.recv(4096)
         return connection
 
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", WAIT)
     with await asyncio.to_thread(be_refused):
         assert len(strangers) == 1
     await eventually(lambda: not strangers, WAIT)
