@@ -129,9 +129,14 @@ class Joining:
         tell(self.addresses)
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
-        """Do not call this any more."""
+        """Do not call this any more. The keeper's connection is forgotten if it has ended."""
         if self._told.get(keeper_id) == tell:
             del self._told[keeper_id]
+        # The kernel may have gone to another replica: then no call of `forget` comes here. The
+        # transport of a TLS connection can hold a buffer of 256 KiB.
+        transport = self._open.get(keeper_id)
+        if transport is not None and transport.is_closing():
+            del self._open[keeper_id]
 
     async def invite(
         self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()

@@ -667,5 +667,6 @@ async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
     assert told == ([["192.0.2.1:8890", own]] if can else [])
     await keeper.close()
     assert not service.joining._told
+    assert not service.joining._open
     run.cancel()
     pretender.close()
