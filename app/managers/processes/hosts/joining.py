@@ -129,11 +129,13 @@ class Joining:
         tell(self.addresses)
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
-        """Do not call this any more. The keeper's connection is forgotten if it has ended."""
+        """Do not call this any more: this server leaves the keeper."""
         if self._told.get(keeper_id) == tell:
             del self._told[keeper_id]
-        # The kernel may have gone to another replica: then no call of `forget` comes here. The
-        # transport of a TLS connection can hold a buffer of 256 KiB.
+        # The kernel may have gone to another replica: then no call of `forget` comes here. When it
+        # comes back, its keeper may be a newer one, of which nothing that is known here holds.
+        self._failures.pop(keeper_id, None)
+        self._generations.pop(keeper_id, None)
         transport = self._open.get(keeper_id)
         if transport is not None and transport.is_closing():
             del self._open[keeper_id]

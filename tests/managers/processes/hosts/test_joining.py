@@ -665,8 +665,12 @@ async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
     own = f"127.0.0.1:{service.port}"
     told = [each["addresses"] for each in pretender.asked if each["ask"] == "addresses"]
     assert told == ([["192.0.2.1:8890", own]] if can else [])
+    run.cancel()
+    pretender.close()
+    service.joining.fail("k", HostUnusable("job 17 has ended"))
     await keeper.close()
     assert not service.joining._told
     assert not service.joining._open
-    run.cancel()
-    pretender.close()
+    # Another replica may have started another job for the kernel before it comes back here.
+    with pytest.raises(HostUnreachable):
+        await service.joining.arrived("k", "lab", 0.05)
