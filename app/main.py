@@ -26,7 +26,7 @@ from .hub_environment import HUB_TOKEN_VARIABLE
 from .identity_options import CLIENT_SECRET_VARIABLES
 from .identity_providers.configured import configured_logins, configured_providers
 from .identity_providers.logins import Logins
-from .keeper.protocol import TooOpen
+from .keeper.protocol import TooOpen, check_private
 from .lifespan import Lifespan, lifespan_of
 from .logs import SHORT, hide_tokens
 from .managers.handover.registry import check_registry
@@ -38,7 +38,6 @@ from .managers.owners.tokens import check_tokens
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import CannotIsolate, check_isolation
-from .managers.processes.keeper.new_keepers import check_state_dir
 from .managers.sessions.store import UnusableDatabase, check_database
 from .managers.telemetry.audit import check_audit_log
 from .managers.telemetry.events import read_schemas
@@ -144,7 +143,7 @@ def _prepare_state_dir(settings: Settings) -> None:
     except OSError as error:
         message = f"--state-dir: {directory} cannot be used: {error.strerror}"
         raise CannotLoad(message) from None
-    check_state_dir(settings)
+    check_private(settings.state_dir)
 
 
 def _check_shared_registry(settings: Settings) -> None:

@@ -7,20 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ....keeper.output import OUTPUT_BYTES
-from ....keeper.protocol import check_private
 from ....machine import network_file_system
 from ....settings import Settings
 from .greeting import ReplicaTerms
 from .keepers import Keepers
 
-__all__ = ["check_state_dir", "new_keepers"]
+__all__ = ["new_keepers"]
 
 logger = logging.getLogger(__name__)
-
-
-def check_state_dir(settings: Settings) -> None:
-    """Raise `TooOpen` if others could get at the state directory, which has the kernels' keys."""
-    check_private(settings.state_dir)
 
 
 def new_keepers(
