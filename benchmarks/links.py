@@ -30,7 +30,7 @@ from app.managers.processes.keeper.client import Keeper
 from app.protocol.compose import make_parts
 from app.protocol.messages import ClientMessage
 from benchmarks.thousands import raise_descriptors
-from tests.keeper.conftest import Client, Ear
+from tests.keeper.conftest import Client, Ear, connected
 from tests.kernels.driver import free_ports
 from tests.support.home import Home
 from tests.support.joined import LOGS, JoinedService, connect, speak, start_keeper
@@ -86,7 +86,7 @@ async def _trip(traffic: Traffic, client: Client) -> float:
 
 async def _here(home: Home) -> tuple[Keeper, Traffic]:
     """A local keeper, and a kernel of it."""
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=None, output_bytes=10_000, **LOGS)
+    keeper = await connected(home.state_dir, orphan_timeout=None, output_bytes=10_000, **LOGS)
     ports: dict[str, Any] = free_ports()
     file, info = write_connection_file(
         str(home.path / "here.json"), ip="127.0.0.1", key=b"secret", **ports

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from jupyter_client.connect import write_connection_file
@@ -18,6 +18,7 @@ from app.managers.log.message_log import Entry, Gap, Reader
 from app.managers.messages.line import Line
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.greeting import KeeperOptions
 from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.kept import Kept
 from app.managers.state import KernelState
@@ -67,6 +68,13 @@ async def open_keeper(home: Home) -> AsyncIterator[Open]:
         for kernel_id in await keeper.kept() if keeper.pid else ():
             await keeper.end(kernel_id)
     await asyncio.gather(*(keeper.close() for keeper in opened))
+
+
+async def connected(state_dir: Path, **options: Unpack[KeeperOptions]) -> Keeper:
+    """A connection to the keeper of this directory, made now."""
+    keeper = Keeper(state_dir, **options)
+    await keeper.connect()
+    return keeper
 
 
 async def launch(keeper: Keeper, home: Home, script: str, kernel_id: str = "k") -> Kept:

@@ -15,17 +15,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from app.keeper.hearings import Heard
+from app.keeper.protocol import Garbled
 from app.managers.errors import KeeperUnavailable
 from app.managers.log.message_log import Entry
 from app.managers.messages import reading
-from app.managers.processes.keeper import connection, link, places, starting
+from app.managers.processes.keeper import client, connection, link, places, starting
 from app.managers.processes.keeper.client import Keeper
+from app.managers.processes.keeper.lines import Lines
+from app.managers.processes.keeper.link import KeeperLink, KeeperRefuses
 from app.managers.state import Lifecycle
 from app.protocol.compose import make_message, make_parts
 from app.protocol.messages import ClientMessage
-from tests.keeper.conftest import CLIENT, WAIT, Ear, Open, Speak
+from tests.keeper.conftest import CLIENT, EPOCH, WAIT, Ear, Open, Speak, launch
 from tests.support.home import Home
 from tests.support.keeper_relay import Cut, Relay, Side
 from tests.support.processes import eventually
@@ -326,3 +331,158 @@ async def test_a_keeper_that_could_not_be_had_is_a_problem_until_there_is_one(
         assert "nothing can be started" in keeper.problem()
     await eventually(lambda: keeper.problem() == "", WAIT)
     assert keeper.is_connected
+
+
+class Keen:
+    """A connection that is there; the keeper answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.retried: list[Any] = []
+
+    async def linked(self) -> Keen:
+        return self
+
+    async def ask(self, *_: Any, **__: Any) -> tuple[Any, bytes]:
+        self.asked.set()
+        return await self.answer, b""
+
+    def retry(self, *what: Any) -> None:
+        self.retried.append(what)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_kernel_that_goes_while_it_is_heard_late_does_not_come_back(
+    home: Home, caplog: pytest.LogCaptureFixture, *, refuses: bool
+) -> None:
+    keen: Any = Keen()
+    lines = Lines(keen)
+    line = Ear(keen).line
+    line.remember(home.path / "log", None)
+    lines._by_id["k"] = line
+    lines._hear_late("k")
+    await keen.asked.wait()
+    lines.pop("k")
+    if refuses:
+        keen.answer.set_exception(KeeperRefuses("of a test"))
+    else:
+        told = Heard("k", 1, "ours", EPOCH, (1, 0), (1, 0), (1, 64), 0, False, False)
+        keen.answer.set_result(msgspec.to_builtins(told))
+    await asyncio.wait(lines._late)
+    assert "k" not in lines
+    assert keen.retried == []
+    assert caplog.text == ""
+
+
+async def test_a_kernel_that_has_come_anew_keeps_its_log_when_its_earlier_keeper_dies(
+    home: Home, open_keeper: Open, no_keepers: NoKeepers
+) -> None:
+    first, second = await open_keeper(), Keeper(home.path / "second", orphan_timeout=60)
+    with no_keepers:
+        second.drop("k")
+        second.drop("gone")
+    ear = Ear(first)
+    await ear.line.hear(home.path / "log", None)
+    await first.take_from(second, [])
+    await eventually(lambda: not first._errands, WAIT)
+    assert [*(home.path / "log").glob("*.log")]
+    await second.close()
+
+
+async def test_a_keeper_has_a_kernel_until_it_has_removed_the_log(
+    home: Home, open_keeper: Open
+) -> None:
+    keeper = await open_keeper()
+    ear = Ear(keeper)
+    await ear.line.hear(home.path / "log", None)
+    assert keeper.pid is not None
+    os.kill(keeper.pid, signal.SIGSTOP)
+    keeper.drop("k")
+    has = await keeper.has("k")
+    os.kill(keeper.pid, signal.SIGCONT)
+    assert has
+    await eventually(lambda: not keeper._errands, WAIT)
+    assert not await keeper.has("k")
+
+
+async def test_a_keeper_that_ends_as_it_is_greeted_is_looked_for_again_at_once(
+    home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", WAIT)
+    keeper = await open_keeper()
+    begin, begun = keeper._begin, []
+
+    def break_once(link: KeeperLink, *more: Any) -> None:
+        begun.append(link)
+        if len(begun) == 1:
+            link.abort()
+            keeper._errands.end("k", pid=1)  # which is told to whoever is there
+        begin(link, *more)
+
+    monkeypatch.setattr(keeper, "_begin", break_once)
+    cut(keeper)
+    await eventually(lambda: not keeper.is_connected, WAIT)
+    keeper.connect_soon()
+    await eventually(lambda: len(begun) == 2, WAIT / 2)
+    await eventually(lambda: not keeper._errands, WAIT)
+
+
+async def test_a_launch_that_is_answered_by_nonsense_is_ended(
+    home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nonsense(*_: Any) -> None:
+        raise Garbled("of a test")
+
+    keeper = await open_keeper()
+    monkeypatch.setattr(client, "kept_of", nonsense)
+    with pytest.raises(Garbled, match="of a test"):
+        await launch(keeper, home, "exec sleep 100")
+    await eventually(lambda: not keeper._errands, WAIT)
+    assert await keeper.kept() == {}
+
+
+async def test_a_kernel_that_is_forgotten_while_it_is_ended_is_no_fault(
+    home: Home, open_keeper: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = await open_keeper()
+    await launch(keeper, home, "exec sleep 100")
+    signalled = keeper.signal
+
+    async def forget_too(kernel_id: str, number: int) -> None:
+        await signalled(kernel_id, number)
+        await keeper.forget(kernel_id)
+
+    monkeypatch.setattr(keeper, "signal", forget_too)
+    await keeper.end("k")
+    await eventually(lambda: not keeper._errands, WAIT)
+    assert await keeper.kept() == {}
+
+
+class Broken:
+    """What finds a keeper, and has a bug."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def find(self) -> KeeperLink:
+        self.asked += 1
+        raise KeyError("of a test")
+
+    async def greet(self, _link: KeeperLink) -> Callable[[], None]:
+        raise AssertionError
+
+
+async def test_a_bug_does_not_end_the_attempts_to_find_a_keeper(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", 0.05)
+    broken = Broken()
+    lost = connection.Connection(broken, WAIT)
+    with pytest.raises(KeeperUnavailable, match="cannot be used: KeyError"):
+        await lost.linked()
+    lost.recover_soon()
+    await eventually(lambda: broken.asked > 3, WAIT)
+    await lost.close()
+    told = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert told == [KeyError, KeyError]  # once when it was asked for, and once of all attempts

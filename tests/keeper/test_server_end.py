@@ -16,7 +16,7 @@ import pytest
 from app.keeper.processes import start_time
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive, socket_address
 from app.managers.processes.keeper.client import Keeper
-from tests.keeper.conftest import WAIT, ended, launch
+from tests.keeper.conftest import WAIT, connected, ended, launch
 from tests.support.home import Home
 from tests.support.processes import eventually, is_alive, keepers
 
@@ -28,7 +28,7 @@ async def keeper(home: Home) -> AsyncIterator[Keeper]:
     """With a directory that goes with this process, or when it is closed."""
     (home.state_dir / "output").mkdir(mode=0o700)
     (own(home) / "below").mkdir(parents=True)
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=None, own=[own(home)])
+    keeper = await connected(home.state_dir, orphan_timeout=None, own=[own(home)])
     yield keeper
     await keeper.close()
 
@@ -143,7 +143,7 @@ async def with_a_kernel(home: Home) -> int:
     """A keeper that keeps a kernel and has no server; the kernel's process id."""
     (home.state_dir / "output").mkdir(mode=0o700)
     (own(home) / "below").mkdir(parents=True)
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=3600)
+    keeper = await connected(home.state_dir, orphan_timeout=3600)
     kept = await launch(keeper, home, SLEEP)
     await keeper.close()
     return kept.pid

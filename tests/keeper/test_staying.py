@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.managers.processes.keeper.client import Keeper
+from tests.keeper.conftest import connected
 from tests.support.home import Home
 from tests.support.server import REPOSITORY
 
@@ -34,7 +34,7 @@ async def test_it_stays_without_kernels_and_servers(
     home: Home, process: subprocess.Popen[bytes]
 ) -> None:
     for _ in range(3):
-        keeper = await Keeper.open(home.state_dir, orphan_timeout=60.0)
+        keeper = await connected(home.state_dir, orphan_timeout=60.0)
         # There would be another one if the end of the last server had been the keeper's.
         assert keeper.pid == process.pid
         await keeper.close()

@@ -20,6 +20,7 @@ from app.keeper import protocol
 from app.keeper.protocol import are_own, is_own_xucred, keeper_dir
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.keeper.client import Keeper
+from tests.keeper.conftest import connected
 from tests.support.home import Home
 
 WAIT = 30  # seconds
@@ -82,7 +83,7 @@ def test_only_the_user_counts() -> None:
 
 
 async def _keeper(home: Home) -> Keeper:
-    return await Keeper.open(home.state_dir, orphan_timeout=60)
+    return await connected(home.state_dir, orphan_timeout=60)
 
 
 async def _stranger(state_dir: Path, uid: int, what: str) -> asyncio.subprocess.Process:

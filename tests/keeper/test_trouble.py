@@ -26,7 +26,7 @@ from app.managers.processes.keeper import client as keeping
 from app.managers.processes.keeper import kept as kept_processes
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
-from tests.keeper.conftest import WAIT, Open, ended, launch
+from tests.keeper.conftest import WAIT, Open, connected, ended, launch
 from tests.support.home import Home
 from tests.support.keeper_relay import Cut, Relay, Side
 from tests.support.processes import eventually, is_alive, keepers
@@ -435,7 +435,7 @@ async def test_a_connection_that_ends_just_behind_the_greeting_is_made_anew(
     home: Home, peer: Peer
 ) -> None:
     peer.ends_behind_hello = 2
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=1)
+    keeper = await connected(home.state_dir, orphan_timeout=1)
     assert await keeper.kept() == {}
     assert (peer.connections, peer.asked) == (3, ["hello", "hello", "hello", "kept"])
     await keeper.close()
@@ -445,7 +445,7 @@ async def test_a_connection_that_ends_just_behind_the_greeting_is_made_anew(
 async def test_who_does_not_even_greet_is_not_said_to_have_ended(home: Home, peer: Peer) -> None:
     peer.greets = False
     with pytest.raises(KeeperUnavailable, match="says nothing; is its process stopped"):
-        await Keeper.open(home.state_dir, orphan_timeout=1)
+        await connected(home.state_dir, orphan_timeout=1)
 
 
 async def test_there_is_a_bound_on_what_waits_for_a_keeper_that_reads_nothing(

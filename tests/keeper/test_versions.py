@@ -24,6 +24,7 @@ from app.keeper.protocol import (
     aside_dirs,
     keeper_dir,
     new_aside_dir,
+    open_dir,
     pack,
     receive,
 )
@@ -32,7 +33,7 @@ from app.managers.processes.keeper import link as keeper_link
 from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.kept import Kept
-from app.managers.processes.keeper.places import AsidePlace
+from app.managers.processes.keeper.places import AsidePlace, NewestPlace
 from tests.keeper.conftest import EPOCH, Ear, launch
 from tests.support.home import Home
 from tests.support.processes import eventually, is_alive, kill_all
@@ -375,3 +376,25 @@ async def test_what_an_older_keeper_has_is_told_before_a_kernel_is_taken_for_new
     assert not keepers.is_newest_for("k")
     await keepers.end("k")
     assert not is_alive(kept.pid)
+
+
+async def test_a_keeper_that_another_replica_has_just_set_aside_is_known_and_no_other_is(
+    home: Home,
+) -> None:
+    directory = open_dir(home.state_dir)
+    aside = new_aside_dir(home.state_dir, PROTOCOL - 1)
+
+    class Link:
+        protocol, pid = PROTOCOL - 1, 1
+
+        async def close(self) -> None:
+            """Meanwhile the other replica is faster, and starts a keeper of its own."""
+            keeper_dir(home.state_dir).rename(aside)
+            os.close(open_dir(home.state_dir))
+
+    known: list[Path] = []
+    link: Any = Link()
+    await NewestPlace(home.state_dir)._set_aside(link, directory, known.append)
+    os.close(directory)
+    assert known == [aside]
+    assert keeper_dir(home.state_dir).exists()

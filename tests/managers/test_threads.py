@@ -16,7 +16,7 @@ def test_work_is_done_in_its_order_and_what_it_raises_is_its_callers() -> None:
     threads, seen = DaemonThreads(1, "writers"), list[int]()
     failing = threads.submit(lambda: 1 // 0)
     for number in range(100):
-        threads.submit(lambda number=number: seen.append(number))  # type: ignore[misc]
+        threads.submit(lambda number=number: seen.append(number))
     threads.shutdown()
     with pytest.raises(ZeroDivisionError):
         failing.result(10)

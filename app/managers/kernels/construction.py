@@ -21,7 +21,8 @@ from ..processes.hosts.joining import Joining
 from ..processes.hosts.new_joining import new_joining
 from ..processes.hosts.service import OwnService, Service
 from ..processes.isolation.isolation import Isolation, new_isolation
-from ..processes.keeper.keepers import Keepers, new_keepers
+from ..processes.keeper.keepers import Keepers
+from ..processes.keeper.new_keepers import new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
 from ..processes.starts import Starts

@@ -64,10 +64,15 @@ class TimePlan:
             self._limit = ""
             return False, None
         planned = notices(due.whole)
+        # The end has moved away: an idle kernel has run something. What is told next is a first
+        # notice again.
         if due.left > planned[0]:
             self._limit = ""
             return False, None
         notice = min(each for each in planned if due.left <= each)
+        # A look may come late, when the times of several notices are over: only the last of them is
+        # given. Each limit is announced by itself, so a kernel gets the time of a last notice anew
+        # when another limit comes first.
         if due.limit != self._limit or notice < self._told:
             is_first = due.limit != self._limit
             self._limit, self._told = due.limit, notice
@@ -76,4 +81,5 @@ class TimePlan:
             if is_first:
                 self._not_before = now + left
             return False, max(left, 0.0)
+        # `left` alone does not tell: of a kernel that was found overdue it is below 0 all the time.
         return due.left <= 0 and now >= self._not_before, None

@@ -119,6 +119,8 @@ class LimitPolicy:
         key = owner if owner in self._by_name else "", self._groups & groups
         found = self._known.get(key)
         if found is None:
+            # Callers may come with more sets of groups than this. The table is emptied as a whole:
+            # it is soon filled again, and no entry needs an age.
             if len(self._known) >= MAX_REMEMBERED:
                 self._known.clear()
             of_groups = [self._by_group[name] for name in key[1]]

@@ -25,6 +25,7 @@ class Meter:
 
     def used(self, capacity: float, seconds: float, now: float) -> float:
         """How much counts as used."""
+        # A time that goes back empties nothing, and fills nothing either.
         if now > self._at:
             self._used = max(0.0, self._used - (now - self._at) * capacity / seconds)
             self._at = now

@@ -109,6 +109,7 @@ class Shares:
         if not named:
             return
         use = self._use(principal.owner)
+        # An administrator may ask for the usage of an owner who asks for nothing just then.
         use.groups = principal.groups
         if "requests_per_second" in named:
             rate = self.policy.limits(principal.owner, principal.groups).requests_per_second
@@ -126,6 +127,7 @@ class Shares:
 
     def close_websocket(self, principal: Principal) -> None:
         """Count a WebSocket no more."""
+        # It is there: `_use` forgets no owner that has a WebSocket open.
         self._uses[principal.owner].websockets -= 1
 
     # Kernels and files
@@ -180,10 +182,12 @@ class Shares:
         shown: float | None = None,
     ) -> None:
         now, value = self._clock(), capacity if shown is None else shown
+        # No waiting makes room for such an amount, so nobody is told to try again.
         if amount > capacity:
             raise self._refused(kind.limit, BeyondLimit(kind.limit, value, amount))
         wait = meter.take(amount, capacity, seconds, now)
         if wait:
+            # Rounded up, but for what rounding alone has added: three thirds are 1, not 2.
             used = math.ceil(meter.used(capacity, seconds, now) - 1e-6)
             raise self._refused(kind.limit, kind(value, used, wait))
 
@@ -197,6 +201,8 @@ class Shares:
             self._uses.move_to_end(owner)
             return use
         if len(self._uses) >= MAX_OWNERS:
+            # Who is forgotten begins with empty meters. Where all have WebSockets open the table
+            # grows on: it is bounded by the connections that there can be.
             unseen = next((name for name, one in self._uses.items() if not one.websockets), None)
             if unseen is not None:
                 del self._uses[unseen]
@@ -222,6 +228,8 @@ class CallersShare:
         self._shares.add_contents(self._principal, size)
 
 
+# Of an owner of whom nothing is known. Only read: a meter that was never filled stays empty,
+# whatever its time.
 _NOTHING: Final = _Use()
 
 

@@ -41,6 +41,7 @@ def _problem(spec: KernelSpec, cwd: Path, env: Mapping[str, str]) -> str | None:
         return "its kernelspec has no argv"
     program = str(spec.argv[0]).replace("{resource_dir}", spec.resource_dir)
     program = os.path.expanduser(program.replace("{prefix}", sys.prefix))
+    # What jupyter_client alone can put in: it may be anything.
     if "{" in program or program in _OURS:
         return None
     path = Template(str(spec.env.get("PATH", "$PATH"))).safe_substitute(env)

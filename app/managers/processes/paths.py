@@ -75,6 +75,7 @@ def directory_now(root: Path, place: Path) -> Path:
 def _nearest_directory(root: Path, place: Path) -> Path:
     try:
         resolved = place.resolve()
+        # `root` has no links in it either: the settings, or `Isolation.root`, have resolved it.
         inside = resolved.is_relative_to(root)
         while inside and resolved != root and not resolved.is_dir():
             resolved = resolved.parent

@@ -58,14 +58,16 @@ async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
     A call that is late is cancelled, and not waited for: it may catch the cancellation and go on.
     """
     task = asyncio.ensure_future(call)
+    # A call that is late may fail when nobody asks for its error any more.
+    task.add_done_callback(_discard)
     try:
         await asyncio.wait({task}, timeout=seconds)
+        if task.done():
+            return task.result()
     finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_discard)
-    if task.done():
-        return task.result()
+        # Also of a call that has just failed, as the caller is cancelled: asyncio then does not log
+        # that nobody has asked for the error.
+        task.cancel()
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 
@@ -136,6 +138,8 @@ class KernelProcess:
                 streams["stdout"] = streams["stderr"] = self._output.open()
             try:
                 info = await bounded(self._launch(cwd, env, arguments, streams), seconds)
+            # Also of a launch that has failed: our copy of the pipe's end would keep it open for
+            # good.
             finally:
                 self._output.started()
             self._watch()
@@ -176,6 +180,8 @@ class KernelProcess:
             if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
         if self.running:
+            # The launch may have failed behind the step that has made the process, before `_watch`:
+            # then nobody would see its end, and `kill` would wait in vain.
             if self._poller is None and self._process is None:
                 with contextlib.suppress(Exception):
                     self._watch()
@@ -188,6 +194,8 @@ class KernelProcess:
         provisioner cannot tell.
         """
         try:
+            # A provisioner that raises has told nothing. To call the process dead then would have
+            # another launched beside it.
             code = await bounded(self._provisioner.poll())
             if code is None:
                 self._watch()
@@ -209,6 +217,8 @@ class KernelProcess:
         if isinstance(provisioner, KeeperProvisioner):
             self.pid = pid  # None on another host
             name = f"process {pid}"
+            # The future is taken now. Asked for later, it could be that of the kernel's next
+            # process.
             awaiting = self._await(provisioner, provisioner.exited)
             self._poller = self._loop.create_task(awaiting, name=name)
             return
@@ -235,6 +245,8 @@ class KernelProcess:
 
     def _kill_group(self) -> None:
         """Kill the processes that the kernel has left running in its process group."""
+        # A provisioner of another package need not make a group of its own for the process: this
+        # server's group is then the process's, too.
         if self._pgid is not None and self._pgid != os.getpgrp():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._pgid, signal.SIGKILL)
@@ -245,6 +257,8 @@ class KernelProcess:
         while True:
             try:
                 code = await bounded(provisioner.poll())
+            # Asked again without a bound, as a process out of reach has not ended. The pauses bound
+            # what that costs, and `close` ends it.
             except Exception as error:
                 if not failing:
                     logger.warning("cannot tell whether a kernel's process runs: %s", error)
@@ -258,6 +272,8 @@ class KernelProcess:
             if code is not None:
                 break
             await asyncio.sleep(pause)
+        # This reaps the process; how it ended is known already. A provisioner whose `wait` hangs or
+        # fails leaves a zombie at the most.
         with contextlib.suppress(Exception):
             await bounded(provisioner.wait(), KILL_SECONDS)
         if not self.exited.done():
@@ -307,6 +323,7 @@ class KernelProcess:
     async def _ask(self, call: Awaitable[None]) -> None:
         try:
             await bounded(call)
+        # It has ended meanwhile, which whoever waits for `exited` is about to learn.
         except ProcessLookupError:
             pass
         except Exception as error:
@@ -317,6 +334,8 @@ class KernelProcess:
         """Whether the process ends within so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
+                # Several wait for the one future at the same time: the life, a stop, and `kill`.
+                # The end of one's time must not cancel it for the others.
                 await asyncio.shield(self.exited)
         return self.exited.done()
 
@@ -335,6 +354,7 @@ class KernelProcess:
     async def _children(self) -> dict[int, str]:
         if self.pid is None:
             return {}
+        # All processes of the machine are looked at, which may take tens of milliseconds.
         states = await asyncio.to_thread(states_of_group, self.pid)
         states.pop(self.pid, None)
         return states
@@ -364,6 +384,8 @@ class KernelProcess:
             return ""
         why = "it was killed, and still runs"
         try:
+            # No answer is no failure: the signal may have been sent. Only the end of the process
+            # counts.
             await self._ask(self._provisioner.kill())
         except KernelUnreachable as error:
             why = error.message

@@ -110,6 +110,8 @@ class RunFiles:
         if replica:
             mirrors = self.logs.parent / MIRRORS
             mirrors.mkdir(mode=0o700, exist_ok=True)
+            # As above: no other replica clears away between the making of our directory and its
+            # lock.
             with _locked(mirrors, fcntl.LOCK_EX):
                 _clear_mirrors(mirrors)
                 self.mirrors = mirrors / replica
@@ -129,6 +131,8 @@ class RunFiles:
 
     def close(self) -> None:
         """Remove the files that are not for the next server."""
+        # The lock is let go behind the removal: until then no other server takes the directory for
+        # abandoned, and removes it at the same time.
         for directory in self.own:
             shutil.rmtree(directory, ignore_errors=True)
         if self._lock is not None:
@@ -164,6 +168,9 @@ def _clear_mirrors(mirrors: Path) -> None:
 def _clear_away(parent: Path, isolation_dir: Path | None) -> None:
     """Remove the directories of runs whose server and keeper were both killed."""
     for directory in parent.iterdir():
+        # It raises where the server has the lock, or the server is dead and its keeper is not: that
+        # ends the kernels and removes the files itself. One that has no lock, or cannot be removed,
+        # is left alone, and looked at by the next server.
         with contextlib.suppress(OSError), _locked(directory / _LOCK):
             with contextlib.suppress(FileNotFoundError):
                 _end_processes(keeper_dir(directory))
@@ -188,6 +195,7 @@ def _end_processes(directory: Path) -> None:
 
 
 def _kill(pid: int, started: str) -> None:
+    # The number may be another process's by now; none with another start time is opened.
     process = open_process(pid, started)
     if process is not None:
         with contextlib.suppress(ProcessLookupError):

@@ -84,6 +84,9 @@ class _SpecManager(SpecReader):
         try:
             entries = sorted(os.listdir(place))
         except OSError as error:
+            # Requests are answered in threads, and several may list at the same time. Each
+            # operation on the set is one of CPython's own; the worst that comes of it is a second
+            # warning.
             if place not in self._unreadable:
                 logger.warning("kernelspecs in %s are not found: %s", place, error.strerror)
             self._unreadable.add(place)
@@ -171,6 +174,7 @@ class Specs:
         """
         try:
             return await asyncio.to_thread(self._find, name)
+        # A second look at the disk: the kernelspec may be there by now, and then is in this list.
         except KernelSpecNotFound:
             raise KernelSpecNotFound(name, await self.names()) from None
 

@@ -49,6 +49,8 @@ class Starts:
         for a restart that no client has asked for, so that no client can be told to try again:
         ``max_kernels`` bounds the number of those, for each kernel has one at a time.
         """
+        # One that launches is counted twice: in `_asked` until its launch is done, and in `running`
+        # from its turn on.
         there = self._asked - self._launching + self.running
         if there >= self._limit + self._queue_limit and not always:
             raise TooManyStarts(
@@ -72,6 +74,8 @@ class Starts:
         raises `KernelNotRunning`. Raises `ServerStopping` after `stop`.
         """
         await self._turn(came_up)
+        # From the end of `_turn` to `try` nothing is awaited. So no cancellation comes between the
+        # taking of the slot and what gives it up.
         release = _once(self._leave)
         self._launching += 1
         try:
@@ -83,6 +87,7 @@ class Starts:
             self._launching -= 1
         # Both of these happen, in either order; the first one gives up the slot.
         came_up.add_done_callback(lambda _: release())
+        # Not cancelled when the kernel has come up before: it then does nothing, once.
         asyncio.get_running_loop().call_later(SLOT_SECONDS, release)
 
     @contextmanager
@@ -113,7 +118,6 @@ class Starts:
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue[waiter] = None
-        entered = False
         try:
             # This wait needs no bound: each start before this one gives up its slot in time.
             events: set[asyncio.Future[Any]] = {waiter, came_up}
@@ -125,11 +129,12 @@ class Starts:
             if came_up.done():
                 raise KernelNotRunning("The kernel was shut down before its turn to start came")
             self._enter()
-            entered = True
         finally:
+            # First, or `_wake` would choose this start again, which will not enter. Others are
+            # woken also by one that has entered: further slots may have become free meanwhile, and
+            # starts have come that queued behind this one.
             del self._queue[waiter]
-            if not entered:
-                self._wake()
+            self._wake()
 
     def _enter(self) -> None:
         self.running += 1

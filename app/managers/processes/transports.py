@@ -66,6 +66,7 @@ class Transports:
         directory = parent / "ipc"
         if len(os.fsencode(directory)) + _NAME_BYTES <= MAX_SOCKET_NAME:
             directory.mkdir(mode=0o700, exist_ok=True)
+            # Whatever the umask is, and whoever has made it: the kernels' sockets are in there.
             directory.chmod(0o700)
             return directory
         self._own_directory = tempfile.mkdtemp(prefix="kernelkeep-")
@@ -103,6 +104,10 @@ class Transports:
         if self._setting != "auto" or self._memory.get(key) == transport:
             return
         self._memory[key] = transport
+        # Without a lock. Servers that share the state directory may overwrite what another has
+        # learnt, or mix two writes into one file, which `_load` refuses: what is lost costs one
+        # slower start. The file is written in the event loop: it is small, and each kernelspec
+        # changes it once or twice.
         temporary = self._memory_file.with_suffix(".tmp")
         try:
             temporary.write_text(json.dumps(self._memory, indent=1))
@@ -156,6 +161,8 @@ def ports_taken(info: ConnectionInfo) -> bool:
 
     The kernel itself must not be running.
     """
+    # This only explains a start that has failed, and has it repeated with other ports. A look
+    # before the launch would promise nothing: any process may take a port right after it.
     for name in ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port"):
         with socket.socket() as probe:
             # A connection of the kernel's last process that is in TIME_WAIT does not take a port.

@@ -6,6 +6,7 @@ These are the tests of `app.managers.kernels.services`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ from app.managers.kernels.phases import Phase
 from app.managers.kernels.services import KernelServices
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
-from app.managers.processes.process import KernelProcess
+from app.managers.processes.process import KernelProcess, bounded
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
 from app.managers.sessions.book import Everywhere, SessionBook
 from app.managers.sessions.sessions import SessionManager
@@ -754,3 +755,28 @@ async def test_a_part_that_cannot_be_closed_keeps_no_other_open() -> None:
         await KernelServices(**parts).close()
     begin = ["usage", "forking", "keepers", "engines"]
     assert closed == [*begin, "joining", "transports", "isolation", "files"]
+
+
+async def test_a_call_that_fails_just_as_its_caller_is_cancelled_is_no_error_in_the_log() -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    begun = loop.create_future()
+
+    async def fail() -> None:
+        await begun
+        raise OSError("of a test")
+
+    def cancel_soon(task: asyncio.Task[Any]) -> None:
+        loop.call_soon(task.cancel)
+
+    caller = asyncio.create_task(bounded(fail()))
+    await asyncio.sleep(0)
+    begun.set_result(None)
+    # The call fails in this turn, and its caller is cancelled in the next, before it is told.
+    loop.call_soon(cancel_soon, caller)
+    await asyncio.wait({caller})
+    assert caller.cancelled()
+    del caller
+    gc.collect()
+    assert told == []

@@ -13,8 +13,8 @@ import pytest
 from app.managers.processes.forking.link import Order, Recipe
 from app.managers.processes.forking.provisioner import read_once
 from app.managers.processes.forking.servers import ForkServers
-from app.managers.processes.keeper.client import Keeper
 from tests.conftest import MakeServer
+from tests.keeper.conftest import connected
 from tests.support.home import Home
 from tests.support.kernelspecs import Spec
 from tests.support.processes import children, eventually
@@ -49,7 +49,7 @@ async def test_one_whose_limits_cannot_be_set_does_not_run(
 
 
 async def test_a_fork_that_nobody_waits_for_any_more_is_ended_and_reaped(home: Home) -> None:
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=3600)
+    keeper = await connected(home.state_dir, orphan_timeout=3600)
     assert keeper.pid is not None
     process = psutil.Process(keeper.pid)
     forks = ForkServers(keeper)

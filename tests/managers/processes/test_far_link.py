@@ -298,6 +298,22 @@ async def test_another_log_replaces_the_mirror_of_the_one_before(
     assert names == ["00000000000000000005.log"]
 
 
+async def test_a_mirror_that_begins_late_at_another_keeper_leaves_the_others_alone(
+    kept: Mirrors, tmp_path: Path
+) -> None:
+    for kernel_id, handle in (("a", 6), ("b", 7)):
+        kept.begin(tmp_path / kernel_id, heard((1, 0), kernel_id=kernel_id, handle=handle))
+    # The next keeper counts anew, hears one of them at once, and the other later.
+    kept.begin(tmp_path / "a", heard((1, 0), kernel_id="a", handle=7))
+    kept.begin(tmp_path / "b", heard((1, 0), kernel_id="b", handle=8))
+    grown = kept.on_records(piece(1, 0))
+    assert grown is not None
+    assert grown[0] == "a"
+    kept.alone("b", tmp_path / "b", "ours")
+    kept.remove("b")
+    assert kept.on_records(piece(2, 5)) is not None
+
+
 async def test_the_next_server_goes_on_with_it(kept: Mirrors, tmp_path: Path) -> None:
     kept.begin(tmp_path, HEARD)
     kept.on_records(piece(1, 0))

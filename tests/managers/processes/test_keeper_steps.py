@@ -16,10 +16,10 @@ from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.processes.keeper import client as keeping
 from app.managers.processes.keeper import link as keeper_link
-from app.managers.processes.keeper.client import Keeper
 from app.managers.telemetry.counters import Counters
 from app.managers.telemetry.events import Events
 from app.settings import Settings
+from tests.keeper.conftest import connected
 from tests.support.home import Home
 from tests.support.keeper_relay import Cut, Relay, Side
 from tests.support.kernelspecs import FAKE_SPECS, write_kernelspecs
@@ -120,7 +120,7 @@ async def start_beside(
 ) -> None:
     """Start a kernel while the keeper fails, beside one that is there, and then another."""
     # Another server's, so that there is a keeper to stand before.
-    other = await Keeper.open(home.state_dir, orphan_timeout=60)
+    other = await connected(home.state_dir, orphan_timeout=60)
     (process,) = keepers(home.processes())
     armed, resumed = asyncio.Event(), asyncio.Event()
 

@@ -1,7 +1,7 @@
 """``--on-shutdown keep`` on a real server: what kernels can do, and what they survive.
 
-These are the tests of `app.managers.kernels.losses` and
-`app.managers.processes.keeper.provisioner`.
+These are the tests of `app.managers.kernels.losses`,
+`app.managers.processes.keeper.new_keepers` and `app.managers.processes.keeper.provisioner`.
 """
 
 from __future__ import annotations

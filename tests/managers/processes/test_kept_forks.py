@@ -15,7 +15,7 @@ from app.keeper.output import lasting_pipe
 from app.managers.processes.forking.link import Order, Recipe
 from app.managers.processes.forking.provisioner import read_once
 from app.managers.processes.forking.servers import ForkServers
-from app.managers.processes.keeper.client import Keeper
+from tests.keeper.conftest import connected
 from tests.support.drill import Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
@@ -148,7 +148,7 @@ async def test_they_outlive_the_server_and_then_their_fork_server(
 
 async def test_one_that_the_keeper_does_not_know_ends_when_the_server_does(home: Home) -> None:
     (home.state_dir / "output").mkdir(mode=0o700)
-    keeper = await Keeper.open(home.state_dir, orphan_timeout=3600)
+    keeper = await connected(home.state_dir, orphan_timeout=3600)
     forks = ForkServers(keeper)
     env = home.environment()
     output = lasting_pipe(home.state_dir / "output" / "k.log")

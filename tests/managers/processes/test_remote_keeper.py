@@ -25,7 +25,7 @@ import pytest
 from app.keeper import servers
 from app.keeper.hearings import Heard
 from app.keeper.usage import load
-from app.managers.errors import KeeperUnavailable
+from app.managers.errors import KeeperUnavailable, KernelUnreachable
 from app.managers.log.entries import Position
 from app.managers.messages.traffic import Traffic
 from app.managers.processes.hosts import bootstrap
@@ -185,6 +185,12 @@ def begin(keeper: RemoteKeeper, home: Home) -> Begin:
     return begin
 
 
+def cut_off(keeper: RemoteKeeper) -> None:
+    link = keeper._connection.link
+    assert link is not None
+    link._transport.abort()
+
+
 def is_lost(client: Client) -> bool:
     return "lab cannot be reached" in client.traffic._state.unreachable
 
@@ -318,9 +324,7 @@ async def test_the_log_of_a_dead_kernel_can_be_read_while_its_host_is_away(
     await client.traffic.settle()
     await client.traffic.close("it died")
     place.is_away = True
-    link = keeper._connection.link
-    assert link is not None
-    link._transport.abort()
+    cut_off(keeper)
     await eventually(lambda: is_lost(client), WAIT)
     # As the next server does, which has not reached the host yet.
     settings = Settings(_cli_parse_args=False)
@@ -355,9 +359,7 @@ async def test_the_log_of_a_dead_kernel_that_has_become_too_old_is_known_to_be_e
     await client.traffic.close("it died")
     end = client.traffic.log.end
     place.is_away = True
-    link = keeper._connection.link
-    assert link is not None
-    link._transport.abort()
+    cut_off(keeper)
     await eventually(lambda: is_lost(client), WAIT)
     keeper._mirrors.room.age = -1.0
     keeper._mirrors.room.expire()
@@ -370,6 +372,42 @@ async def test_the_log_of_a_dead_kernel_that_has_become_too_old_is_known_to_be_e
     assert following.look() == []
     assert [gap.messages for gap in following.gaps] == [end.cursor - 1]
     assert spoken.log.end == end
+
+
+async def test_a_copy_that_may_be_half_is_not_taken_for_the_log_when_its_keeper_has_refused(
+    begin: Begin,
+    keeper: RemoteKeeper,
+    place: NearPlace,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = await begin("k")
+    await keeper.signal("k", signal.SIGKILL)
+    async with asyncio.timeout(WAIT):
+        await asyncio.shield(keeper.exited("k"))
+    await client.traffic.settle()
+    await client.traffic.close("it died")
+    place.is_away = True
+    cut_off(keeper)
+    await eventually(lambda: is_lost(client), WAIT)
+    settings = Settings(_cli_parse_args=False)
+    directory = home.path / "mirrors" / "k"
+    spoken = Traffic("k", KernelState(), directory, keeper, settings, Counters())
+    await spoken.meet(None, Position(1, 0))
+    keeper._lines.pop("k")
+    place.is_away = False
+    await keeper.connect()
+
+    async def refuse(**fields: Any) -> Any:
+        assert fields["ask"] == "hear"
+        raise KeeperRefuses("of a test")
+
+    monkeypatch.setattr(keeper._connection, "ask", refuse)
+    for _ in range(2):
+        with pytest.raises(KernelUnreachable, match="of a test"):
+            await keeper.rest("k")
+    monkeypatch.undo()
+    await keeper.rest("k")
 
 
 async def test_half_a_copy_of_a_log_is_not_taken_for_the_log_while_the_host_is_there(

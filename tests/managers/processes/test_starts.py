@@ -61,6 +61,17 @@ async def test_so_many_at_a_time_the_rest_in_their_order_and_one_too_many_refuse
     assert starts.running == 0
 
 
+async def test_one_that_comes_just_as_several_places_are_free_does_not_wait_for_the_next() -> None:
+    starts = Starts(2, 5)
+    a, b, c = (Start(starts) for _ in range(3))
+    await turns()
+    for one in (a, b):
+        one.came_up.set_result(True)
+    d = Start(starts)  # `c` has been woken by its turn, and has not entered yet
+    await turns()
+    assert (c.launched, d.launched) == (True, True)
+
+
 async def test_one_that_is_shut_down_or_given_up_before_its_turn_is_in_nobodys_way() -> None:
     starts = Starts(1, 5)
     first, shut_down, given_up, last = (Start(starts) for _ in range(4))

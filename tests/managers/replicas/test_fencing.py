@@ -15,7 +15,7 @@ from app.managers.processes.keeper.client import Keeper
 from app.managers.processes.keeper.greeting import ReplicaTerms
 from app.managers.processes.keeper.link import KeeperRefuses
 from app.managers.replicas.terms import Terms
-from tests.keeper.conftest import Ear
+from tests.keeper.conftest import Ear, connected
 from tests.support.home import Home
 from tests.support.processes import eventually
 
@@ -75,7 +75,7 @@ async def test_a_server_that_is_no_replica_gets_no_kernel_of_replicas(home: Home
     output = Path(home.state_dir, "k.log")
     first.terms.begin("k")
     await first.keeper.launch("k", SLEEP, env={}, cwd="/", output=output)
-    alone = await Keeper.open(home.state_dir, orphan_timeout=60.0)
+    alone = await connected(home.state_dir, orphan_timeout=60.0)
     assert alone.is_empty
     with pytest.raises(KeeperRefuses, match="another replica has kernel k"):
         await alone.settle("k")

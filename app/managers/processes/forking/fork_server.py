@@ -72,6 +72,7 @@ class ForkServer:
             packet, descriptors, _, _ = socket.recv_fds(self._control, 4096, 4)
         except ConnectionResetError:
             packet = b""
+        # Not `sys.exit`: what the imported modules do at exit is for kernels, and may hang.
         if not packet:
             os._exit(0)
         request = json.loads(packet)
@@ -197,6 +198,8 @@ def fork_away() -> int:
         except BaseException:  # an error must not lead this process back into the server's loop
             os._exit(1)
         os._exit(0)
+    # The process between ends at once. When it has ended the number is in the pipe, or never will
+    # be: this server's copy of the write end is closed, and the child has closed its own.
     os.close(told)
     os.waitpid(parent, 0)
     number = os.read(numbers, 20)
@@ -345,6 +348,8 @@ def main() -> None:
     program = launcher.origin if launcher is not None else "ipykernel_launcher"
     app = kernel_app()
     origins.note_modules()
+    # In this order: garbage would be frozen, too. A collection in a kernel does not look at frozen
+    # objects, so their memory stays shared.
     gc.collect()
     gc.freeze()
     say(control, ready=True)

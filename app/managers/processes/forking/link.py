@@ -11,7 +11,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -114,6 +113,8 @@ class ForkLink:
 
     async def _open(self, recipe: Recipe, keeper: Runner) -> None:
         try:
+            # `_end` cancels this task while it waits. Behind the last await in there nothing is
+            # awaited up to `add_reader`, so `_end` finds a connection, or there is none.
             self._process, control = await _have_run(recipe, keeper)
         except (OSError, KeeperUnavailable) as error:
             # Not called here: `_end` would cancel the task that runs this.
@@ -149,10 +150,14 @@ class ForkLink:
             descriptors.append(order.output)
             descriptors.append(os.open(order.cwd, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             descriptors.append(order.leave)
+            # A packet goes whole or not at all. If the server reads so little that there is no
+            # room, this raises `BlockingIOError`, and the kernel is started instead.
             socket.send_fds(self._control, [json.dumps({"fork": number}).encode()], descriptors)
             async with asyncio.timeout(FORK_SECONDS):
                 pid: int = await answer
                 return pid
+        # A fork may come of it still. Its kernel ends: nobody writes to the pipe at which it waits,
+        # and the caller closes that.
         except TimeoutError:
             self.kill()
             raise CannotFork("its fork server does not answer, and was killed") from None
@@ -189,11 +194,9 @@ class ForkLink:
         await asyncio.wait({self._opening})
         if self._process is None:
             return
-        try:
-            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
-        except subprocess.TimeoutExpired:
+        if not await asyncio.to_thread(self._process.ends, ANSWER_SECONDS):
             self._process.kill()
-            await asyncio.to_thread(self._process.wait, ANSWER_SECONDS)
+            await asyncio.to_thread(self._process.ends, ANSWER_SECONDS)
 
     def _give_up(self) -> None:
         if not self.ready.done():
@@ -237,6 +240,8 @@ class ForkLink:
 
     def _end(self, reason: str) -> None:
         self._bound.cancel()
+        # The process's end, a refusal, `kill` and `close` may all come, in any order: the first
+        # counts.
         if self.ended.done():
             return
         self.ended.set_result(None)
@@ -270,14 +275,14 @@ class _Process:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def wait(self, timeout: float | None = None) -> int | None:
-        assert timeout is not None
+    def ends(self, seconds: float) -> bool:
+        """Whether the process ends within so many seconds. Blocks."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        if not poll.poll(timeout * 1000):
-            raise subprocess.TimeoutExpired(str(PROGRAM), timeout)
-        return None
+        return bool(poll.poll(seconds * 1000))
 
+    # Closed only when nobody has this object any more. `close` polls the descriptor in a thread,
+    # and after an earlier close its number could be another file's by the time of a `kill`.
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
             os.close(self.pidfd)
@@ -299,6 +304,8 @@ async def _have_run(recipe: Recipe, keeper: Runner) -> tuple[_Process, socket.so
         while True:
             if process.pidfd in await _readable(listener.fileno(), process.pidfd):
                 raise ProcessLookupError(f"process {process.pid} has ended")
+            # Both may be readable, and a connection may be gone again before it is taken. The end
+            # of the process is looked at first: nothing more comes of one that has ended.
             with contextlib.suppress(BlockingIOError):
                 control, _ = listener.accept()
                 if _peer(control) == process.pid:

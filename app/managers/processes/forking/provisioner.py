@@ -233,6 +233,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             self.explain(reason)
         kept = await super().launch_process(cmd, env)
         try:
+            # The process has run without them for a moment, in which its interpreter starts.
             self.limit(kept.pid)
         except BaseException:
             await self.keepers.forget(self.kernel_id)
@@ -241,6 +242,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 
     async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         recipe = self.plan(cmd, env)
+        # Until `finally` both ends are open here. So the write below raises nothing if the kernel
+        # has died meanwhile: the keeper tells that. And a kernel for which nothing is written finds
+        # the end of the pipe, and ends.
         reads, writes = os.pipe()
         output = -1
         try:

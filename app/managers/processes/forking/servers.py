@@ -28,26 +28,29 @@ __all__ = ["ForkServers"]
 logger = logging.getLogger(__name__)
 
 SERVERS: Final = 2
-"""Fork servers for kernels that are alike and whose forking somebody has asked for. They take
-turns, so that neighbours hash differently. Where nobody has, there is one."""
+"""Fork servers of an asked recipe. They take turns, so that kernels which are started one after
+another do not all have the same seed for hashes. An automatic recipe has one."""
 
 RETRY_SECONDS: Final = 60.0
-"""When a fork server that could not start is tried again; where nobody has asked for it, when one
-would end for having nothing to do."""
+"""When a fork server of an asked recipe that could not start is tried again. That of an automatic
+recipe is tried again after `IDLE_SECONDS`."""
 
 IDLE_SECONDS: Final = 3600.0
-"""After which a fork server that nobody has asked for, and that has forked nothing, ends."""
+"""After so many seconds without a fork the server of an automatic recipe ends."""
 
 LOADING_SECONDS: Final = 2.0
-"""How long a kernel waits for a fork server that nobody has asked for, and that is about to be
-ready: to start by itself would take as long, and take the processor from it."""
+"""How long a kernel waits for the server of an automatic recipe that is about to be ready: to be
+started by itself would take as long, and take the processor from that server."""
 
 MAX_RECIPES: Final = 8
-"""Kinds of kernels with fork servers of their own; they take memory."""
+"""How many recipes have fork servers at a time; each server takes memory."""
 
 
 class _Family:
-    """The fork servers of one recipe; ``asked`` if somebody has asked for its kernels' forking."""
+    """The fork servers of one recipe.
+
+    The recipe is ``asked`` if a kernelspec or an option asks for forking; else it is automatic.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -78,9 +81,9 @@ class _Family:
 class ForkServers:
     """The fork servers of one service. Make it inside a running event loop, and `close` it there.
 
-    Those that somebody has ``asked`` for are started when they are first needed, or with `prepare`,
-    and stay. The others are started with `bring_up`, and end when they have forked nothing for
-    ``idle_seconds``.
+    Those of ``asked`` recipes are started when they are first needed, or with `prepare`, and stay.
+    Those of automatic recipes are started with `bring_up`, and end when they have forked nothing
+    for ``idle_seconds``.
     """
 
     def __init__(
@@ -106,6 +109,8 @@ class ForkServers:
         `bring_up` a server.
         """
         family = self._asked(recipe) if asked else self._brought_up(recipe)
+        # Between the choice of a server and the packet that it is sent nothing is awaited: it has
+        # not ended, nor been retired, since it was chosen.
         server = await self._ready(family)
         self._start_another(family)
         family.used_at = asyncio.get_running_loop().time()
@@ -118,19 +123,19 @@ class ForkServers:
         return pid
 
     def check(self, recipe: Recipe, *, asked: bool = True) -> None:
-        """Raise what `fork` would at once, where nobody has ``asked`` for it."""
+        """Raise what `fork` would raise at once for an automatic recipe."""
         if not asked:
             self._brought_up(recipe)
 
     def prepare(self, recipe: Recipe) -> None:
-        """Start the servers for a recipe now, as somebody has asked for."""
+        """Start the servers of an asked recipe now."""
         try:
             self._start(self._asked(recipe, anew=True))
         except CannotFork as error:
             logger.warning("no fork servers: %s", error)
 
     def bring_up(self, recipe: Recipe) -> None:
-        """Start a server that nobody has asked for, unless there is one or it was refused."""
+        """Start the server of an automatic recipe, unless there is one or it was refused."""
         try:
             family = self._family(recipe)
             if not family.living():
@@ -147,7 +152,7 @@ class ForkServers:
                 server.retire()
 
     def _asked(self, recipe: Recipe, *, anew: bool = False) -> _Family:
-        """The family of a recipe that somebody has asked for, with a server that lives."""
+        """The family of an asked recipe, with a server that lives. Raises `CannotFork`."""
         family = self._family(recipe)
         had = family.asked and bool(family.servers)
         family.asked = True
@@ -159,7 +164,7 @@ class ForkServers:
         return family
 
     def _brought_up(self, recipe: Recipe) -> _Family:
-        """The family of a recipe that nobody has asked for, with a server that lives."""
+        """The family of an automatic recipe, with a server that lives. Raises `CannotFork`."""
         family = self._families.get(recipe)
         if family is None or not family.living():
             self._family(recipe).check()
@@ -170,11 +175,14 @@ class ForkServers:
         """The server whose turn it is."""
         living = family.living()
         if not any(server.ready.done() for server in living):
+            # Without a bound here, for `READY_SECONDS` bounds `ready`. `asyncio.wait` leaves the
+            # future alone when it is cancelled: other kernels wait for the same server.
             ready = {living[0].ready}
             await asyncio.wait(ready, timeout=None if family.asked else LOADING_SECONDS)
             if not living[0].ready.done():
                 raise NotForkedYet("its fork server is not ready yet")
             living[0].ready.result()
+        # Looked for anew: the server that was waited for may have been retired meanwhile.
         server = family.next()
         if server is None:
             raise CannotFork(family.refusal or "its fork servers have ended")
@@ -196,7 +204,7 @@ class ForkServers:
         return family
 
     def _drop_unused(self) -> None:
-        """Make room for a family: those that nobody has asked for come and go."""
+        """Make room for a family: those of automatic recipes come and go."""
         now = asyncio.get_running_loop().time()
         for recipe, family in [*self._families.items()]:
             is_refused = family.refusal and now < family.retry_at
@@ -221,6 +229,7 @@ class ForkServers:
             await server.ready
         except CannotFork as error:
             if not self._closed and not server.retired:
+                # One that was retired while it imported has done nothing wrong.
                 self._refuse(family, str(error))
         else:
             logger.info("fork server %d is ready", server.pid)
@@ -232,7 +241,7 @@ class ForkServers:
         self._links.discard(server)
 
     async def _await_end(self, family: _Family, server: ForkLink) -> None:
-        """Return when a server has ended; end it if nobody has asked for it or needs it."""
+        """Return when a server has ended; one of an automatic recipe that is not used is ended."""
         loop = asyncio.get_running_loop()
         family.used_at = loop.time()
         while not server.ended.done():
@@ -251,10 +260,12 @@ class ForkServers:
                 self._start(family)
 
     def _replace(self, family: _Family, server: ForkLink, reason: str) -> None:
-        """Have others in place of the family's servers; now if somebody has asked for them.
+        """Have others in place of the family's servers; now if the recipe is asked.
 
-        Where nobody has, the next kernel that is ready brings one up.
+        For an automatic recipe the next kernel that is ready brings one up.
         """
+        # Several kernels may have asked the same server at once, and each is told that it is
+        # outdated.
         if server.alive:  # nobody else has found out
             logger.info("fork server %d is replaced: %s", server.pid, reason)
             for each in family.living():
@@ -275,6 +286,7 @@ class ForkServers:
 
     async def close(self) -> None:
         """End every server; returns when they are gone."""
+        # First: from now on no server is started, by a request or beside one that has become ready.
         self._closed = True
         await asyncio.gather(*(server.close() for server in self._links))
         if self._tasks:

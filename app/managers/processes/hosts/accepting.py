@@ -50,6 +50,8 @@ class Accepting:
 
     async def close(self) -> None:
         """Listen no more; whoever has not shown who it is, is cut off."""
+        # No stranger comes behind this: `_accept` is cancelled in the same turn, and takes no
+        # further connection.
         tasks = {self._accepting, *self.strangers}
         for task in tasks:
             task.cancel()
@@ -64,6 +66,8 @@ class Accepting:
                 logger.warning("a connection of %s failed: %s", self._whose, error)
                 await asyncio.sleep(ACCEPT_SECONDS)
                 continue
+            # Turned away, and not left in the backlog, where they would take the room of keepers
+            # that come later. Those that are being looked at are gone soon.
             if len(self.strangers) >= STRANGERS:
                 connection.close()
                 self.log(address, "too many others are being looked at")

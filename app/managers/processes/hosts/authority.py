@@ -66,7 +66,7 @@ _CERTIFICATE: Final = re.compile(
 
 
 class Credential(NamedTuple):
-    """Which keeper somebody is, and of which generation."""
+    """Which keeper a certificate is of, and of which generation."""
 
     keeper_id: str
     generation: int
@@ -336,11 +336,14 @@ def _pem(certificate: x509.Certificate) -> str:
 
 def write_private(path: Path, data: bytes, *, anew: bool = False) -> None:
     """Write a file (0600), never there without its content; ``anew``: not in another's place."""
+    # In the same directory, so that it can take the name in one step. A crash leaves a file that
+    # nobody reads.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            # Before it gets its name: after a loss of power no name leads to half a key.
             file.flush()
             os.fsync(descriptor)
         if anew:

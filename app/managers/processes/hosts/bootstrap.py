@@ -36,6 +36,7 @@ def main(read: BinaryIO, tell: Callable[..., None]) -> None:
         os.makedirs(base, mode=0o700, exist_ok=True)
         for name in ("", "runtime", "output", "logs", "keeper"):
             os.makedirs(os.path.join(state, name), mode=0o700, exist_ok=True)
+        # Behind the making: what is looked at is what is there, whoever has made it.
         check_owner(base)
         address = os.path.join(state, "keeper", "socket")
         if len(os.fsencode(address)) > 103:
@@ -76,6 +77,8 @@ def bring(base: str, order: dict[str, Any], read: BinaryIO, tell: Callable[..., 
         data = read.read(order["size"])
         if len(data) != order["size"]:
             raise Failed("host_unreachable", "the connection ended before the keeper was there")
+        # Several servers may bring it at once, and a keeper may be starting from it: it is put in
+        # its place whole.
         temporary = f"{path}.{os.getpid()}"
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -121,6 +124,8 @@ def start(state: str, bundle: str, module: str) -> None:
     with process.stdout:
         told = process.stdout.readline().decode("utf-8", "replace").strip()
     process.returncode = 0  # it outlives this process, and nobody needs a warning of that
+    # Two that start a keeper at once are told apart by the keeper's lock; `wait_for` is for the one
+    # that came second.
     if told not in ("ready", "taken"):  # taken: another listens soon
         raise Failed("host_unusable", told or f"the keeper does not start; see {log}")
 
@@ -137,10 +142,17 @@ def wait_for(address: str, log: str) -> None:
 def listens(address: str) -> bool:
     """Whether a process listens on this socket."""
     with socket.socket(socket.AF_UNIX) as probe:
+        # A keeper that is stopped takes no connections. Behind a full backlog this would wait for
+        # ever, and each attempt of the server would leave one more process that does.
+        probe.setblocking(False)
         try:
             probe.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except BlockingIOError:
+            raise Failed(
+                "host_unusable", "the keeper takes no connections; is its process stopped?"
+            ) from None
     return True
 
 

@@ -49,6 +49,7 @@ class HostChoice:
         now = asyncio.get_running_loop().time()
         late = {key for key in places if now - self._failed.get(key, -AWAY_SECONDS) < AWAY_SECONDS}
         failures: dict[str, KeeperUnavailable] = {}
+        # Before anything is awaited: from now on no keeper is left that this choice looks at.
         self._looks.update([*places])
         try:
             for keys in in_turn({key: self._keepers.count(key) for key in places}, late):
@@ -99,6 +100,8 @@ class HostChoice:
                         self._failed.pop(key, None)
                         until = until or loop.time() + GRACE_SECONDS
         finally:
+            # A look that is cancelled leaves the connection to be made: others may wait for it,
+            # too.
             for look in waiting:
                 look.cancel()
             if waiting:
@@ -115,7 +118,7 @@ class HostChoice:
         self._failed[key] = asyncio.get_running_loop().time()
 
     def _leave(self, keys: Sequence[str]) -> None:
-        """Let keepers end that no kernel needs, and nobody looks at."""
+        """Leave keepers that no kernel needs and no choice looks at, so that they end."""
         for key in keys:
             if not self._looks[key]:
                 del self._looks[key]

@@ -13,9 +13,9 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
-import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from .authority import Credential
+from .authority import Credential, write_private
 
 __all__ = [
     "FORGOTTEN",
@@ -96,7 +96,7 @@ class Invited(msgspec.Struct, kw_only=True):
     has_joined: bool = False
 
     def shows(self, secret: str, nonce: str, *, is_over: bool) -> bool:
-        """Somebody shows a secret; whether that has changed what is to be stored.
+        """A keeper shows a secret; returns whether that has changed what is to be stored.
 
         Raises `Refused`: it is another one, was shown by another, or its time ``is_over``.
         """
@@ -112,7 +112,7 @@ class Invited(msgspec.Struct, kw_only=True):
         return True
 
     def comes(self, generation: int) -> bool:
-        """A keeper comes with its certificate; whether that has changed what is to be stored.
+        """A keeper comes with its certificate; returns whether that changes what is to be stored.
 
         Raises `Refused` for one of another generation.
         """
@@ -120,6 +120,8 @@ class Invited(msgspec.Struct, kw_only=True):
             raise Refused("keeper_replaced", "another keeper is in its place", ends=True)
         if self.has_joined:
             return False
+        # The keeper has its certificate for sure: it has shown it. So the secret works no more, not
+        # even for the one that has shown it first.
         self.has_joined, self.nonce = True, ""
         return True
 
@@ -181,45 +183,54 @@ class Invitations:
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._clock = clock
+        # Each method reads a file and writes what follows from that, in a thread of its own. A
+        # keeper that dials in while its id is invited anew would write the old generation back.
+        self._lock = threading.Lock()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def invite(self, keeper_id: str, seconds: float) -> tuple[Credential, str]:
         """As `Book.invite`."""
         check_keeper_id(keeper_id)
-        before = self._read(keeper_id)
-        # An id that was forgotten, and comes again, begins with a generation that was not there.
-        generation = int(self._clock()) if before is None else before.generation + 1
         secret = new_secret()
-        self._write(
-            _Filed(
-                keeper_id=keeper_id,
-                generation=generation,
-                secret=digest(secret),
-                expires=self._clock() + seconds,
+        with self._lock:
+            before = self._read(keeper_id)
+            # An id that was forgotten, and comes again, begins with a generation that was not
+            # there.
+            generation = int(self._clock()) if before is None else before.generation + 1
+            self._write(
+                _Filed(
+                    keeper_id=keeper_id,
+                    generation=generation,
+                    secret=digest(secret),
+                    expires=self._clock() + seconds,
+                )
             )
-        )
         return Credential(keeper_id, generation), secret
 
     def join(self, keeper_id: str, secret: str, nonce: str) -> Credential:
         """As `Book.join`."""
-        invited = self._read(keeper_id) if _KEEPER_ID(keeper_id) else None
-        if invited is None:
-            raise unknown(secret)
-        if invited.shows(secret, nonce, is_over=self._clock() >= invited.expires):
-            self._write(invited)
+        with self._lock:
+            # A stranger says this id: it names a file only if it is one that a keeper can have.
+            invited = self._read(keeper_id) if _KEEPER_ID(keeper_id) else None
+            if invited is None:
+                raise unknown(secret)
+            if invited.shows(secret, nonce, is_over=self._clock() >= invited.expires):
+                self._write(invited)
         return Credential(keeper_id, invited.generation)
 
     def check(self, credential: Credential) -> None:
         """As `Book.check`."""
-        invited = self._read(credential.keeper_id)
-        if invited is None:
-            raise Refused(*FORGOTTEN, ends=True)
-        if invited.comes(credential.generation):
-            self._write(invited)
+        with self._lock:
+            invited = self._read(credential.keeper_id)
+            if invited is None:
+                raise Refused(*FORGOTTEN, ends=True)
+            # Written at the first coming only; keepers dial in often.
+            if invited.comes(credential.generation):
+                self._write(invited)
 
     def forget(self, keeper_id: str) -> None:
         """As `Book.forget`."""
-        with contextlib.suppress(FileNotFoundError):
+        with self._lock, contextlib.suppress(FileNotFoundError):
             self._path(keeper_id).unlink()
 
     def _path(self, keeper_id: str) -> Path:
@@ -236,15 +247,4 @@ class Invitations:
         return invited if invited.keeper_id == keeper_id else None
 
     def _write(self, invited: _Filed) -> None:
-        path = self._path(invited.keeper_id)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(invited))
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+        write_private(self._path(invited.keeper_id), msgspec.json.encode(invited))

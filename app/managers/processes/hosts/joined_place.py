@@ -65,6 +65,8 @@ class JoinedPlace:
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
         """As `Place.find`. Nothing is drained. Raises `HostUnusable`, too."""
         while True:
+            # A keeper may have come before anybody looks for it, as after a start of the server:
+            # then no other is started beside it.
             if self._submit is not None and not self._joining.has_come(self._keeper_id):
                 await self._submit()
             guest = await self._joining.arrived(self._keeper_id, self.name, self.patience)
@@ -73,6 +75,7 @@ class JoinedPlace:
                 continue  # it has hung up, and dials in again
             try:
                 await self._meet(link)
+            # It dials in again by itself. `Connection` bounds how long that goes on.
             except LinkLost:
                 continue
             except BaseException:

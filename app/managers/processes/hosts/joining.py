@@ -34,7 +34,7 @@ RENEW_SECONDS: Final = 3600.0
 HOLD_SECONDS: Final = 8.0
 """How long a keeper waits to be taken in before it is told to come again.
 
-It is longer than the pause after which whoever could not reach a keeper tries again."""
+It is longer than the pause after which a server that could not reach a keeper tries again."""
 
 MAX_HELD: Final = 4096
 """How many keepers may wait to be taken in."""
@@ -97,6 +97,7 @@ class Joining:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._open: dict[str, asyncio.WriteTransport] = {}
         self._failures: dict[str, KeeperUnavailable] = {}
+        self._generations: dict[str, int] = {}  # the newest, of those that were invited from here
         self._listener: Listener | None = None
         self._replicas = replicas
         self._told: dict[str, Callable[[Sequence[str]], None]] = {}
@@ -128,9 +129,16 @@ class Joining:
         tell(self.addresses)
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
-        """Do not call this any more."""
+        """Do not call this any more: this server leaves the keeper."""
         if self._told.get(keeper_id) == tell:
             del self._told[keeper_id]
+        # The kernel may have gone to another replica: then no call of `forget` comes here. When it
+        # comes back, its keeper may be a newer one, of which nothing that is known here holds.
+        self._failures.pop(keeper_id, None)
+        self._generations.pop(keeper_id, None)
+        transport = self._open.get(keeper_id)
+        if transport is not None and transport.is_closing():
+            del self._open[keeper_id]
 
     async def invite(
         self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()
@@ -147,6 +155,7 @@ class Joining:
         except OSError as error:
             raise HostUnusable(f"The invitation of a keeper cannot be stored: {error}") from error
         self._failures.pop(keeper_id, None)
+        self._generations[keeper_id] = credential.generation
         self._send_away(keeper_id, ENDED)
         document = {
             "join": 1,
@@ -170,6 +179,7 @@ class Joining:
         except OSError as error:
             raise HostUnusable(f"A keeper cannot be forgotten: {error}") from error
         self._failures.pop(keeper_id, None)
+        self._generations.pop(keeper_id, None)
         self._send_away(keeper_id, ENDED)
 
     def fail(self, keeper_id: str, error: KeeperUnavailable) -> None:
@@ -193,8 +203,12 @@ class Joining:
         try:
             async with asyncio.timeout(seconds):
                 while True:
+                    # From here to the future in `_change` nothing is awaited: what comes later
+                    # wakes that.
                     if (failure := self._failures.get(keeper_id)) is not None:
-                        raise failure
+                        # One error for all who ask, again and again: else each time would add
+                        # its frames, and what these hold, to the error's traceback.
+                        raise failure.with_traceback(None)
                     if (guest := self._take(keeper_id)) is not None:
                         return guest
                     await self._change(keeper_id)
@@ -209,15 +223,19 @@ class Joining:
             await change
         finally:
             waiting.discard(change)
+            # Another may have begun to wait since, and made a set of its own.
             if not waiting and self._waiting.get(keeper_id) is waiting:
                 del self._waiting[keeper_id]
 
     def _wake(self, keeper_id: str) -> None:
+        # All who wait are woken, and one takes the guest. Nobody leaves the set here: each future
+        # does that in a turn of its own.
         for change in self._waiting.get(keeper_id, ()):
             if not change.done():
                 change.set_result(None)
 
     def _take(self, keeper_id: str) -> Guest | None:
+        # Out of the table before it is answered: nobody else takes it in, and its time is not up.
         guest, timer = self._held.pop(keeper_id, (None, None))
         if guest is None or timer is None:
             return None
@@ -238,20 +256,30 @@ class Joining:
         assert self._authority is not None
         return self._authority.issue(guest.credential, self._life)
 
-    async def _on_guest(self, guest: Guest) -> None:
+    def _on_guest(self, guest: Guest) -> None:
         """A keeper has dialled in. Its earlier connection is of no use to it any more."""
         keeper_id = guest.credential.keeper_id
+        # The book looks at a credential in a thread or another process. A newer invitation may be
+        # stored, and told here, before the answer about this one is: it keeps its place.
+        if guest.credential.generation < self._generations.get(keeper_id, 0):
+            guest.refuse(ENDED)
+            return
         self._send_away(keeper_id, LATER)
         elsewhere = self._elsewhere(guest)
         if elsewhere is not None or len(self._held) >= MAX_HELD:
             guest.refuse(elsewhere or LATER)
             return
+        # `_send_away` has left no earlier guest of this id, so the timer is for the one in the
+        # table.
         timer = self._loop.call_later(HOLD_SECONDS, self._give_up, guest)
         self._held[keeper_id] = (guest, timer)
         self._wake(keeper_id)
 
     def _elsewhere(self, guest: Guest) -> Refused | None:
-        """Where a keeper is wanted; None if it is here, or where it has found nobody."""
+        """The refusal that sends a keeper to the replica that has it.
+
+        None if this one has it, or if the keeper has found no replica at those addresses.
+        """
         if self._replicas is None:
             return None
         having = self._replicas.having(guest.credential.keeper_id)
@@ -262,12 +290,14 @@ class Joining:
 
     def _on_change(self) -> None:
         """Replicas, or who has which kernel, may have changed; many changes may come at a time."""
+        # The first change of many sets the timer, and the look finds what all have come to.
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
         """See which keepers that wait are wanted elsewhere, and what addresses there are."""
         self._looking = None
+        # A copy: `_send_away` takes guests out.
         for guest, _ in [*self._held.values()]:
             if (elsewhere := self._elsewhere(guest)) is not None:
                 self._send_away(guest.credential.keeper_id, elsewhere)
@@ -294,6 +324,7 @@ class Joining:
         """Take in no more keepers, and let none wait. Links should be closed before."""
         if self._looking is not None:
             self._looking.cancel()
+        # The replicas tell of changes until they are closed, which is later.
         if self._replicas is not None:
             self._replicas.on_change = _nothing
         if self._listener is not None:

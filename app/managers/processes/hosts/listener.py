@@ -17,9 +17,10 @@ long each may take, and how much it may say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -32,10 +33,13 @@ from .invitations import Book, Refused
 __all__ = ["Guest", "Listener"]
 
 JOIN: Final = 1
-"""The version of what is said before there is a link."""
+"""The version of these first messages."""
 
 STRANGER_SECONDS: Final = 10.0
 """How long a keeper may take to show who it is."""
+
+CLOSE_SECONDS: Final = 3.0
+"""How long one that is sent away may take to have read why, and to end TLS."""
 
 HELLO_BYTES: Final = 4096
 
@@ -65,7 +69,7 @@ class Guest:
     ) -> None:
         self.credential = credential
         self.away = away
-        """The addresses at which the keeper has found nobody."""
+        """The addresses at which the keeper has found no replica."""
         self.reader = reader
         self.transport = transport
 
@@ -84,7 +88,7 @@ class Guest:
 
 
 class Listener:
-    """Takes connections on ``server``, a socket that listens, and awaits ``on_guest`` with keepers.
+    """Takes connections on ``server``, a socket that listens, and calls ``on_guest`` with keepers.
 
     Make it in a running event loop, and `close` it there.
     """
@@ -94,7 +98,7 @@ class Listener:
         server: socket.socket,
         context: ssl.SSLContext,
         invitations: Book,
-        on_guest: Callable[[Guest], Awaitable[None]],
+        on_guest: Callable[[Guest], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._context = context
@@ -116,7 +120,10 @@ class Listener:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(STRANGER_SECONDS):
                 transport, _ = await self._loop.connect_accepted_socket(
-                    lambda: protocol, connection, ssl=self._context
+                    lambda: protocol,
+                    connection,
+                    ssl=self._context,
+                    ssl_shutdown_timeout=CLOSE_SECONDS,
                 )
                 credential, away = await self._who(reader, transport)
                 guest = Guest(credential, reader, transport, away)
@@ -124,6 +131,10 @@ class Listener:
             assert transport is not None
             _refuse(transport, refused)
             self._accepting.log(address, f"{refused} ({refused.code})")
+            # TLS ends when both ends have said so. It is a stranger's connection for as long as
+            # that takes, and counts: else refused ones could take all descriptors.
+            with contextlib.suppress(OSError):
+                await asyncio.StreamWriter(transport, protocol, reader, self._loop).wait_closed()
         except TimeoutError:
             self._accepting.log(
                 address, f"it has not shown who it is within {STRANGER_SECONDS:g} s"
@@ -138,8 +149,10 @@ class Listener:
                     connection.close()
                 elif not transport.is_closing():
                     cut_off(transport)
+        # It is a stranger no more, and not bounded as one. The bound of time is over as well: a
+        # guest waits as long as `Joining` lets it.
         if guest is not None:
-            await self._on_guest(guest)
+            self._on_guest(guest)
 
     async def _who(
         self, reader: asyncio.StreamReader, transport: asyncio.Transport
@@ -149,6 +162,8 @@ class Listener:
         if hello.join != JOIN:
             text = f"it joins by version {hello.join}, and this server by {JOIN}"
             raise Refused("host_keeper_incompatible", text)
+        # TLS has verified it: it is this authority's, and its time is not up. What is asked of the
+        # book is whether it has been replaced or forgotten since.
         certificate = transport.get_extra_info("peercert")
         credential = credential_of(certificate)
         if certificate and credential is None:
@@ -164,5 +179,6 @@ def _refuse(transport: asyncio.Transport, refused: Refused) -> None:
     told = {"refused": refused.code, "text": str(refused), "ends": refused.ends}
     if refused.addresses:
         told["addresses"] = [*refused.addresses]
+    # `close` sends this first, and takes `CLOSE_SECONDS` with a peer that never ends TLS.
     transport.write(pack(told))
     transport.close()

@@ -58,7 +58,7 @@ def _addresses(settings: Settings) -> list[str]:
 
 
 def seen_address(listens: str) -> str:
-    """Where others reach whoever listens at this address, unless somebody says otherwise."""
+    """The address at which others reach a socket that listens here, if no option names one."""
     host, _ = host_and_port(listens, 0)
     if host in ("0.0.0.0", "::"):
         return socket.gethostname()

@@ -46,6 +46,8 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     @property
     def key(self) -> str:
         """What tells one keeper from another, as JSON: kernels of equal keys share one."""
+        # The fields come in the struct's order, so equal options make equal texts. Where kernels
+        # work is no matter of the keeper's.
         return msgspec.json.encode(
             msgspec.structs.replace(self, directory="~", root_dir="")
         ).decode()

@@ -44,6 +44,8 @@ class SSHPlace:
         while True:
             try:
                 ready, stream = await self._dial(service)
+            # A refusal that lasts is one of sshd's configuration; to try on would hide that for as
+            # long as `patience` lasts.
             except SocketRefused:
                 if refused:
                     raise
@@ -68,6 +70,8 @@ class SSHPlace:
         try:
             ready = await bring_keeper(connection, self._options, service)
             return ready, await open_stream(connection, ready.socket)
+        # Also when this is cancelled: nobody else knows the connection so far. From `open_stream`
+        # on it ends with the stream.
         except BaseException:
             connection.abort()
             raise

@@ -102,8 +102,11 @@ class RemoteProvisioner(KeeperProvisioner):
             "signature_scheme": manager.session.signature_scheme,
             "kernel_name": manager.kernel_name,
         }
+        # The keeper chooses addresses and writes the file: which ports are free there, only it
+        # knows.
         file, prepared = await self.keepers.prepare(self.kernel_id, info)
         self.connection_info = cast(KernelConnectionInfo, prepared)
+        # Behind `prepare`, which has made a connection: before, nothing may be known of the host.
         host = self.keepers.host_of(self.kernel_id)
         shared = self._shared = self._shared_files(host)
         extra = kwargs.pop("extra_arguments", [])

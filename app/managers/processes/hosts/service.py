@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ...errors import KeeperUnavailable
+from .authority import write_private
 
 __all__ = ["OwnService", "Service", "service_id"]
 
@@ -65,16 +65,11 @@ def service_id(state_dir: Path) -> str:
     """
     path = state_dir / "service-id"
     try:
-        with contextlib.suppress(FileExistsError):
-            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                os.write(descriptor, secrets.token_hex(8).encode())
-                os.fsync(descriptor)
-                os.link(temporary, path)  # never there without its content
-            finally:
-                os.close(descriptor)
-                temporary.unlink()
+        # The name must not change: keepers on hosts are found by it. So it is made in one step, by
+        # whoever is first, and then only read.
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):  # another thread was faster
+                write_private(path, secrets.token_hex(8).encode(), anew=True)
         name = path.read_text()
     except OSError as error:
         raise KeeperUnavailable(f"The name of this service cannot be stored: {error}") from error

@@ -36,6 +36,7 @@ class SharedFiles(NamedTuple):
             base = self._here(directory)
         except ValueError:  # it is not below the root
             return None
+        # Both are resolved: a link may lead out of the directory, and the directory be behind one.
         is_below = found.exists() and found.resolve().is_relative_to(base.resolve())
         return wanted if is_below else None
 

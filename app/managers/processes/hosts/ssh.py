@@ -43,6 +43,7 @@ START_SECONDS: Final = 25.0
 MAX_LINES: Final = 200
 """How many lines a login may print before the answer."""
 
+# The program's length comes first, as stdin stays open behind it: for the order, and the zip.
 PROGRAM: Final = (
     "import sys; read = sys.stdin.buffer; "
     "exec(compile(read.read(int(read.readline())), 'kernelkeep', 'exec'), {'__name__': '__main__'})"
@@ -108,6 +109,8 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
     given["config"] = await asyncio.to_thread(_config_files, options)
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
+            # Own bounds of ssh's configuration (ConnectTimeout) may be longer: a start must not
+            # wait so.
             return await asyncssh.connect(options.hosts[0], **given)
     except asyncssh.HostKeyNotVerifiable as error:
         raise HostKeyRefused(
@@ -127,6 +130,7 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
 
 def _config_files(options: SSHOptions) -> list[str] | None:
     path = Path(options.ssh_config).expanduser()
+    # None has asyncssh read no configuration. Given a path that is not there, it would fail.
     return [str(path)] if path.is_file() else None
 
 
@@ -140,8 +144,13 @@ async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, ser
     try:
         async with asyncio.timeout(START_SECONDS):
             command = f"{_quoted(options.python)} -c {shlex.quote(PROGRAM)}"
-            async with connection.create_process(command, encoding=None) as process:
+            process = await connection.create_process(command, encoding=None)
+            try:
                 return await _converse(process, options, service)
+            finally:
+                # Not waited for, as `async with` would: a host that has gone silent closes nothing,
+                # and by then the time is up, so that nothing would bound the wait.
+                process.close()
     except TimeoutError:
         text = f"{options.name} has no keeper ready within {START_SECONDS:g} s"
         raise HostUnreachable(text) from None
@@ -180,6 +189,8 @@ async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
         if answer.failed:
             error = _ERRORS.get(answer.failed, HostUnusable)
             raise error(f"{options.name}: {answer.text}")
+        # Asked for once at the most: after it the answer is `ready` or `failed`. A host that asks
+        # on gets it again, until `MAX_LINES` or the time is up.
         process.stdin.write(brought.data)
     said = (await process.stderr.read(2000)).decode(errors="replace").strip()
     await process.wait()
@@ -221,6 +232,8 @@ class Stream:
         """The other end says nothing more: that is the end."""
         return False
 
+    # Nobody is held back here, as no writer of a link waits: requests to kernels are bounded by
+    # their lines' windows, and `KeeperLink.ask` looks at the size of the buffer.
     def pause_writing(self) -> None:
         """More waits to be sent than should."""
 
@@ -234,7 +247,7 @@ class Stream:
             self.reader.feed_eof()
         else:
             self._protocol.connection_lost(error)
-        self._connection.abort()
+        self._connection.abort()  # it was made for this stream alone
 
     # What a link calls
 

@@ -95,6 +95,9 @@ class Accounts:
                 if (found := row.fetchone()) is not None:
                     return int(found[0])
                 taken = {uid for (uid,) in connection.execute("SELECT uid FROM owner")}
+                # Within the transaction, and so behind the ids that other servers have allotted.
+                # The look-up asks the system, whose directory of users may be a slow one: others
+                # wait for `LOCK_SECONDS`.
                 uid = first_free(self._ids, taken)
                 if uid is None:
                     raise IsolationUnavailable("every id of isolation_uids is taken")
@@ -109,6 +112,7 @@ class Accounts:
     def _open(self) -> Iterator[sqlite3.Connection]:
         path = self._directory / FILE
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Made before SQLite does, which has no mode for it and follows links.
         os.close(os.open(path, flags, 0o600))
         connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
@@ -143,6 +147,8 @@ def first_free(ids: range, taken: Collection[int]) -> int | None:
 def _is_known(number: int) -> bool:
     """Whether the system has a user or a group with this id."""
     for look_up in (pwd.getpwuid, grp.getgrgid):
+        # The system may give an id to a user of its own later, of which nobody tells this service.
+        # So `isolation_uids` is to be a range that the system gives to nobody.
         with contextlib.suppress(KeyError):
             look_up(number)
             return True

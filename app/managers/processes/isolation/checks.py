@@ -136,11 +136,13 @@ def not_mapped(map_text: str, ids: range) -> bool:
 
 
 def _check_directory(directory: Path, *, open_to_others: bool) -> None:
-    """Make it, and see to it that nobody else can put anything into it, or in its place."""
+    """Make the directory, and check that no other user can put files into it, or in its place."""
     mode = 0o711 if open_to_others else 0o700
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         status = directory.stat()
+        # Whoever can rename a directory above could put another in its place, with homes and
+        # sockets. The sticky bit, as in /tmp, keeps others from that [rename(2)].
         above = [(path, path.stat()) for path in directory.parents]
     except OSError as error:
         raise CannotIsolate(f"--isolation-dir: {error.strerror}: {directory}") from None

@@ -1,4 +1,4 @@
-"""The environment of a kernel that runs as somebody else than the service does."""
+"""The environment of a kernel whose user is not the service's."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def own_environment(
     own = {
         variable: value
         for variable, value in env.items()
+        # A variable that has the server's value has come from there: what a client sets to the same
+        # value cannot be told from it, and is of no use to another user anyhow.
         if server.get(variable) != value
         or not any(fnmatchcase(variable, pattern) for pattern in _PLACES)
     }

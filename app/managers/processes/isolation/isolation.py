@@ -82,11 +82,15 @@ class _WithHomes(Isolation):
 
     async def root(self, owner: str) -> Path:
         """As `Isolation.root`: the owner's home."""
+        # Starts of one owner may be in there at the same time: each step bears that another is
+        # faster.
         return await asyncio.to_thread(self._root, owner)
 
     def _root(self, owner: str) -> Path:
         try:
-            return self._home(owner)
+            # An account's home may lie behind a link (/home is one on some systems). Paths are
+            # resolved before they are compared with this one.
+            return self._home(owner).resolve()
         except OSError as error:
             raise IsolationUnavailable(f"the owner's home cannot be made: {error}") from None
 
@@ -99,6 +103,8 @@ class _WithHomes(Isolation):
         wanted = {KernelPlace(self._kernels, kernel_id).directory for kernel_id in known}
         for directory in {*self._kernels.iterdir()} - wanted:
             with contextlib.suppress(FileNotFoundError):
+                # Other replicas make directories meanwhile, for kernels of which nothing is known
+                # here yet.
                 if directory.stat().st_mtime <= oldest:
                     shutil.rmtree(directory, ignore_errors=True)
 

@@ -63,8 +63,10 @@ class Sandbox(NamedTuple):
         """
         options = [*_NAMESPACES, "--unshare-cgroup-try", "--cap-drop", "ALL"]
         options += [] if self.network else ["--unshare-net"]
+        # The shortest first: a bind of what lies above would cover what was bound below it.
         for path in sorted(self.readable, key=lambda path: len(path.parts)):
             options += ["--ro-bind-try", str(path), str(path)]
+        # Behind what is readable, so that this counts; a file is hidden by an empty one.
         for path in self._seen():
             if path.is_dir():
                 options += ["--tmpfs", str(path)]
@@ -141,6 +143,8 @@ class Sandboxed(Confinement):
         sandbox = self._sandbox
         if resources:
             sandbox = sandbox._replace(readable=(*sandbox.readable, Path(resources)))
+        # Looked for here, where the sandbox has the same paths. bwrap itself would fail inside,
+        # where the error is the kernel's output alone.
         program = shutil.which(command[0], path=env.get("PATH")) or command[0]
         if os.path.isabs(program) and not sandbox.shows(program):
             raise IsolationUnavailable(
@@ -157,6 +161,7 @@ def make_own_home(home: Path) -> None:
     Raises `IsolationUnavailable` if it is another's, and `OSError`.
     """
     home.mkdir(mode=0o700, exist_ok=True)
+    # Not followed if it is a link: it would lead a kernel's sandbox to other files.
     status = os.lstat(home)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         raise IsolationUnavailable(f"{home} is no directory of the service's user")

@@ -44,6 +44,7 @@ class AsUser(Confinement):
 
     def prepare(self) -> None:
         """As `Confinement.prepare`."""
+        # Anew for each launch: the system's account of that name may be another by now.
         account = self._account = self._find()
         make_home(account)
         # Nobody else can write where these are made, so nothing is put in their place meanwhile.
@@ -59,6 +60,8 @@ class AsUser(Confinement):
     def hand_over(self) -> None:
         """As `Confinement.hand_over`."""
         self.place.connection_file.chmod(0o600)  # kernels add to what is in there
+        # Behind `chmod`: no moment comes in which the file is the user's and others can read it.
+        # The directory is the service's, so nobody has put a link in the file's place.
         os.chown(self.place.connection_file, self.account.uid, self.account.gid)
 
     def launch(
@@ -96,6 +99,8 @@ def make_home(account: Account) -> None:
         if not account.own:
             raise IsolationUnavailable(f"the account's home {home} is not there") from None
         _make(home, account)
+        # Looked at also when it was just made: another start may have been faster, with what was
+        # there.
         status = os.lstat(home)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != account.uid:
         raise IsolationUnavailable(
@@ -107,6 +112,8 @@ def _make(home: Path, account: Account) -> None:
     """Make a home under another name first: no half-made one is ever there under its own."""
     made = tempfile.mkdtemp(prefix=".new-", dir=home.parent)
     try:
+        # In this order: whoever finds a home finds it with its owner. A directory takes the place
+        # of an empty one only, so no files are lost to a race.
         os.chown(made, account.uid, account.gid)
         os.rename(made, home)
     except OSError as error:
@@ -124,6 +131,8 @@ def barrier(path: Path, uid: int, gid: int) -> Path | None:
     here, ahead, links = Path("/"), [*reversed(path.parts[1:])], 0
     try:
         while ahead:
+            # Only to explain a launch that was refused; the system alone decides, by more than
+            # these bits.
             if not _may_execute(here, uid, gid):
                 return here
             part = ahead.pop()

@@ -54,6 +54,8 @@ def heard_of(answer: Any, kernel_id: str, known: tuple[int, int] = (1, 0)) -> He
 
 def check_bell(bell: Bell, kernel_id: str, known: tuple[int, int]) -> None:
     """Raise `Garbled` for a log that cannot be, as it was ``known`` to go so far."""
+    # A log never goes back, and begins where it ends at the latest. Numbers that no log comes near
+    # would make a gap that no log ever closes.
     numbers = (*bell.first, *bell.end, *bell.tip, bell.taken)
     if not (
         known[0] <= bell.end[0]

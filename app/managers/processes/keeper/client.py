@@ -20,7 +20,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 import msgspec
 
@@ -35,7 +35,7 @@ from ...messages.line import Line
 from .claims import kept_of
 from .connection import ATTEMPTS, Connection
 from .errands import Errands
-from .greeting import TELLS_HEARD, ReplicaTerms, greeted_by, hello_fields
+from .greeting import TELLS_HEARD, KeeperOptions, ReplicaTerms, greeted_by, hello_fields
 from .kept import Kept, Processes, ProcessUsage, WatchedProcess
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses, LinkLost
@@ -58,39 +58,25 @@ class Keeper:
     Make it inside a running event loop, and `close` it there. Whatever asks the keeper raises
     `KeeperUnavailable` if there is none and none can be started. ``on_lost`` are called when the
     keeper has gone. ``on_empty`` is called when a kernel is gone and no other is left, and
-    ``on_gone`` when there is no keeper at ``place`` any more, nor will be. Kernels outlive this
-    process by ``orphan_timeout`` seconds; if that is None, they end with it, and the directories
-    ``own`` go then. ``on_fenced`` is called with the id of a kernel that another replica has.
+    ``on_gone`` when there is no keeper at ``place`` any more, nor will be. ``on_fenced`` is called
+    with the id of a kernel that another replica has.
     """
 
     def __init__(
         self,
         state_dir: Path,
         *,
-        log_bytes: int = 2**28,
-        log_total_bytes: int = 2**32,
-        log_age: float = 86400.0,
-        orphan_timeout: float | None,
-        output_bytes: int = 2**20,
-        own: Sequence[Path] = (),
         terms: ReplicaTerms | None = None,
         place: Place | None = None,
+        **options: Unpack[KeeperOptions],
     ) -> None:
         self.on_lost: list[Callable[[], None]] = []
         self.on_empty: Callable[[], None] = lambda: None
         self.on_gone: Callable[[], None] = lambda: None
         self.on_fenced: Callable[[str], None] = lambda _: None
-        self._options = hello_fields(
-            log_bytes=log_bytes,
-            log_total_bytes=log_total_bytes,
-            log_age=log_age,
-            orphan_timeout=orphan_timeout,
-            output_bytes=output_bytes,
-            own=own,
-            terms=terms,
-        )
+        self._options = hello_fields(options, terms)
         self._terms = terms
-        self._lasts = orphan_timeout is not None
+        self._lasts = options["orphan_timeout"] is not None
         self._place = place or NewestPlace(state_dir)
         self._connection = Connection(self, self._place.patience)
         self.problem = self._connection.problem
@@ -100,13 +86,6 @@ class Keeper:
         self._lines = Lines(self._connection)
         self._heard: set[str] = set()  # kernels that the keeper heard when it was greeted
         self._has_greeted = False
-
-    @classmethod
-    async def open(cls, state_dir: Path, **options: Any) -> Keeper:
-        """A connection that is made now. Raises `KeeperUnavailable`."""
-        keeper = cls(state_dir, **options)
-        await keeper.connect()
-        return keeper
 
     @property
     def pid(self) -> int | None:
@@ -155,6 +134,9 @@ class Keeper:
             raise ValueError("there is no command to execute")
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
         fields |= further
+        # Another keeper may be asked, while the one before has launched the process. Each attempt
+        # has a name of its own: what the first has led to is ended when the next is greeted, before
+        # that launches anything.
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._launch(kernel_id, fields, limits)
@@ -169,20 +151,21 @@ class Keeper:
                 {"ask": "launch", "kernel_id": kernel_id, "launch": launch, **fields}
                 | {"limits": msgspec.to_builtins(limits)}
             )
+            kept = kept_of(answer, kernel_id)
         except (OSError, ValueError, KeeperRefuses):
             raise
         except BaseException:
-            # It may have been launched, or will be. Whoever asks again, does so behind this.
+            # No answer, or none that makes sense, or the caller was cancelled. It may have been
+            # launched, or will be. Whoever asks again does so behind this.
             self._errands.end(kernel_id, launch=launch)
             raise
-        kept = kept_of(answer, kernel_id)
         self._processes.note(kept, anew=True, limits=limits)
         return kept
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-        """Start a process that is no kernel, and nobody's but its own: its id and start time.
+        """Start a process that is no kernel; returns its id and its start time.
 
-        It is the keeper's child, and so are processes of its own when their parents end. Raises
+        It is the keeper's child, and so are its descendants when their parents end. Raises
         `OSError` when there is nothing to execute.
         """
         answer, _ = await self._connection.ask("run", command=list(command), env=dict(env))
@@ -205,6 +188,8 @@ class Keeper:
         fields["limits"] = msgspec.to_builtins(limits)
         answer, _ = await self._connection.ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
+            # Read behind the answer: a keeper that was greeted while this waited may have told of
+            # the end.
             watched = self._processes.get(kernel_id)
             if watched is None or watched.pid != pid or not watched.exited.done():
                 return None
@@ -224,7 +209,9 @@ class Keeper:
         Raises `KernelUnreachable` where that is refused.
         """
         heard = await self._lines.hear(line, directory, info, anew=anew)
-        self._errands.keep(line.kernel_id)  # it was another kernel's
+        # The log that is to be removed was another kernel's, with the same id. The keeper removes
+        # that first: it was told so before it was asked to hear this one.
+        self._errands.keep(line.kernel_id)
         return heard
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
@@ -245,7 +232,7 @@ class Keeper:
 
     def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
         """The kernel is taken for ready; its log has this share."""
-        self._tell({"ask": "open", "kernel_id": kernel_id, "share": share})
+        self._connection.tell({"ask": "open", "kernel_id": kernel_id, "share": share})
 
     async def disconnect(self, kernel_id: str) -> None:
         """The kernel's process has ended."""
@@ -253,7 +240,7 @@ class Keeper:
 
     def renew(self, kernel_id: str) -> None:
         """The newest file of a log cannot be read: it is to go on in another."""
-        self._tell({"ask": "renew", "kernel_id": kernel_id})
+        self._connection.tell({"ask": "renew", "kernel_id": kernel_id})
 
     def drop(self, kernel_id: str) -> None:
         """The kernel is gone, and its log goes with it: now, or when there is a keeper again."""
@@ -267,10 +254,6 @@ class Keeper:
         self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         self._processes.let_go(kernel_id)
-
-    def _tell(self, fields: Fields) -> None:
-        if (link := self._connection.open_link) is not None:
-            link.tell(fields)
 
     # The kernels' processes
 
@@ -286,7 +269,8 @@ class Keeper:
     async def has(self, kernel_id: str) -> bool:
         """Whether this keeper has a kernel's process, or hears it. Raises `KeeperUnavailable`."""
         link = await self._connection.linked()
-        if self._processes.get(kernel_id) is not None or kernel_id in self._lines:
+        is_left = self._errands.is_dropped(kernel_id)  # it has the log until it answers
+        if self._processes.get(kernel_id) or kernel_id in self._lines or is_left:
             return True
         is_alone = self._terms is None  # other replicas launch kernels after the greeting, too
         if kernel_id in self._heard or (is_alone and link.protocol >= TELLS_HEARD):
@@ -309,6 +293,9 @@ class Keeper:
         if watched is None:
             await self._connection.ask("signal", **fields)
             return
+        # Not `linked`: a signal is not to wait for a keeper that has to be started first. And asked
+        # once: the process may have ended, and another have come, by the time that a second keeper
+        # is asked.
         if self._connection.link is not None:
             try:
                 await self._connection.link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
@@ -318,6 +305,8 @@ class Keeper:
             except (KeeperUnavailable, OSError) as error:
                 log = about(logger, kernel_id=kernel_id)
                 log.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
+        # Of the process that there was when this began: if the kernel has another by now, this one
+        # has ended, and `ProcessLookupError` says so. No other process can have its number.
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
@@ -366,10 +355,11 @@ class Keeper:
         if kept is None:
             return
         self._processes.note(kept)
+        exited = self.exited(kernel_id)  # before the kernel can be forgotten, which cancels this
         if kept.exit_code is None:
             with contextlib.suppress(ProcessLookupError):
                 await self.signal(kernel_id, signal.SIGKILL)
-            await asyncio.wait({self.exited(kernel_id)}, timeout=KILL_SECONDS)
+            await asyncio.wait({exited}, timeout=KILL_SECONDS)
         await self.forget(kernel_id)
 
     @property
@@ -388,7 +378,9 @@ class Keeper:
         They are this keeper's at once. The task is done when the keeper knows the processes and
         hears the kernels; it raises `KeeperUnavailable`, and the next connection makes up for that.
         """
-        self._errands.take_from(other._errands)
+        # Nothing is awaited in here: whoever asks for a kernel finds it at one keeper or at the
+        # other.
+        self._errands.take_from(other._errands, self._lines)
         for kept in found:
             is_known = other._processes.get(kept.kernel_id) is not None
             if not (is_known or self._errands.is_unwanted(kept.kernel_id, kept.pid)):
@@ -400,6 +392,8 @@ class Keeper:
 
     async def _take(self, taken: Sequence[WatchedProcess]) -> None:
         link = await self._connection.linked()
+        # A link that is made only now tells all this in its greeting, and so does the one after it
+        # if it ends meanwhile. What the keeper does already it does not do again.
         for watched in taken:
             await self._adopt_again(link, watched)
         self._errands.tell(link)
@@ -440,9 +434,13 @@ class Keeper:
         link.term_of = None if self._terms is None else self._terms.term_of
         answer, _ = await link.ask(self._hello(link))
         greeted = greeted_by(link, answer, self._terms)
-        self._errands.tell_drops(link)  # before another has its id
+        # Told before anything else that is asked over this link: a kernel that has come anew under
+        # the id of one that was dropped is heard behind the removal of that one's log.
+        self._errands.tell_drops(link)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
+        # From here on things go on beside the greeting: kernels are forgotten, let go of and
+        # dropped, and processes end. So each step below looks again at what is wanted.
         gone = await self._errands.ended(link)
         unwanted = self._errands.is_unwanted  # forgotten meanwhile
         records = [one for one in greeted.kept if one.kernel_id not in gone]
@@ -460,7 +458,9 @@ class Keeper:
     def _begin(self, link: KeeperLink, heard: Sequence[tuple[Line, Heard]]) -> None:
         for line in self._lines.begin(heard):
             self._errands.keep(line.kernel_id)
-        self._errands.tell(link)  # of what was forgotten while it was greeted, too
+        # Of what was forgotten while it was greeted, too: there was no link in use to tell that
+        # over. What is told twice the keeper does once.
+        self._errands.tell(link)
 
     async def _adopt_again(self, link: KeeperLink, watched: WatchedProcess) -> None:
         """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""

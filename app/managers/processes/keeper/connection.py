@@ -12,7 +12,7 @@ import msgspec
 
 from ....keeper.protocol import Fields, Garbled, TooOpen
 from ....protocol.messages import Buffer
-from ...errors import KeeperUnavailable
+from ...errors import KeeperUnavailable, KernelkeepError
 from .link import KeeperLink, KeeperRefuses, LinkLost
 from .places import KeeperGone
 
@@ -27,7 +27,7 @@ PAUSE_SECONDS: Final = 0.05
 """Before another connection, if one ends while it is made."""
 
 SOON_SECONDS: Final = 1.0
-"""How long after a connection was made another is, at the earliest, which nobody waits for."""
+"""The least time from one connection to the next, if no request waits for that."""
 
 RETRY_SECONDS: Final = 5.0
 """When a keeper that could not be started is tried again, if kernels need it."""
@@ -90,6 +90,8 @@ class Connection:
         if (link := self.open_link) is not None:
             return link
         if self.link is not None:
+            # Several may wait here, and `close` may come meanwhile. So what follows is looked at
+            # behind the wait; the first one makes the task, and the others find it.
             await self.link.close()  # it has ended, which its reader has not yet seen
         if self.is_closed:
             raise KeeperUnavailable("The server is shutting down")
@@ -104,6 +106,8 @@ class Connection:
 
         Of an `OSError` that is told, only `ProcessLookupError` is raised as it is.
         """
+        # Twice, and not again and again: a keeper that a request kills is not to be killed by it
+        # for ever. `_connect` waits, within its bound, until there is a keeper.
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._ask_once({"ask": ask, **fields}, seconds)
@@ -118,15 +122,20 @@ class Connection:
             raise KeeperRefuses(str(error)) from error
 
     def write(self, pieces: Sequence[Buffer]) -> bool:
-        """Send pieces of a frame that has no answer, if there is a link; or see to it that one is.
+        """Send pieces of a frame that has no answer; returns whether they were sent.
 
-        Returns whether they were sent.
+        Without a link they are not, and a link is made as soon as can be.
         """
         if (link := self.open_link) is not None:
             link.write(pieces)
             return True
         self.recover_soon()
         return False
+
+    def tell(self, fields: Fields) -> None:
+        """Do `KeeperLink.tell` if there is a link now. Nothing is told later."""
+        if (link := self.open_link) is not None:
+            link.tell(fields)
 
     def cut_off(self, why: str) -> None:
         """End the link: the keeper tells what cannot be."""
@@ -145,6 +154,8 @@ class Connection:
         self._retries.add(timer)
 
     def _on_linked(self, linking: asyncio.Task[KeeperLink]) -> None:
+        # Before anybody who awaits the task goes on: a task calls its callbacks in the order in
+        # which they were added, and this one was added first.
         self._linking = None
         if not linking.cancelled():
             error = linking.exception()  # whoever waited for it may have been cancelled
@@ -158,6 +169,8 @@ class Connection:
                     link = await self._owner.find()
                     if await self._greet(link):
                         return link
+                    # A keeper that ends each time that it is greeted must not have this server
+                    # spin.
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, SOON_SECONDS)
         except TimeoutError:
@@ -165,27 +178,40 @@ class Connection:
             raise KeeperUnavailable(text) from None
         except (OSError, TooOpen, Garbled, msgspec.MsgspecError) as error:
             raise KeeperUnavailable(f"The keeper of kernels cannot be used: {error}") from error
+        except KernelkeepError:
+            raise
+        except Exception as error:
+            # A bug, here or in a package that reaches hosts, must not end the attempts: kernels
+            # would be without a keeper for good.
+            text = f"The keeper of kernels cannot be used: {type(error).__name__}"
+            if text != self._trouble:
+                logger.exception("a keeper cannot be found")
+            raise KeeperUnavailable(text) from error
 
     async def _greet(self, link: KeeperLink) -> bool:
         """Use a link from now on; False if it ends meanwhile, as it may at any time."""
         try:
             begin = await self._owner.greet(link)
-        except LinkLost:
-            await link.close()
-            return False
+            if link.is_open:
+                # No await stands between these and the end of `begin`: whoever finds the link finds
+                # the kernels of the owner spoken for.
+                self.link = link
+                self._linked_at = self._loop.time()
+                self._trouble = ""
+                begin()
+                return True
+        except LinkLost:  # what `begin` writes may be the first to show that nobody reads
+            pass
         except BaseException:
             await link.close()
             raise
-        if not link.is_open:
-            return False
-        self.link = link
-        self._linked_at = self._loop.time()
-        self._trouble = ""
-        begin()
-        return True
+        await link.close()
+        return False
 
     def ended(self, link: KeeperLink) -> bool:
-        """A link has ended; whether it was the one in use."""
+        """Note that a link has ended; returns whether that was the link in use."""
+        # A link that ends while it is greeted was never in use: `_greet` sees to it. While this is
+        # closed nobody is to have another link made.
         if link is not self.link or self.is_closed:
             return False
         self.link = None
@@ -193,6 +219,8 @@ class Connection:
 
     def recover_soon(self) -> None:
         """Make a link as soon as can be, and try until there is one."""
+        # One task at a time. A link that ends just when that one has found it open, and returns,
+        # ends a turn later at the earliest: its `on_end` finds the task done, and begins another.
         if not self.is_closed and (self._recovery is None or self._recovery.done()):
             self._recovery = self._loop.create_task(self._recover(), name="new keeper")
 
@@ -215,10 +243,12 @@ class Connection:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Make no link any more; the one in use stays until it is closed itself."""
+        """Make no link any more. The link in use stays, until whoever closes this closes it."""
         self.is_closed = True
         for timer in self._retries:
             timer.cancel()
+        # `is_closed` comes first: a caller whose wait these cancellations end, and that asks again,
+        # is refused by `linked`.
         tasks = [task for task in (self._recovery, self._linking) if task is not None]
         for task in tasks:
             task.cancel()

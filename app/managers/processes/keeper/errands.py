@@ -1,13 +1,13 @@
-"""What a keeper is to do however late: end processes that nobody wants, and remove logs.
+"""The errands of a keeper: processes that are to be ended, and logs that are to be removed.
 
-It is remembered until a keeper has said that it is done, this one or the next.
+An errand is remembered until a keeper, this one or the next, has said that it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from ....keeper.protocol import Fields
@@ -41,6 +41,8 @@ class Errands:
         (value,) = which.values()
         what = kernel_id, value
         self._unwanted[what] = {"ask": "end", "kernel_id": kernel_id, **which}
+        # While a keeper is greeted there is no open link. The end of the greeting (`tell`) tells of
+        # this.
         if (link := self._connection.open_link) is not None:
             self._tell_end(link, what)
         else:
@@ -84,6 +86,8 @@ class Errands:
         """
         answers = {what: self._tell_end(link, what) for what in [*self._unwanted]}
         if answers:
+            # The next keeper is not asked to launch anything before this: else the process that is
+            # to be ended could be taken for the kernel's new one, or both run.
             _, late = await asyncio.wait(answers.values(), timeout=ANSWER_SECONDS)
             if late:
                 raise KeeperUnavailable("The keeper of kernels does not answer")
@@ -94,18 +98,23 @@ class Errands:
         if self._answers:
             await asyncio.wait(self._answers, timeout=seconds)
 
-    def take_from(self, other: Errands) -> None:
-        """Have the errands of a keeper that is gone."""
+    def take_from(self, other: Errands, heard: Container[str]) -> None:
+        """Have the errands of a keeper that is gone; kernels that are ``heard`` here stay."""
         self._unwanted |= other._unwanted
-        self._dropped |= other._dropped
+        # A kernel may have gone at the other keeper and come anew here, under an id that a client
+        # has chosen, while the other was dying. Both have their logs in the same place.
+        self._dropped |= {each: drop for each, drop in other._dropped.items() if each not in heard}
         other._unwanted.clear()
         other._dropped.clear()
 
     def _tell_drop(self, link: KeeperLink, kernel_id: str) -> None:
         def on_answer(answer: asyncio.Future[Any]) -> None:
+            # What nobody has answered stays, and the greeting of the next link tells it again.
+            # Whatever is refused was understood, and would be refused again.
             error = answer.exception()
             if isinstance(error, LinkLost):
                 return
+            # Another kernel of this id may have been dropped meanwhile, whose answer comes later.
             if self._dropped.get(kernel_id) is asked:
                 del self._dropped[kernel_id]
             if error is not None:
@@ -124,6 +133,8 @@ class Errands:
                 self._unwanted.pop(what, None)
                 self._on_done()
 
+        # Nobody cancels this future: `asyncio.wait` leaves alone what it waits for. So the
+        # callbacks may ask for its exception.
         answer = link.tell(self._unwanted[what])
         answer.add_done_callback(on_answer)
         self._answers.add(answer)

@@ -50,6 +50,7 @@ class FarLink(KeeperLink):
         self._is_heard = True
         self._missed = 0
         self._frames = 0
+        # No frame comes before this method is done: what has come is handed on by another turn.
         super().__init__(writer, greeting, owner)
         self._loop = asyncio.get_running_loop()
         self._next_beat = self._loop.call_soon(self._beat)
@@ -87,6 +88,8 @@ class FarLink(KeeperLink):
 
         It counts questions, not seconds: while this process itself does not run, nothing is missed.
         """
+        # Anything that has come counts, not only the answer to a beat: a keeper that sends a long
+        # log is there, although its answer waits behind that.
         self._missed = 0 if self._is_heard else self._missed + 1
         if not self.is_open:
             return
@@ -102,6 +105,7 @@ class FarLink(KeeperLink):
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         self._is_heard = True
         self._frames += 1
+        # Credit bounds the bytes of records alone, and each frame takes time here, however small.
         if self._frames > FRAMES:
             logger.error("the keeper, process %d, floods; the connection is ended", self.pid)
             raise Garbled("it says too much")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Required, TypedDict
 
 import msgspec
 
@@ -15,7 +15,7 @@ from ...errors import KeeperUnavailable
 from .kept import Greeted
 from .link import KeeperLink
 
-__all__ = ["TELLS_HEARD", "ReplicaTerms", "greeted_by", "hello_fields"]
+__all__ = ["TELLS_HEARD", "KeeperOptions", "ReplicaTerms", "greeted_by", "hello_fields"]
 
 GRACE_SECONDS: Final = 2.0
 """How long the keeper waits for a server that it has lost and whose process it cannot see."""
@@ -32,28 +32,35 @@ class ReplicaTerms(NamedTuple):
     term_of: Callable[[str], int]
 
 
-def hello_fields(
-    *,
-    log_bytes: int,
-    log_total_bytes: int,
-    log_age: float,
-    orphan_timeout: float | None,
-    output_bytes: int,
-    own: Sequence[Path],
-    terms: ReplicaTerms | None,
-) -> Fields:
-    """The fields of the request ``hello``; the options are those of `Keeper`."""
+class KeeperOptions(TypedDict, total=False):
+    """What a keeper is to do for this server.
+
+    Kernels outlive this process by ``orphan_timeout`` seconds; if that is None, they end with it,
+    and the directories ``own`` go then. The other options are bounds.
+    """
+
+    log_bytes: int
+    log_total_bytes: int
+    log_age: float
+    orphan_timeout: Required[float | None]
+    output_bytes: int
+    own: Sequence[Path]
+
+
+def hello_fields(options: KeeperOptions, terms: ReplicaTerms | None) -> Fields:
+    """The fields of the request ``hello``."""
+    lasts = options["orphan_timeout"]
     fields: Fields = {
-        "log_bytes": log_bytes,
-        "log_total_bytes": log_total_bytes,
-        "log_age": log_age,
-        "orphan_timeout": GRACE_SECONDS if orphan_timeout is None else orphan_timeout,
-        "output_bytes": output_bytes,
+        "log_bytes": options.get("log_bytes", 2**28),
+        "log_total_bytes": options.get("log_total_bytes", 2**32),
+        "log_age": options.get("log_age", 86400.0),
+        "orphan_timeout": GRACE_SECONDS if lasts is None else lasts,
+        "output_bytes": options.get("output_bytes", 2**20),
     }
-    if orphan_timeout is None:
+    if lasts is None:
         pid = os.getpid()
         who = {"pid": pid, "start_time": start_time(pid)}
-        fields["server"] = {**who, "own": [str(directory) for directory in own]}
+        fields["server"] = {**who, "own": [str(directory) for directory in options.get("own", ())]}
     if terms is not None:
         fields["replica"] = terms.replica
     return fields

@@ -19,20 +19,16 @@ from typing import Any, Final, TypeVar
 
 from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
-from ....keeper.output import OUTPUT_BYTES
 from ....keeper.protocol import aside_dirs
-from ....machine import network_file_system
 from ....protocol.messages import ClientMessage, Message
-from ....settings import Settings
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import Keeper
-from .greeting import ReplicaTerms
 from .kept import Kept, ProcessUsage
 from .places import AsidePlace, KeeperGone, NewestPlace
 from .remote import Host, RemoteKeeper, RemotePlace
 
-__all__ = ["Keepers", "new_keepers"]
+__all__ = ["Keepers"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +92,8 @@ class Keepers:
 
     def _add(self, directory: Path) -> None:
         """There is a keeper that was set aside; it must not be without a server for long."""
+        if any(place.directory == directory for place in self._older.values()):
+            return
         place = AsidePlace(self._state_dir, directory)
         keeper = self._client(place)
         self._older[keeper] = place
@@ -117,12 +115,16 @@ class Keepers:
 
     def _on_gone(self, keeper: Keeper) -> None:
         """An older keeper has ended, or was killed: its kernels, if any, are the newest's."""
+        # `find` tells this, and `_retire` may be closing the same keeper: whoever takes it out sees
+        # to the rest.
         place = self._older.pop(keeper, None)
         if place is None:
             return
         self._homes = {each: home for each, home in self._homes.items() if home is not keeper}
         self._share()
         found = [Kept(kernel_id, pid, at, None, out) for kernel_id, pid, at, out in place.notes()]
+        # `take_from` has the kernels be the newest's before anything is awaited. What is left is to
+        # tell that keeper, which whoever asks for such a kernel waits for (`_settled`).
         self._change(self._move(self._newest.take_from(keeper, found), keeper, place))
 
     async def _move(self, taking: asyncio.Task[None], keeper: Keeper, place: AsidePlace) -> None:
@@ -130,6 +132,7 @@ class Keepers:
         try:
             await taking
         except KeeperUnavailable as error:
+            # The directory stays: the next server finds in its notes which processes there are.
             logger.error("kernels of a keeper that has ended have no other yet: %s", error.message)
             self._newest.connect_soon()
         else:
@@ -141,6 +144,9 @@ class Keepers:
         place = self._older.get(keeper)
         if place is None or not keeper.is_empty:
             return
+        # While it is left nothing goes to it: only a kernel that it has is restarted there, and it
+        # has none. A kernel that nobody has adopted it may have all the same, and then does not
+        # end.
         ended = await self._leave(keeper, place)
         if self._older.pop(keeper, None) is None:
             return
@@ -153,6 +159,7 @@ class Keepers:
     async def _leave(self, keeper: Keeper, place: AsidePlace) -> bool:
         """Close the connection to an older keeper; whether it ends as it has no kernels."""
         await keeper.close()
+        # Looked at again: until the connection was closed a kernel could come.
         if not (keeper.is_empty and await place.has_ended()):
             return False
         await asyncio.to_thread(place.remove)
@@ -174,6 +181,7 @@ class Keepers:
             keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
             keeper.on_empty = lambda: self._change(self._retire_remote(keeper))
             keeper.on_fenced = self._on_fenced
+            # A kernel without a home may be one that an earlier server has left there.
             keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
             self._remote[key] = keeper
             self._share()
@@ -188,6 +196,8 @@ class Keepers:
         self, key: str, place: Callable[[], RemotePlace], *, with_load: bool
     ) -> float:
         """The load of a host, or 0; `leave_unused` is to follow. Raises `KeeperUnavailable`."""
+        # It has no kernel, so its last kernel's end, or `leave_unused`, could take it out while
+        # this waits: `is_looked_at` keeps both from it.
         keeper = self._elsewhere(key, place)
         await keeper.connect()
         return await keeper.load() if with_load else 0.0
@@ -199,13 +209,20 @@ class Keepers:
 
     async def _retire_remote(self, keeper: RemoteKeeper) -> None:
         """Leave a keeper on another host that has no kernels any more, so that it ends."""
+        # One that is away cannot say that it has nothing. Where it is told to end when it comes
+        # back, it need not be waited for.
         is_given_up = keeper.has_given_up and keeper.ends_forgotten and not keeper.is_connected
         if (keeper.is_empty or is_given_up) and self._take_out(keeper):
             await keeper.retire()
 
     def _take_out(self, keeper: RemoteKeeper) -> bool:
-        """Have a keeper on another host no more, unless somebody needs it, or is about to."""
+        """Have a keeper on another host no more, unless a kernel or a choice of hosts needs it.
+
+        Returns whether that was done.
+        """
         key = next((key for key, each in self._remote.items() if each is keeper), None)
+        # From this look to the removal nothing is awaited. A kernel that is assigned later gets a
+        # new client for the same keeper, so that no kernel is at one that is being closed.
         if key is None or keeper in self._homes.values() or self.is_looked_at(key):
             return False
         del self._remote[key]
@@ -265,6 +282,7 @@ class Keepers:
 
         Raises `KeeperUnavailable` if that is not known.
         """
+        # No lock: two that look for one kernel find the same keeper, or none.
         if kernel_id in self._homes:
             return self._homes[kernel_id]
         failure: KeeperUnavailable | None = None
@@ -279,10 +297,14 @@ class Keepers:
                 if await keeper.has(kernel_id):
                     self._homes[kernel_id] = keeper
                     return keeper
+            # Its kernels are the newest's by now: `_on_gone` has been called before this was
+            # raised.
             except KeeperGone:
                 continue
             except KeeperUnavailable as error:
                 failure = failure or error
+        # Some keeper could not be asked, and may have the kernel. To take the newest then could
+        # have two keepers write one log.
         if failure is not None:
             raise failure
         await self._settled()
@@ -296,6 +318,8 @@ class Keepers:
         await self._settled()
 
     async def _settled(self) -> None:
+        # Kernels have their new home at once (`_on_gone`). A keeper that has not been told of one
+        # within this time refuses what it is asked, and whoever has asked is told so.
         if self._changes:
             await asyncio.wait(self._changes, timeout=SETTLE_SECONDS)
 
@@ -303,6 +327,7 @@ class Keepers:
         """Ask the keeper of a kernel; if that is gone, its successor."""
         try:
             return await ask(self._home(kernel_id))
+        # Once is enough: only an older keeper raises this, and the kernel is the newest's then.
         except KeeperGone:
             await self._settled()
             return await ask(self._home(kernel_id))
@@ -424,6 +449,7 @@ class Keepers:
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`. A keeper of this kernel alone is not needed any more."""
+        # The home is forgotten at once, and the keeper may be told later: it remembers by itself.
         home = self._homes.pop(kernel_id, self._newest)
         home.drop(kernel_id)
         if not isinstance(home, RemoteKeeper):
@@ -432,10 +458,12 @@ class Keepers:
             home.on_empty()  # there will be no answer after which it is called
         if home.is_kernels_own:
             seconds = PART_SECONDS if home.is_connected else 0.0
+            # Not cancelled by anything: `_take_out` looks whether the keeper is needed again, or
+            # gone.
             asyncio.get_running_loop().call_later(seconds, self._part_with, home)
 
     def _part_with(self, keeper: RemoteKeeper) -> None:
-        """Leave a keeper for good that has not been told to end: what it has goes with its job."""
+        """Leave a keeper for good that has not been told to end: the end of its job ends it."""
         if self._take_out(keeper):
             self._change(keeper.retire())
 
@@ -455,6 +483,7 @@ class Keepers:
 
     async def close(self) -> None:
         """Do `Keeper.close` with every keeper."""
+        # First, or a keeper whose kernels are on their way to another would be closed under them.
         await self._settled()
         for task in self._changes:
             task.cancel()
@@ -464,34 +493,3 @@ class Keepers:
         leaving += [keeper.close() for keeper in self._remote.values()]
         self._remote = {}
         await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
-
-
-def new_keepers(
-    settings: Settings, directory: Path, own: Sequence[Path], terms: ReplicaTerms | None = None
-) -> Keepers:
-    """The keepers as the options want them, in this directory; ``own`` goes with the server.
-
-    ``terms`` are those of a server that is one of several replicas.
-    """
-    network = network_file_system(settings.state_dir)
-    if not settings.keeps and settings.on_shutdown == "keep":
-        logger.warning(
-            "kernels end with this server: %s (on_shutdown=stop says so)", settings.why_not_kept
-        )
-    elif settings.keeps and network is not None:
-        logger.warning(
-            "the state directory %s is on a network file system (%s), whose locks cannot be relied "
-            "on: two servers could take the same kernels for theirs",
-            settings.state_dir,
-            network,
-        )
-    return Keepers(
-        directory,
-        log_bytes=settings.log_bytes,
-        log_total_bytes=settings.log_total_bytes,
-        log_age=settings.log_age,
-        orphan_timeout=settings.orphan_timeout if settings.keeps else None,
-        output_bytes=OUTPUT_BYTES,
-        own=own,
-        terms=terms,
-    )

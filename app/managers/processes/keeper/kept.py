@@ -138,9 +138,12 @@ class WatchedProcess:
 
     def _on_end(self) -> None:
         """Wait for the exit code: the keeper has seen the end, too, and may be about to tell it."""
+        # One timer at most: `Process` calls this once, and a process that has ended already is not
+        # watched.
         self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
 
     def _end_unknown(self) -> None:
+        # The keeper would have killed the rest of the group. It may be dead, or hang.
         with contextlib.suppress(OSError):
             self.signal(signal.SIGKILL)
         self.end(UNKNOWN_EXIT)
@@ -177,12 +180,16 @@ class Processes:
         """
         watched = self._watched.get(kept.kernel_id)
         if watched is None or anew or watched.pid != kept.pid:
+            # Whoever waits for the process before must not wait for ever: the keeper has another,
+            # so that one has ended.
             if watched is not None:
                 watched.end(UNKNOWN_EXIT)
             watched = self._watched[kept.kernel_id] = WatchedProcess(kept, here=self._here)
         watched.enforced = kept.enforced
         if limits is not None:
             watched.limits = limits
+        # The end of this process may have been told before its launch was noted. An entry of
+        # another process is of no use any more: a kernel has one process at a time.
         pid, code, oom = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code, kept.oom))
         if pid == kept.pid and code is not None:
             watched.oom = oom
@@ -212,9 +219,12 @@ class Processes:
         if watched is not None and pid in (None, watched.pid):
             del self._watched[kernel_id]
             pid = watched.pid
+            # At once, and by the keeper, too, when that is told: it may not be there now.
             with contextlib.suppress(OSError):
                 watched.signal(signal.SIGKILL)
             watched.stop_watching()
+            # Nobody tells how it ended. Who waits for that is to go, or waits for something else,
+            # too; `KernelProcess._undo` sets what others see.
             watched.exited.cancel()
         return pid
 

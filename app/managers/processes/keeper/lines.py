@@ -47,7 +47,7 @@ class Lines:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __contains__(self, kernel_id: str) -> bool:
+    def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self._by_id
 
     async def hear(
@@ -57,6 +57,9 @@ class Lines:
         plain = None if info is None else {name: _text(value) for name, value in info.items()}
         try:
             asked = self._question(line, directory, plain, anew=anew)
+            # Asked again over another link it does no harm: a keeper that hears the kernel opens
+            # nothing. Nothing is awaited between the answer and `_put`, so the handle is of the
+            # link in use, or of one whose end is seen before another is greeted.
             answer, _ = await self._connection.ask(**asked)
             line.remember(directory, plain)
             return self._put(line, self._heard(line, asked, answer))
@@ -108,10 +111,12 @@ class Lines:
             self._mirrors.share(line.kernel_id, line.share)
         self._by_id[line.kernel_id] = self._by_handle[heard.handle] = line
         line.on_heard(heard)
+        # Taken out first: `request` puts an answer back that cannot be written.
         unsent, line.unsent = line.unsent, []
         for message, owner in unsent:
             self.request(line, message, owner)
         bell = self._unheard.pop(heard.handle, None)
+        # It may have been rung before the keeper answered: then the answer tells more.
         if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
             self._ring(line, bell)
         return heard
@@ -168,25 +173,31 @@ class Lines:
 
     async def hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
         """Have a keeper that was just connected hear all of them; `begin` comes next."""
+        # Handles are of one keeper's process. From here to `begin` nothing is sent to a kernel, and
+        # bells are only remembered: a handle may be another kernel's than before.
         self._by_handle.clear()
         self._unheard.clear()
         found = []
         for line in [*self._by_id.values()]:
             try:
-                asked = self._question(line, line.directory, line.info, anew=False)
-                answer, _ = await link.ask(asked)
-                found.append((line, self._heard(line, asked, answer)))
+                found.append((line, await self._ask_again(link, line)))
             except (KeeperRefuses, Garbled, OSError) as error:
                 if isinstance(error, Garbled):
                     line.on_lost(str(error))
                 self._hear_later(line.kernel_id, error)
         return found
 
+    async def _ask_again(self, link: KeeperLink, line: Line) -> Heard:
+        asked = self._question(line, line.directory, line.info, anew=False)
+        answer, _ = await link.ask(asked)
+        return self._heard(line, asked, answer)
+
     def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:
         """Speak to a keeper that hears these; the lines send what the one before has not sent.
 
         Returns them without those whose kernels have gone meanwhile, or whose logs are of no use.
         """
+        # While the others were asked, kernels may have gone, and come anew under the same id.
         present = [(line, its) for line, its in heard if self._by_id.get(line.kernel_id) is line]
         begun = []
         for line, its in present:
@@ -199,7 +210,9 @@ class Lines:
                 begun.append(line)
         return begun
 
-    def _hear_later(self, kernel_id: str, why: Exception | str) -> None:
+    def _hear_later(self, kernel_id: str, why: Exception) -> None:
+        if kernel_id not in self._by_id:  # it has gone while the keeper was asked
+            return
         about(logger, kernel_id=kernel_id).error("kernel %s is not heard: %s", kernel_id, why)
         self._connection.retry(self._hear_late, kernel_id)
 
@@ -213,13 +226,19 @@ class Lines:
             task.add_done_callback(self._late.discard)
 
     async def _try_to_hear(self, kernel_id: str) -> None:
-        line = self._by_id.get(kernel_id)
-        if line is None or self._is_heard(line):
-            return
         try:
-            await self.hear(line, line.directory, line.info, anew=False)
-        except (KeeperUnavailable, KernelUnreachable) as error:
-            self._hear_later(kernel_id, error.message)
+            link = await self._connection.linked()
+            line = self._by_id.get(kernel_id)
+            if line is None or self._is_heard(line):
+                return
+            # The kernel may go while the keeper is asked. The keeper is then told to drop it over
+            # this link, behind the question. So the question is not asked again over another link,
+            # where it would come behind that: each greeting asks for all lines that there are.
+            heard = await self._ask_again(link, line)
+            if self._by_id.get(kernel_id) is line:
+                self._put(line, heard)
+        except (KeeperUnavailable, Garbled, OSError) as error:
+            self._hear_later(kernel_id, error)
 
     def on_lost(self, why: str) -> None:
         """The keeper cannot be reached, and it is not known when it can be again."""
@@ -254,6 +273,7 @@ class Lines:
                 self._ring(line, bell)
                 continue
             self._unheard[bell.handle] = bell  # its answer may have come just before
+            # Also of kernels that are gone, whose last bells were under way: nobody asks for those.
             if len(self._unheard) > MAX_UNHEARD:
                 del self._unheard[next(iter(self._unheard))]
 

@@ -145,12 +145,16 @@ class KeeperLink:
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
+        # Its backlog is full: nobody has taken connections for long, as when the process is
+        # stopped.
         except BlockingIOError:
             connection.close()
             raise Garbled(_SILENT) from None
         except BaseException:
             connection.close()
             raise
+        # Looked at before anything is read or said: what is asked has kernels' keys and
+        # environments.
         if not is_own_peer(connection):
             connection.close()
             raise PermissionError("a process of another user listens on its socket")
@@ -189,6 +193,9 @@ class KeeperLink:
         # A keeper that was stopped meanwhile reads a request late. `until` (a monotonic time, which
         # all processes of the machine share) has it refuse a request that was given up here.
         seconds = ANSWER_SECONDS if seconds is None else seconds
+        # A keeper that is stopped reads nothing, and what waits for it stays in the buffer although
+        # `ask` times out. Requests to kernels are bounded before
+        # (`app.managers.messages.line.WINDOW`).
         if self.is_open and self._transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
         number = next(self._numbers)
@@ -198,6 +205,8 @@ class KeeperLink:
                 return await answer
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not answer") from None
+        # Also when the caller is cancelled. An answer that comes later finds nobody, and the caller
+        # sees to what it may have led to (`Errands`).
         finally:
             self._asked.pop(number, None)
 
@@ -218,6 +227,8 @@ class KeeperLink:
             raise LinkLost
         if self.term_of is not None and "kernel_id" in fields:
             fields = {**fields, "term": self.term_of(fields["kernel_id"])}
+        # Noted behind the write: `pack` may refuse the request. No answer can come in between, for
+        # frames are handed on by another turn of the loop.
         self._transport.write(pack({**fields, "id": number}))
         self._asked[number] = answer
         return answer
@@ -244,6 +255,8 @@ class KeeperLink:
         """
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
+                # Unlike what `ask` asks this has no end of its time: a keeper that reads it late
+                # lets go all the same, and the next attempt finds that it is gone.
                 answer, _ = await self.tell({"ask": "drain"})
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not let go of them") from None
@@ -267,6 +280,9 @@ class KeeperLink:
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         try:
+            # Answers and bells come in the order in which the keeper has sent them, but whoever
+            # awaits an answer reads it a turn later, behind the bells of this one
+            # (`Lines._unheard`, `Processes._early`).
             if not fields:
                 self._owner.on_bells(data)
                 return
@@ -279,6 +295,8 @@ class KeeperLink:
             # An answer may come after `ask` has timed out. `ask` has then forgotten its number.
             if answer is not None:
                 _settle(answer, fields, data)
+        # `Frames` ends the connection for `Garbled` alone. For any other error asyncio would close
+        # the transport as well, but log a traceback for what a keeper may do at will.
         except Exception as error:
             text = "the keeper makes no sense; the connection to it is ended: %s"
             logger.error(text, error, exc_info=not isinstance(error, (Garbled, MalformedMessage)))

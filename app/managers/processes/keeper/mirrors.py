@@ -101,7 +101,7 @@ class Mirrors:
         """
         self.known(kernel_id, directory)
         mirror = self._by_id[kernel_id]
-        self._by_handle.pop(mirror.handle, None)
+        self._release_handle(mirror, kernel_id)
         mirror.handle = mirror.taken = 0
         writer = mirror.writer
         if not writer.segments:
@@ -124,6 +124,8 @@ class Mirrors:
         mirror = self._by_id[kernel_id]
         writer = mirror.writer
         if writer.epoch != heard.epoch:
+            # As when the keeper's disk was lost. The numbers of the two have nothing to do with
+            # each other.
             if writer.segments:  # a mirror of another log, with other numbers
                 writer.remove()
             else:
@@ -132,12 +134,20 @@ class Mirrors:
         if writer.end.cursor < heard.first[0]:
             writer.skip_to(*heard.first)
         writer.prepare()
-        self._by_handle.pop(mirror.handle, None)
+        self._release_handle(mirror, kernel_id)
         mirror.handle, mirror.taken, mirror.owed = heard.handle, heard.taken, 0
+        # What was under way in the link before came by another handle, or not at all: that link has
+        # ended. So the credit begins anew.
         mirror.credit = CREDIT_BYTES
         self._by_handle[heard.handle] = kernel_id
         self._send(frames.pack_follow(Follow(heard.handle, writer.end.cursor, CREDIT_BYTES)))
         return self._now(mirror, heard)
+
+    def _release_handle(self, mirror: _Mirror, kernel_id: str) -> None:
+        # Each keeper counts its handles from 1. A mirror that begins late at a new keeper has the
+        # handle of the one before still, which may be another kernel's by now.
+        if self._by_handle.get(mirror.handle) == kernel_id:
+            del self._by_handle[mirror.handle]
 
     def _now(self, mirror: _Mirror, heard: Heard) -> Heard:
         first, end, tip = mirror.writer.first, mirror.writer.end, mirror.writer.tip
@@ -163,6 +173,8 @@ class Mirrors:
             more: asyncio.Future[None] = self._loop.create_future()
             mirror.waiting.add(more)
             try:
+                # Anew for each piece: a long log over a slow line takes its time. The loop looks at
+                # the writer again, as the mirror may begin anew while this waits.
                 async with asyncio.timeout(SILENT_SECONDS):
                     await more
             except TimeoutError:
@@ -180,6 +192,7 @@ class Mirrors:
         mirror = self._by_id.get(kernel_id)
         if mirror is None:
             return None
+        # The keeper counts, too: one that sends more than it may lies, or has lost count.
         mirror.credit -= len(piece.data)
         if mirror.credit < 0 or not piece.data:
             raise Garbled(f"kernel {kernel_id}: more of its log comes than was asked for")
@@ -188,6 +201,8 @@ class Mirrors:
         except DamagedLog as error:
             raise Garbled(f"kernel {kernel_id}: its log makes no sense: {error}") from None
         mirror.owed += len(piece.data)
+        # Not for each piece, which would be a frame each; and not when all is used up, or the line
+        # would stand still until this arrives.
         if mirror.owed >= CREDIT_BYTES // 4:
             self._send(frames.pack_credit(Credit(mirror.handle, mirror.owed)))
             mirror.credit += mirror.owed
@@ -210,6 +225,7 @@ class Mirrors:
 
     def on_bell(self, kernel_id: str, bell: Bell) -> Bell:
         """What holds for the mirror when the keeper tells this of its log."""
+        # The bell may be ahead of the records, which wait for credit: its place is of no use here.
         mirror = self._by_id[kernel_id]
         mirror.taken = bell.taken
         return mirror.bell
@@ -228,7 +244,7 @@ class Mirrors:
         """Remove the mirror of a kernel that is gone."""
         mirror = self._by_id.pop(kernel_id, None)
         if mirror is not None:
-            self._by_handle.pop(mirror.handle, None)
+            self._release_handle(mirror, kernel_id)
             mirror.writer.remove()
 
     def close(self) -> None:

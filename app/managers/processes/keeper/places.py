@@ -19,6 +19,7 @@ from ....keeper.processes import leader_that_writes
 from ....keeper.protocol import (
     PROTOCOL,
     SPOKEN,
+    aside_dirs,
     check_private,
     keeper_dir,
     new_aside_dir,
@@ -75,8 +76,8 @@ class Place(Protocol):
 class NewestPlace:
     """The place of the keeper of this version, which is started if there is none.
 
-    ``on_older`` is called when a keeper of the version before is there, which is then set aside,
-    with its new directory. Without that, it is drained like one of any other version.
+    ``on_older`` is called when a keeper of the version before is there, which is then set aside:
+    with the directory of each that was. Without that, it is drained like one of any other version.
     """
 
     patience: float = START_SECONDS
@@ -94,43 +95,60 @@ class NewestPlace:
             directory = await asyncio.to_thread(open_dir, self._state_dir)
             try:
                 link = await KeeperLink.open(directory, keeper_dir(self._state_dir), owner)
+                if link is not None and link.protocol == PROTOCOL:
+                    return link
+                on_older = self._on_older
+                if link is not None and link.protocol in SPOKEN and on_older is not None:
+                    await self._set_aside(link, directory, on_older)
+                    continue
             finally:
                 os.close(directory)
             if link is None:
                 await self._start()
-            elif link.protocol == PROTOCOL:
-                return link
-            elif link.protocol in SPOKEN and self._on_older is not None:
-                await self._set_aside(link, self._on_older)
             else:
                 await _drain(link, on_drained)
 
-    async def _set_aside(self, link: KeeperLink, on_older: Callable[[Path], None]) -> None:
+    async def _set_aside(
+        self, link: KeeperLink, directory: int, on_older: Callable[[Path], None]
+    ) -> None:
         """Rename the directory of an older keeper, which serves its kernels on from there.
 
         A server that is killed before or behind that leaves one or two keepers that the next server
         finds. No keeper can begin in the directory meanwhile: the older one has its lock.
         """
+        # It is a link of the newest keeper's client. `AsidePlace` makes one for another client.
         await link.close()
-        directory = new_aside_dir(self._state_dir, link.protocol)
-        os.rename(keeper_dir(self._state_dir), directory)
-        text = "the keeper, process %d, is of the version before: it goes on with its kernels in %s"
-        logger.info(text, link.pid, directory)
-        on_older(directory)
+        # Replicas that start at the same time find the same keeper. One is first; what is in its
+        # place by now is the directory of a keeper of this version, or nothing.
+        path = keeper_dir(self._state_dir)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(directory)):
+                os.rename(path, new_aside_dir(self._state_dir, link.protocol))
+        text = "the keeper, process %d, is of the version before: it goes on with its kernels"
+        logger.info(text, link.pid)
+        for each in aside_dirs(self._state_dir):
+            on_older(each)
 
     async def _start(self) -> None:
         """Start a keeper; returns when it listens, or another does."""
+        # Those that have ended are reaped here: keepers that are started are few, and this is
+        # awaited by nobody else (`Connection` finds one keeper at a time).
         self._processes = [process for process in self._processes if process.poll() is None]
         ours, theirs = os.pipe()
         try:
             loop = asyncio.get_running_loop()
             execution = loop.run_in_executor(None, self._execute, theirs)
             process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
+            # The keeper closes its end when it has told, or ends: nothing is left in the pipe that
+            # a closed end would cut off.
+            # If this is cancelled, as the keeper is slow to start, the keeper goes on, tells it to
+            # a closed pipe, and is found by the next attempt.
             told = await _line(ours)
         finally:
             os.close(ours)
         if told == "ready":
             logger.info("process %d is the keeper of the kernels", process.pid)
+        # Another server of this directory was faster; the lock has decided between the two keepers.
         elif told == "taken":  # it will soon listen, or end
             await asyncio.sleep(TAKEN_SECONDS)
         else:
@@ -179,6 +197,8 @@ class AsidePlace:
             return link
         if link is not None:
             await _drain(link, on_drained)
+        # Nobody listens, and the lock tells whether it has ended. To believe the socket alone would
+        # have two keepers for the same kernels.
         if await self.has_ended():
             raise KeeperGone
         # It does not listen any more. Until it has ended it may write logs, and end its kernels.
@@ -195,6 +215,8 @@ class AsidePlace:
             lock = os.open(self.directory / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return True
+        # Held for a moment only. Another server that looks at the same moment finds it taken, and
+        # looks again.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -215,6 +237,8 @@ class AsidePlace:
             os.close(directory)
         notes = []
         for kernel_id, pid, started, output in rows:
+            # It was killed between its note and the launch, or behind the launch: who writes to the
+            # kernel's output tells which.
             if pid == LAUNCHING:
                 pid, started = leader_that_writes(pipe_of(Path(output))) or (LAUNCHING, "")
             if pid != LAUNCHING:

@@ -59,6 +59,8 @@ class KeeperProvisioner(LocalProvisioner):
         if confinement is None:
             options: dict[str, Any] = await super().pre_launch(**kwargs)
             return options
+        # The steps of one launch come one after the other, and a kernel has one launch at a time:
+        # so what `prepare` has found is what the later ones use.
         await asyncio.to_thread(confinement.prepare)
         # Before jupyter_client puts variables in the place of names in the kernelspec's own.
         kwargs["env"] = confinement.environment(kwargs["env"], os.environ)
@@ -92,6 +94,7 @@ class KeeperProvisioner(LocalProvisioner):
             )
         resources = self.kernel_spec.resource_dir
         launch = await asyncio.to_thread(confinement.launch, cmd, env, str(self.cwd), resources)
+        # Whoever cancels this has no process: `Keepers.launch` sees to that.
         try:
             kept = await self.keepers.launch(
                 self.kernel_id,
@@ -129,6 +132,7 @@ class KeeperProvisioner(LocalProvisioner):
         """Wait until the process has ended; returns its exit code. It has no bound of its own."""
         if self.process is None:
             return 0
+        # jupyter_client takes None for a process that is gone.
         code = self.exit_code(await asyncio.shield(self.exited))
         self.process = None
         return code

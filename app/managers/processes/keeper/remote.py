@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol, Unpack
 
 import msgspec
 
@@ -23,7 +23,7 @@ from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
 from .claims import check_exit
 from .client import QUICK_SECONDS, Keeper
-from .greeting import ReplicaTerms
+from .greeting import KeeperOptions, ReplicaTerms
 from .kept import Kept, Processes, ProcessUsage
 from .lines import Lines
 from .link import KeeperLink, KeeperRefuses
@@ -33,7 +33,8 @@ from .places import Place
 __all__ = ["Host", "RemoteKeeper", "RemotePlace"]
 
 ORPHAN_SECONDS: Final = 600.0
-"""How long kernels that end with the server go on when it is killed: nobody sees that there."""
+"""How long kernels that are to end with the server go on after it was killed: a keeper on another
+host cannot see that the server's process has ended."""
 
 
 TAIL_CHARACTERS: Final = 8192
@@ -87,7 +88,7 @@ class RemotePlace(Place, Protocol):
 class RemoteKeeper(Keeper):
     """The server's connection to its keeper on another host.
 
-    Arguments are those of `Keeper`. Kernels end with this server (``lasts`` is false) when that
+    Arguments are those of `Keeper`. Kernels that are to end with this server end when the server
     says so at its end; a server that is killed is waited for, as it cannot be seen from there.
     """
 
@@ -95,28 +96,21 @@ class RemoteKeeper(Keeper):
         self,
         place: RemotePlace,
         *,
-        log_bytes: int,
-        log_total_bytes: int,
-        log_age: float,
-        orphan_timeout: float | None,
-        output_bytes: int,
-        own: Sequence[Path] = (),  # noqa: ARG002 - directories of this host
         terms: ReplicaTerms | None = None,
+        **options: Unpack[KeeperOptions],
     ) -> None:
-        super().__init__(
-            Path(),
-            log_bytes=log_bytes,
-            log_total_bytes=log_total_bytes,
-            log_age=log_age,
-            orphan_timeout=ORPHAN_SECONDS if orphan_timeout is None else orphan_timeout,
-            output_bytes=output_bytes,
-            terms=terms,
-            place=place,
-        )
-        self._lasts = orphan_timeout is not None
+        lasts = options["orphan_timeout"]
+        # What is told of this process and its directories (``own``) means nothing there.
+        options["orphan_timeout"] = ORPHAN_SECONDS if lasts is None else lasts
+        super().__init__(Path(), terms=terms, place=place, **options)
+        self._lasts = lasts is not None
         self._where = place
+        told = self._options
         self._mirrors = Mirrors(
-            self._connection.write, each=log_bytes, together=log_total_bytes, age=log_age
+            self._connection.write,
+            each=told["log_bytes"],
+            together=told["log_total_bytes"],
+            age=told["log_age"],
         )
         self.may_have: Callable[[str], bool] = lambda _: True
         """Whether a kernel may be one of this keeper's."""
@@ -170,7 +164,9 @@ class RemoteKeeper(Keeper):
         self, kernel_id: str, pid: int, start_time: str, output: Path, *more: Any
     ) -> Kept | None:
         """As `Keeper.adopt`."""
-        if self._is_lost(kernel_id):  # nobody has reached it since it was left, and it is given up
+        # Nobody has reached it since it was left, and it is given up. Its end is asked for when its
+        # keeper comes back, which may still have it.
+        if self._is_lost(kernel_id):
             self._errands.end(kernel_id, pid=pid)
             return None
         with self._cutting_off():
@@ -205,11 +201,14 @@ class RemoteKeeper(Keeper):
         try:
             yield
         except (Garbled, msgspec.ValidationError) as error:
+            # What such a keeper tells next is not to be believed either. The next greeting settles
+            # anew what it has.
             self._connection.cut_off(str(error))
             raise KeeperUnavailable(f"{self._where.name} makes no sense: {error}") from error
 
     async def signal(self, kernel_id: str, number: int) -> None:
         """As `Keeper.signal`; nobody else can do that. Raises `KeeperUnavailable`, too."""
+        # Not waited for: a signal that arrives when the host is back would hit something else.
         link = self._connection.open_link
         if link is None:
             raise KeeperUnavailable(f"{self._where.name} cannot be reached")
@@ -227,6 +226,7 @@ class RemoteKeeper(Keeper):
             self._declared[kernel_id] = reason
         if self.is_kernels_own and (link := self._connection.link) is not None:
             link.abort()  # which may not have noticed that nobody is there
+        # Behind the note above: who learns of the end asks for the reason at once.
         if watched is not None:
             watched.end(UNKNOWN_EXIT)
 
@@ -273,8 +273,11 @@ class RemoteKeeper(Keeper):
         try:
             if self._is_lost(kernel_id):
                 raise KernelUnreachable(self._declared[kernel_id])
+            heard = await super().hear(line, directory, info, anew=anew)
+            # Only now: if the keeper refuses, `rest` must not take the mirror for whole later.
             self._resting.pop(kernel_id, None)
-            return await self._mirrors.whole(await super().hear(line, directory, info, anew=anew))
+            return await self._mirrors.whole(heard)
+        # `is_away` is asked now, and not before: the link may have ended while this waited.
         except (KeeperUnavailable, KernelUnreachable):
             is_away = self._is_lost(kernel_id) or not self.is_connected
             found = self._rest(line, directory) if is_away and info is None else None
@@ -308,6 +311,8 @@ class RemoteKeeper(Keeper):
                 await self.hear(line, line.directory, None, anew=False)
                 if kernel_id in self._resting:
                     raise KeeperUnavailable(f"{self._where.name} cannot be reached")
+            # The kernel is dead: only this server says something now, and says it again in the next
+            # log where it is missing in this one (`Voice`).
             await self._catch_up(kernel_id)
             await self._errands.answered(QUICK_SECONDS)
             self.declare_ended(kernel_id, "The kernel is dead, and its keeper was ended")
@@ -341,6 +346,7 @@ class RemoteKeeper(Keeper):
 
     async def _catch_up(self, kernel_id: str) -> None:
         """Return when all messages are here that the keeper has logged."""
+        # The answer may overtake records that were logged before it: those wait for credit.
         end = await self._lines.end_of(kernel_id)
         await self._mirrors.reach(kernel_id, end)
 
@@ -355,6 +361,8 @@ class RemoteKeeper(Keeper):
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`, with all that the keeper has made for the kernel, and the mirror."""
+        # All at once, as records of the kernel may be under way: they find neither handle nor
+        # mirror.
         self._declared.pop(kernel_id, None)
         self._mirrors.remove(kernel_id)
         self._resting.pop(kernel_id, None)
@@ -396,6 +404,7 @@ class RemoteKeeper(Keeper):
     def _check(self, *kernel_ids: str) -> None:
         """Raise `Garbled` if one of these kernels is another keeper's, or of this machine."""
         for kernel_id in kernel_ids:
+            # `Keeper.greet` has noted it. Another keeper's process of that id is in other hands.
             if not self.may_have(kernel_id):
                 self._processes.forget(kernel_id, None)
                 raise Garbled(f"it claims kernel {kernel_id}, which is not one of its own")
@@ -409,6 +418,7 @@ class RemoteKeeper(Keeper):
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended: the kernels are out of reach until there is another."""
+        # First: `on_lost`, and whoever asks then, is to find the kernels out of reach.
         if link is self._connection.link and not self._connection.is_closed:
             self._on_trouble("the connection has ended")
         super().on_end(link)

@@ -37,6 +37,7 @@ def execute_keeper(state_dir: Path, output: int) -> subprocess.Popen[bytes]:
             os.truncate(descriptor, 0)
         return subprocess.Popen(
             [sys.executable, "-m", *MODULE, str(state_dir)],
+            # No file system is kept in use; of the state directory the keeper has a descriptor.
             cwd="/",
             env=_environment(os.environ),
             stdin=subprocess.DEVNULL,

@@ -7,11 +7,13 @@ That it works, `test_ssh` shows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 
 from app.managers.processes.hosts import bootstrap
+from app.managers.processes.hosts.pythons import Failed
 
 ORDER = {"service": "s", "digest": "d", "size": 4, "module": "nowhere"}
 
@@ -93,6 +96,20 @@ def test_one_that_never_listens_is_not_waited_for_without_end(
     monkeypatch.setattr(bootstrap, "start", lambda *_: None)
     (failed,) = ordered(tmp_path, b"PK..")[1:]
     assert "no keeper listens" in failed["text"]
+
+
+def test_a_keeper_that_takes_no_connections_is_not_waited_for(tmp_path: Path) -> None:
+    address = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as waiting:
+        listener.bind(address)
+        listener.listen(0)
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(address)
+        with pytest.raises(Failed, match="is its process stopped"):
+            bootstrap.listens(address)
 
 
 def test_relative_paths_begin_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

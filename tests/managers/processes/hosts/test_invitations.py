@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +93,31 @@ def test_a_new_invitation_ends_every_keeper_before(invitations: Invitations) -> 
         invitations.check(first)
     assert (refused.value.code, refused.value.ends) == ("keeper_replaced", True)
     invitations.check(second)
+
+
+def test_a_keeper_that_comes_while_its_id_is_invited_does_not_undo_that(
+    invitations: Invitations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = invitations.invite("k", 60)
+    read = invitations._read
+    invited: list[Credential] = []
+
+    def invite() -> None:
+        invited.append(invitations.invite("k", 60)[0])
+
+    another = threading.Thread(target=invite)
+
+    def slowly(keeper_id: str) -> Any:
+        found = read(keeper_id)
+        monkeypatch.setattr(invitations, "_read", read)
+        another.start()
+        another.join(0.2)  # it is not to be done before the keeper's coming is stored
+        return found
+
+    monkeypatch.setattr(invitations, "_read", slowly)
+    invitations.check(first)
+    another.join()
+    invitations.check(*invited)
 
 
 def test_a_keeper_that_is_forgotten_is_to_end_and_its_id_does_not_begin_anew(

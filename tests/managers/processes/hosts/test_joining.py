@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive
 from app.managers.errors import KeeperUnavailable
 from app.managers.processes.hosts import accepting, joined_place, joining, listener
-from app.managers.processes.hosts.authority import Authority
+from app.managers.processes.hosts.authority import Authority, Credential
 from app.managers.processes.hosts.errors import (
     HostKeeperIncompatible,
     HostUnreachable,
@@ -105,6 +106,30 @@ async def test_a_keeper_shows_its_secret_and_then_its_certificate(
     assert (await coming).credential == first.credential
     # The connection before is of no use any more.
     assert first.is_gone
+
+
+async def test_a_keeper_that_shows_its_secret_while_another_is_invited_does_not_take_its_place(
+    service: JoinedService, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, goes_on = asyncio.Event(), asyncio.Event()
+    book = service.joining._book
+    join = book.join
+
+    async def slow(keeper_id: str, secret: str, nonce: str) -> Credential:
+        credential = await join(keeper_id, secret, nonce)
+        shown.set()
+        await goes_on.wait()
+        return credential
+
+    monkeypatch.setattr(book, "join", slow)
+    first = await service.joining.invite("k")
+    saying = asyncio.ensure_future(dialler.say(hello_of(first.document)))
+    await shown.wait()
+    await service.joining.invite("k")
+    goes_on.set()
+    answer = await saying
+    assert (answer["refused"], answer["ends"]) == ("keeper_replaced", True)
+    assert not service.joining.has_come("k")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +289,30 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
     await service.joining.arrived("k", "lab", WAIT)
 
 
+async def test_one_that_is_refused_is_a_stranger_until_its_connection_has_ended(
+    service: JoinedService, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.joining._listener is not None
+    strangers = service.joining._listener._accepting.strangers
+
+    def be_refused() -> ssl.SSLSocket:
+        name = service.authority.server_name
+        plain = socket.create_connection(("127.0.0.1", service.port), timeout=WAIT)
+        connection = dialler.context.wrap_socket(plain, server_hostname=name)
+        connection.sendall(pack({"join": 7}))
+        assert b"refused" in connection.recv(4096)
+        return connection
+
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", WAIT)
+    with await asyncio.to_thread(be_refused):
+        assert len(strangers) == 1
+    await eventually(lambda: not strangers, WAIT)
+    # One that never ends its connection does not keep it for long.
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", 0.2)
+    with await asyncio.to_thread(be_refused):
+        await eventually(lambda: not strangers, WAIT)
+
+
 async def test_a_flood_of_strangers_leaves_few_lines(
     service: JoinedService,
     dialler: Dialler,
@@ -271,7 +320,7 @@ async def test_a_flood_of_strangers_leaves_few_lines(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(accepting, "LOGGED_SECONDS", 3600.0)
-    service.joining._listener._logged_at = -3600.0  # type: ignore[union-attr]
+    service.joining._listener._accepting._logged_at = -3600.0  # type: ignore[union-attr]
     for _ in range(5):
         await dialler.say({"join": 7})
     assert len(caplog.records) == 1
@@ -340,8 +389,12 @@ async def test_what_an_engine_knows_ends_the_wait(service: JoinedService) -> Non
     for wait in waits:
         with pytest.raises(HostUnusable, match="job 17 has ended"):
             await wait
-    with pytest.raises(HostUnusable, match="job 17 has ended"):
-        await service.joining.arrived("k", "lab", WAIT)
+    depths = []
+    for _ in range(2):
+        with pytest.raises(HostUnusable, match="job 17 has ended") as caught:
+            await service.joining.arrived("k", "lab", WAIT)
+        depths.append(len(caught.traceback))
+    assert depths[0] == depths[1]
     await service.joining.invite("k")
     with pytest.raises(HostUnreachable):
         await service.joining.arrived("k", "lab", 0.05)
@@ -612,7 +665,12 @@ async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
     own = f"127.0.0.1:{service.port}"
     told = [each["addresses"] for each in pretender.asked if each["ask"] == "addresses"]
     assert told == ([["192.0.2.1:8890", own]] if can else [])
-    await keeper.close()
-    assert not service.joining._told
     run.cancel()
     pretender.close()
+    service.joining.fail("k", HostUnusable("job 17 has ended"))
+    await keeper.close()
+    assert not service.joining._told
+    assert not service.joining._open
+    # Another replica may have started another job for the kernel before it comes back here.
+    with pytest.raises(HostUnreachable):
+        await service.joining.arrived("k", "lab", 0.05)

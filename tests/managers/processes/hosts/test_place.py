@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from app.managers.processes.hosts import place
-from app.managers.processes.hosts.errors import EngineNotInstalled, HostKeeperIncompatible
+from app.managers.processes.hosts import place, ssh
+from app.managers.processes.hosts.errors import (
+    EngineNotInstalled,
+    HostKeeperIncompatible,
+    HostUnreachable,
+)
 from app.managers.processes.hosts.options import SSHOptions
 from app.managers.processes.hosts.place import SSHPlace
 from app.managers.processes.hosts.service import OwnService
@@ -67,6 +71,21 @@ async def test_an_sshd_that_leads_to_no_socket_is_told(lab: Sshd, tmp_path: Path
     await link.ask({"ask": "stop"})
     await asyncio.wait_for(link._ended.wait(), 10)
     await link.close()
+
+
+async def test_a_host_that_falls_silent_while_a_keeper_is_brought_has_its_time_and_no_more(
+    lab: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silence(*_: object) -> None:
+        lab.freeze()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ssh, "_converse", silence)
+    monkeypatch.setattr(ssh, "START_SECONDS", 3.0)
+    options = SSHOptions(**lab.spec().metadata["kernel_provisioner"]["config"])
+    async with asyncio.timeout(20):
+        with pytest.raises(HostUnreachable, match="no keeper ready within 3 s"):
+            await SSHPlace(options, OwnService(tmp_path)).find(Nobody(), lambda _: None)
 
 
 async def test_a_server_without_the_package_tells_how_to_install_it(

@@ -19,6 +19,10 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from app.managers.errors import IsolationUnavailable
 from app.managers.kernels.services import KernelServices
 from app.managers.processes.hosts.provisioner import SSHProvisioner
+from app.managers.processes.isolation.accounts import Account
+from app.managers.processes.isolation.isolation import UserIsolation
+from app.managers.processes.paths import cwd_for_path
+from app.settings import Settings
 from tests.conftest import servers
 from tests.support.identities import token
 from tests.support.isolated import IDS, OPEN_FILES, USER, IsolatedHome, Owner, UserServer
@@ -45,6 +49,28 @@ def test_what_runs_on_another_host_is_refused() -> None:
     services: Any = SimpleNamespace(isolation=SimpleNamespace(kind="bubblewrap"))
     with pytest.raises(IsolationUnavailable, match="it runs on another host"):
         KernelServices.check_isolation(services, manager)
+
+
+async def test_a_home_behind_a_link_is_one_to_work_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, linked = tmp_path / "real", tmp_path / "linked"
+    (real / "anna" / "work").mkdir(parents=True)
+    linked.symlink_to(real)
+    settings = Settings(
+        _cli_parse_args=False,
+        isolation="user",
+        isolation_dir=tmp_path / "homes",
+        isolation_accounts=True,
+        state_dir=tmp_path / "state",
+        root_dir=real,
+    )
+    (tmp_path / "homes").mkdir()
+    isolation = UserIsolation(settings, tmp_path / "run")
+    own = Account(os.getuid(), os.getgid(), "anna", linked / "anna", own=False)
+    monkeypatch.setattr(isolation._accounts, "find", lambda _: own)
+    root = await isolation.root("anna")
+    assert cwd_for_path(root, "work") == real / "anna" / "work"
 
 
 @pytest.fixture(scope="module")
