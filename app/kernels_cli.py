@@ -20,7 +20,7 @@ from .commands import add_state_dir, say, state_dir_of
 from .keeper.processes import open_process, start_time
 from .keeper.protocol import SPOKEN, Fields, Garbled, aside_dirs, keeper_dir
 from .managers.errors import KeeperUnavailable
-from .managers.handover.registry import Lock
+from .managers.handover.lock import Lock
 from .managers.handover.store import (
     KernelRecord,
     OtherSchema,

@@ -142,6 +142,7 @@ async def test_a_file_system_that_hangs_holds_up_no_probe_and_one_thread(
         stopping=False,
         specs=SimpleNamespace(exist=lambda: True),
         settings=SimpleNamespace(state_dir=tmp_path),
+        keepers=SimpleNamespace(problem=lambda: ""),
     )
     ready = Readiness(cast(MultiKernelManager, kernels), hang)
     try:

@@ -24,7 +24,8 @@ from typing import Any, Final
 from ... import __version__
 from ...machine import network_file_system
 from ...settings import Settings
-from ..handover.registry import CLOSE_SECONDS, Lock, Registry
+from ..handover.lock import Lock
+from ..handover.registry import CLOSE_SECONDS, Registry
 from ..handover.store import KernelRecord, RegistryStore, StoreAway, UnusableRegistry
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere

@@ -15,7 +15,8 @@ import pytest
 
 from app.kernels_cli import kernels_command
 from app.managers.handover import registry as registry_module
-from app.managers.handover.registry import Lock, Registry, check_registry
+from app.managers.handover.lock import Lock
+from app.managers.handover.registry import Registry, check_registry
 from app.managers.handover.store import (
     _MIGRATIONS,
     ExecutionRecord,
