@@ -66,8 +66,8 @@ class Claim(NamedTuple):
     def new_id(self, *, is_vital: bool) -> str:
         """The id of what is made: that of the attempt, or one that follows from key and request.
 
-        Whoever has a kernel knows what was made of it. So it finds that by the key alone, also
-        where no row of the registry tells of the attempt, or the registry is away.
+        Whoever has a kernel knows its executions by the registry and the end of its log. So it
+        finds one by the key alone, also where no row tells of the attempt, or the registry is away.
         """
         if is_vital:
             return self.attempt
