@@ -94,6 +94,7 @@ async def test_the_server_stops_although_a_client_does_not_take_the_answer_to_it
         frame(Opcode.TEXT, b"\xff"),
         b"\xff\xff",
     ],
+    ids=["close", "text", "no-text", "no-frame"],
 )
 async def test_one_that_was_closed_is_cut_in_the_end(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
