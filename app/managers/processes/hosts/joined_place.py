@@ -64,6 +64,9 @@ class JoinedPlace:
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
         """As `Place.find`. Nothing is drained. Raises `HostUnusable`, too."""
+        # Before anything is noted of the keeper: an earlier place of it that is closed only now
+        # leaves that alone.
+        self._joining.follow(self._keeper_id, self._tell)
         while True:
             # A keeper may have come before anybody looks for it, as after a start of the server:
             # then no other is started beside it.

@@ -674,3 +674,27 @@ async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
     # Another replica may have started another job for the kernel before it comes back here.
     with pytest.raises(HostUnreachable):
         await service.joining.arrived("k", "lab", 0.05)
+
+
+async def test_an_earlier_place_of_a_keeper_that_is_closed_late_takes_nothing_from_the_next(
+    service: JoinedService,
+) -> None:
+    async def no_job() -> None:
+        raise HostUnusable("the quota is met")
+
+    earlier, later = (JoinedPlace(service.joining, "k", "lab k", submit=no_job) for _ in range(2))
+    await service.joining.invite("k")
+    owner: Any = None
+    for place in (earlier, later):
+        with pytest.raises(HostUnusable, match="the quota is met"):
+            await place.find(owner, lambda _: None)
+    second = await service.joining.invite("k")
+    failure = HostUnusable("job 17 has ended")
+    service.joining.fail("k", failure)
+    await earlier.close(is_empty=True)
+    assert service.joining._generations == {"k": second.generation}
+    assert service.joining._failures == {"k": failure}
+    await later.close(is_empty=True)
+    assert not service.joining._generations
+    assert not service.joining._failures
+    assert not service.joining._told
