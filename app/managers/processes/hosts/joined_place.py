@@ -78,8 +78,8 @@ class JoinedPlace:
                 continue  # it has hung up, and dials in again
             try:
                 await self._meet(link)
-            # It dials in again by itself. `Connection` bounds how long that goes on.
             except LinkLost:
+                # It dials in again by itself. `Connection` bounds how long that goes on.
                 continue
             except BaseException:
                 await link.close()

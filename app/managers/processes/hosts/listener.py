@@ -137,7 +137,8 @@ class Listener:
                 await writer.wait_closed()
             except OSError:
                 pass
-            except asyncio.CancelledError:  # the transport closes already, and is not left to that
+            except asyncio.CancelledError:
+                # The server ends. The transport closes already, and would take its time for that.
                 cut_off(transport)
                 raise
         except TimeoutError:
