@@ -54,9 +54,10 @@ AGAIN_SECONDS: Final = 1.0
 descriptors left."""
 
 
-DRAIN_SECONDS: Final = 5.0
+DRAIN_SECONDS: Final = 1.0
 """How long all that has arrived is read at once. A process that goes on, as one that is only about
-to be killed, could send faster than it is read; meanwhile no other kernel is read."""
+to be killed, could send faster than it is read. Meanwhile no other kernel is read and no server is
+answered, and servers take a keeper that is silent for 2 or 3 s for one that hangs."""
 
 
 class Listener(Protocol):

@@ -19,7 +19,9 @@ TERMINATE_SECONDS: Final = 5.0
 
 
 class Ending:
-    """Ends all kernels of a keeper, and calls ``end`` when no process runs any more, or too long.
+    """Ends all kernels of a keeper.
+
+    It calls ``end`` when none runs any more, or `TERMINATE_SECONDS` after SIGKILL.
 
     No step is ever taken back, and none asks whether kernels are left: `look` calls ``end`` when
     the last one has ended. Make it inside a running event loop.
@@ -33,7 +35,7 @@ class Ending:
         self._loop = asyncio.get_running_loop()
 
     def begin(self) -> None:
-        """Ask all kernels to shut down; those that go on are signalled later."""
+        """Ask all kernels to shut down; those that go on are signalled later. To be called once."""
         self.began = True
         asked = 0
         for kernel in self._kernels:

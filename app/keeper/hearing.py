@@ -89,6 +89,8 @@ class Hearing:
         self._info: ConnectionInfo | None = None
         # The process is new until it is ready and has published a message with a parent.
         self._is_new = self._has_begun = False
+        # Whether the process may have been asked for something that is not in ``_requests``.
+        self._may_be_asked = False
 
     @property
     def connected(self) -> bool:
@@ -123,6 +125,7 @@ class Hearing:
         self._requests.take_all()
         self._held.clear()
         self._is_new, self._has_begun, self.opened = True, False, False
+        self._may_be_asked = False
         self._open(context, info, turns)
 
     def connect_again(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
@@ -137,9 +140,8 @@ class Hearing:
         self.opened = True
         # A kernel that was asked for nothing sends nothing to control and stdin. What was asked
         # may lie before the part of the log that was read, or be dropped.
-        is_whole = self.writer.first.cursor == 1 and not self.writer.droppable
-        is_asked = len(self._requests) > 0 or not is_whole
-        self._open(context, info, turns, everything=is_asked)
+        self._may_be_asked = self.writer.first.cursor > 1 or bool(self.writer.droppable)
+        self._open(context, info, turns, everything=self._is_asked)
         self._change()
 
     def _open(
@@ -183,12 +185,18 @@ class Hearing:
             self._change()
 
     def settle(self) -> bool:
-        """As `Channels.settle`; what is read is logged."""
+        """As `Channels.settle`, or `Channels.drain` if nothing is asked; what is read is logged."""
         if self._channels is None:
             return False
         # The ends of the connections take some milliseconds, for which a stop does not wait if the
         # kernel has answered all that it was asked.
-        return self._channels.settle() if len(self._requests) else self._channels.drain()
+        return self._channels.settle() if self._is_asked else self._channels.drain()
+
+    @property
+    def _is_asked(self) -> bool:
+        """Whether there is, or may be, a request that the process has not finished with."""
+        requests = self._requests
+        return len(requests) > 0 or requests.has_forgotten or self._may_be_asked
 
     @property
     def stdin_connected(self) -> bool:

@@ -98,8 +98,8 @@ class KeptKernels:
         The server then asks for the kernels that it knows, and has the others ended.
         """
         # Called at each greeting: what could not be watched the last time is tried again. A note
-        # stays in `_left`, and so in the file, until its kernel is taken over: this keeper, too,
-        # may be killed at any moment.
+        # stays in `_left`, and so in the file where that can be written, until its kernel is taken
+        # over: this keeper, too, may be killed at any moment.
         self._groups.resume()
         for note in [*self._left]:
             try:

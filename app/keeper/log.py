@@ -329,7 +329,7 @@ class LogWriter:
 
     def _make(self, path: Path, room: int) -> int:
         """Make a file with ``room`` bytes (0600); returns ``room``. Raises `OSError`."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(path, flags, 0o600)
         except FileNotFoundError:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -72,14 +73,16 @@ class Segment:
         """Give back the blocks behind the records: the next message takes another file."""
         # The next keeper takes the size of a file for that of its records. Where this fails a half
         # record may stay; readers know it by the number that is missing at its end.
-        if self.room > self.bytes:
-            self.room = self.bytes
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, self.bytes)
+        self.room = self.bytes
+        with contextlib.suppress(OSError):
+            os.truncate(self.path, self.bytes)
 
 
 def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Path, str]]:
-    """The segments in a directory: the first place, path and epoch of each. Other files go."""
+    """The segments in a directory: the first place, path and epoch of each. Other files go.
+
+    Raises `OSError` where a file cannot be opened or read now: it may be a segment, and stays.
+    """
     for path in directory.glob("*"):
         if path.name == SPARE:
             continue
@@ -87,8 +90,17 @@ def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Pat
             # Kernels may run as the keeper's user, and put a named pipe or a link here: the first
             # must not be waited for, and what the second leads to is no file of the log.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(path, flags)
             try:
+                descriptor = os.open(path, flags)
+            except FileNotFoundError:  # somebody has just removed it
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+                    raise
+                raise DamagedLog(str(error)) from None
+            try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise DamagedLog("it is no file")
                 head = records.read_head(os.read(descriptor, records.HEAD_BYTES), kernel_id)
             finally:
                 os.close(descriptor)
@@ -96,7 +108,7 @@ def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Pat
                 raise DamagedLog("its name is not that of its first message")
         except records.OtherFormat as error:
             logger.error("%s is not used: %s", path, error)
-        except (OSError, DamagedLog) as error:
+        except DamagedLog as error:
             logger.error("%s is removed: %s", path, error)
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -165,7 +177,8 @@ def allocate(descriptor: int, room: int) -> None:
 def blank(path: Path, room: int) -> None:
     """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
     # Written rather than cut and allocated anew: on a full disk the blocks would be gone between.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags)
     try:
         write_all(descriptor, [bytes(room)])
     finally:

@@ -7,8 +7,10 @@ however many kernels there are; now and then the file is written anew.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from typing import Final
 
@@ -50,9 +52,12 @@ class Notes:
     def read(self) -> list[Note]:
         """The notes that were written last; those that cannot be read are left out."""
         try:
-            # O_NONBLOCK: a kernel of the same user may have put a named pipe there.
+            # A kernel of the same user may have put a named pipe there. It is not waited for, and
+            # not read: while another has its end, it has neither bytes nor an end of file.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
             with open(self._open(FILE, flags), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, f"{FILE} is no file")
                 lines = file.read(MAX_BYTES).splitlines() or [b""]
         except FileNotFoundError:
             return []

@@ -39,7 +39,9 @@ class OpenFiles:
         So it does if no descriptors are left, too. Raises `OSError`. The holder calls `closed` in
         the end.
         """
-        flags |= os.O_CLOEXEC | os.O_NOFOLLOW
+        # A kernel of the same user may have put a named pipe in the file's place: nobody waits for
+        # its other end.
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             descriptor = os.open(path, flags)
         except OSError as error:

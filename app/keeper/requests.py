@@ -72,6 +72,8 @@ class PendingRequests:
     def __init__(self) -> None:
         self._in_order: dict[Request, None] = {}
         self._by_id: dict[str, list[Request]] = {}
+        self.has_forgotten = False
+        """Whether one was forgotten for want of room since `take_all`."""
 
     def __len__(self) -> int:
         return len(self._in_order)
@@ -152,6 +154,7 @@ class PendingRequests:
         requests = list(self)
         self._in_order.clear()
         self._by_id.clear()
+        self.has_forgotten = False
         return requests
 
     def discard(self, request: Request) -> None:
@@ -164,5 +167,6 @@ class PendingRequests:
 
     def _forget_one(self) -> None:
         """Forget one request: the oldest that has its reply, or else the oldest of all."""
+        self.has_forgotten = True
         victim = next((request for request in self if request.replied), None)
         self.discard(victim or next(iter(self)))

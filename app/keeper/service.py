@@ -282,10 +282,11 @@ class Service:
         # Called by a request, by the watch of the server's process, and by SIGTERM where a keeper
         # has joined its service: in any order, and more than once.
         self._end_watch()
-        if not self._ending.began:
-            self._stop_orphans()
+        self._stop_orphans()
 
     def _stop_orphans(self) -> None:
+        if self._ending.began:  # `stop` came before the timer of `_leave`
+            return
         logger.warning("there is no server any more: kernels are stopped")
         self.leftovers = self._own
         self._deafen()

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.keeper import held_replies
+from app.keeper import held_replies, requests
 from app.keeper.channels import Channels
 from app.keeper.hearing import MAX_SESSION, NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
 from app.keeper.log import LogRoom, LogWriter
@@ -35,6 +35,7 @@ class Sockets:
         self.unread = False
         self.closed = False
         self.expects_input = 0
+        self.settled = 0
         self.arriving: list[Message] = []
         self.logged_before: list[list[str]] = []
         self._hearing = hearing
@@ -56,6 +57,10 @@ class Sockets:
         for message in arriving:
             self._hearing.on_message(message)
         return bool(arriving)
+
+    def settle(self) -> bool:
+        self.settled += 1
+        return self.drain()
 
     def close(self) -> None:
         self.closed = True
@@ -390,6 +395,47 @@ async def test_another_keeper_knows_from_the_log_to_whom_replies_go(tmp_path: Pa
     ]
     assert second.sockets.sent == []  # each was sent once, before
     second.close()
+
+
+async def test_the_ends_of_connections_are_waited_for_if_the_kernel_may_be_asked(
+    tmp_path: Path,
+) -> None:
+    first = Ear(tmp_path / "k")
+    first.launched()
+    is_up(first)
+    first.settle()
+    assert first.sockets.settled == 0
+    running = ask(first, "1")
+    first.settle()
+    assert first.sockets.settled == 1
+    for size in (2**15, 2**17, 2**17, 2**19):  # the request lies before what the next keeper reads
+        says(first, "stream", running, name="stdout", text="x" * size)
+        first.writer.flush()
+    first.close()
+
+    second = Ear(tmp_path / "k")
+    second.found()
+    assert len(second._requests) == 0
+    second.settle()
+    assert second.sockets.settled == 1
+    second.launched()
+    second.settle()
+    assert second.sockets.settled == 0
+    second.close()
+
+
+async def test_the_ends_are_waited_for_if_requests_were_forgotten(
+    ear: Ear, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "MAX_REQUESTS", 1)
+    is_up(ear)
+    forgotten, known = ask(ear, "forgotten"), ask(ear, "known")
+    says(ear, "status", known, execution_state="idle")
+    says(ear, "execute_reply", known, "shell", status="ok")
+    assert len(ear._requests) == 0
+    says(ear, "stream", forgotten, name="stdout", text="x")
+    ear.settle()
+    assert ear.sockets.settled == 1
 
 
 async def test_of_a_log_that_has_nothing_nothing_is_missing(tmp_path: Path) -> None:

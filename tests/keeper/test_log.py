@@ -9,6 +9,7 @@ import errno
 import gc
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -499,6 +500,29 @@ def test_files_that_are_not_of_this_log_are_removed(
     assert len(caplog.records) == 6
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_opened_now_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before, files = kept_from(tmp_path)
+    really = os.open
+
+    def fails(path: Path, flags: int, *rest: int) -> int:
+        if path == files[1]:
+            raise OSError(number, os.strerror(number))
+        return really(path, flags, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))):
+            written(tmp_path, resumed=True)
+
+    log = written(tmp_path, resumed=True)
+    assert log.files() == files
+    assert len(told(log)) == 4
+    assert log.writer.end == before.writer.end
+
+
 def test_files_of_an_epoch_before_are_removed(tmp_path: Path) -> None:
     before, files = kept_from(tmp_path)
     data = bytearray(files[0].read_bytes())
@@ -718,6 +742,24 @@ def test_what_could_not_be_written_is_a_gap(
     assert sum(file.stat().st_size > 0 for file in log.files()) == len(log.files()) == 2
     log.writer.close()
     assert told(written(tmp_path, resumed=True)) == [*frames(5), b"next"]
+
+
+def test_half_a_message_is_cut_off_a_file_that_takes_no_more(
+    tmp_path: Path, writes: FailingWrites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = LogRoom(MIB, MIB, 100)
+    log = WrittenLog(0, tmp_path / KERNEL, room)
+    now = time.time()
+    log.fill(b"old")
+    log.writer.append(b"a" * 100, "iopub")
+    monkeypatch.setattr(time, "time", lambda: now + 50)
+    log.writer._segments[-1].written_at = now + 50
+    log.writer.expire(now + 10)
+    writes.calls, writes.bytes = 1, 30
+    log.writer.flush()
+
+    (file,) = log.files()
+    assert file.stat().st_size == log.writer.bytes
 
 
 def test_a_write_that_does_nothing_is_an_error(tmp_path: Path, writes: FailingWrites) -> None:

@@ -382,12 +382,12 @@ async def test_a_kernel_that_has_come_anew_keeps_its_log_when_its_earlier_keeper
     with no_keepers:
         second.drop("k")
         second.drop("gone")
-    ear = Ear(first)
-    await ear.line.hear(home.path / "log", None)
-    await first.take_from(second, [])
-    await eventually(lambda: not first._errands, WAIT)
-    assert [*(home.path / "log").glob("*.log")]
-    await second.close()
+        ear = Ear(first)
+        await ear.line.hear(home.path / "log", None)
+        await first.take_from(second, [])
+        await eventually(lambda: not first._errands, WAIT)
+        assert [*(home.path / "log").glob("*.log")]
+        await second.close()
 
 
 async def test_a_keeper_has_a_kernel_until_it_has_removed_the_log(

@@ -60,6 +60,9 @@ def test_a_link_is_not_followed(directory: int, tmp_path: Path) -> None:
 def test_a_named_pipe_is_not_waited_for(directory: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / FILE)
     assert Notes(directory).read() == []
+    both_ends = os.open(tmp_path / FILE, os.O_RDWR | os.O_NONBLOCK)
+    assert Notes(directory).read() == []
+    os.close(both_ends)
     Notes(directory).write(NOTES)
     assert Notes(directory).read() == NOTES
 

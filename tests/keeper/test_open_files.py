@@ -92,6 +92,14 @@ def test_no_reader_is_kept_in_memory(path: Path) -> None:
     another.close_file()
 
 
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    files = OpenFiles(1)
+    holder = Reader(files, tmp_path / "pipe")
+    with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
+        files.open(holder, tmp_path / "pipe", os.O_WRONLY)
+
+
 def test_what_cannot_be_opened_takes_no_place(tmp_path: Path) -> None:
     files = OpenFiles(1)
     with pytest.raises(FileNotFoundError):

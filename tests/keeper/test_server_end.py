@@ -15,6 +15,7 @@ import pytest
 
 from app.keeper.processes import start_time
 from app.keeper.protocol import PROTOCOL, Fields, pack, receive, socket_address
+from app.keeper.service import Service
 from app.managers.processes.keeper.client import Keeper
 from tests.keeper.conftest import WAIT, connected, ended, launch
 from tests.support.home import Home
@@ -182,3 +183,19 @@ async def test_a_process_that_has_ended_by_itself_is_told_as_ever(
 ) -> None:
     await launch(keeper, home, "exit 3")
     assert await ended(keeper) == 3
+
+
+async def test_kernels_begin_to_end_once_if_a_stop_comes_before_the_timer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listener, other = socket.socketpair()
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    service = Service(listener, directory)
+    service.stop()
+    service._stop_orphans()  # as the timer of the last server that has left
+    service.stop()
+    assert [each for each in caplog.messages if "kernels are stopped" in each] == caplog.messages
+    assert len(caplog.messages) == 1
+    assert service.ended.done()
+    other.close()
+    os.close(directory)

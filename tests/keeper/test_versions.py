@@ -207,6 +207,35 @@ async def test_requests_that_are_under_way_when_an_older_keeper_is_killed_go_to_
     assert await keepers.kept() == {}
 
 
+async def test_a_keeper_that_is_asked_to_hear_a_kernel_anew_is_not_left(
+    home: Home, before: Before, make_keepers: Make
+) -> None:
+    """The kernel has the id of the last one of an older keeper, which has its log still."""
+    older = await before.start()
+    (kept,) = await before.launch("k")
+    keepers = make_keepers()
+    output = home.state_dir / "output" / "kernel-k.log"
+    await keepers.adopt("k", kept.pid, kept.start_time, output)
+    ear = Ear(keepers)
+    await ear.line.hear(home.path / "log", None)
+    await keepers.forget("k")
+    (home_of_k,) = keepers._older
+    await eventually(lambda: not home_of_k._errands, WAIT)
+    os.kill(older.pid, signal.SIGSTOP)
+    ear.line.drop()
+    anew = Ear(keepers)
+    hearing = asyncio.ensure_future(anew.line.hear(home.path / "log", None))
+    await eventually(lambda: not keepers.is_newest_for("k"), WAIT)
+    os.kill(older.pid, signal.SIGCONT)
+    await asyncio.wait_for(hearing, WAIT)
+    await keepers._settled()
+    await keepers.settle("k")
+    assert [heard.end[0] for heard in anew.heard] == [1]
+    assert not keepers.is_newest_for("k")
+    anew.line.drop()
+    assert await asyncio.wait_for(older.wait(), WAIT) == 0
+
+
 async def test_a_directory_that_somebody_has_copied_is_left_alone(
     home: Home, make_keepers: Make
 ) -> None:

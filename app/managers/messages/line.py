@@ -33,8 +33,9 @@ take."""
 
 SETTLE_SECONDS: Final = 10.0
 """How many seconds the last messages of an ended process may go on arriving. The keeper tells when
-all have arrived; one of an earlier version tells only whether a look at its sockets has found any,
-and has three looks in a row, `PAUSE_SECONDS` apart."""
+all have arrived, if the kernel has, or may have, a request that it has not finished with. If it has
+none, and where the keeper is of an earlier version, that tells only whether a look at its sockets
+has found any. It has three looks in a row, `PAUSE_SECONDS` apart."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""

@@ -58,16 +58,16 @@ async def bounded(call: Awaitable[T], seconds: float = CALL_SECONDS) -> T:
     A call that is late is cancelled, and not waited for: it may catch the cancellation and go on.
     """
     task = asyncio.ensure_future(call)
-    # A call that is late may fail when nobody asks for its error any more.
+    # A call may fail when nobody asks for its error any more, as it is late or the caller is
+    # cancelled.
     task.add_done_callback(_discard)
     try:
         await asyncio.wait({task}, timeout=seconds)
         if task.done():
             return task.result()
     finally:
-        # Also of a call that has just failed, as the caller is cancelled: asyncio then does not log
-        # that nobody has asked for the error.
-        task.cancel()
+        if not task.done():
+            task.cancel()
     raise TimeoutError(f"no answer within {seconds:g} s")
 
 

@@ -156,9 +156,9 @@ class ForkLink:
             async with asyncio.timeout(FORK_SECONDS):
                 pid: int = await answer
                 return pid
-        # A fork may come of it still. Its kernel ends: nobody writes to the pipe at which it waits,
-        # and the caller closes that.
         except TimeoutError:
+            # A fork may come of it still. Its kernel ends: nobody writes to the pipe at which it
+            # waits, and the caller closes that.
             self.kill()
             raise CannotFork("its fork server does not answer, and was killed") from None
         except OSError as error:

@@ -64,6 +64,9 @@ class JoinedPlace:
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
         """As `Place.find`. Nothing is drained. Raises `HostUnusable`, too."""
+        # Before anything is noted of the keeper: an earlier place of it that is closed only now
+        # leaves that alone.
+        self._joining.follow(self._keeper_id, self._tell)
         while True:
             # A keeper may have come before anybody looks for it, as after a start of the server:
             # then no other is started beside it.
@@ -75,8 +78,8 @@ class JoinedPlace:
                 continue  # it has hung up, and dials in again
             try:
                 await self._meet(link)
-            # It dials in again by itself. `Connection` bounds how long that goes on.
             except LinkLost:
+                # It dials in again by itself. `Connection` bounds how long that goes on.
                 continue
             except BaseException:
                 await link.close()

@@ -124,14 +124,18 @@ class Joining:
         return [*dict.fromkeys([*self.own_addresses, *others])][:MAX_ADDRESSES]
 
     def follow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
-        """Call ``tell`` with the addresses that keepers dial: now, and when they change."""
+        """Call ``tell`` with the addresses that keepers dial: now, and when they change.
+
+        Whoever does this last has the keeper: `unfollow` with another ``tell`` does nothing.
+        """
         self._told[keeper_id] = tell
         tell(self.addresses)
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
         """Do not call this any more: this server leaves the keeper."""
-        if self._told.get(keeper_id) == tell:
-            del self._told[keeper_id]
+        if self._told.get(keeper_id) != tell:  # another has it, and what is known here is for that
+            return
+        del self._told[keeper_id]
         # The kernel may have gone to another replica: then no call of `forget` comes here. When it
         # comes back, its keeper may be a newer one, of which nothing that is known here holds.
         self._failures.pop(keeper_id, None)

@@ -17,7 +17,6 @@ long each may take, and how much it may say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -133,8 +132,15 @@ class Listener:
             self._accepting.log(address, f"{refused} ({refused.code})")
             # TLS ends when both ends have said so. It is a stranger's connection for as long as
             # that takes, and counts: else refused ones could take all descriptors.
-            with contextlib.suppress(OSError):
-                await asyncio.StreamWriter(transport, protocol, reader, self._loop).wait_closed()
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+            try:
+                await writer.wait_closed()
+            except OSError:
+                pass
+            except asyncio.CancelledError:
+                # The server ends. The transport closes already, and would take its time for that.
+                cut_off(transport)
+                raise
         except TimeoutError:
             self._accepting.log(
                 address, f"it has not shown who it is within {STRANGER_SECONDS:g} s"

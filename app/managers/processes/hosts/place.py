@@ -44,9 +44,9 @@ class SSHPlace:
         while True:
             try:
                 ready, stream = await self._dial(service)
-            # A refusal that lasts is one of sshd's configuration; to try on would hide that for as
-            # long as `patience` lasts.
             except SocketRefused:
+                # A refusal that lasts is one of sshd's configuration; to try on would hide that for
+                # as long as `patience` lasts.
                 if refused:
                     raise
                 refused = True  # a keeper that was just killed may have seemed to listen
@@ -70,9 +70,9 @@ class SSHPlace:
         try:
             ready = await bring_keeper(connection, self._options, service)
             return ready, await open_stream(connection, ready.socket)
-        # Also when this is cancelled: nobody else knows the connection so far. From `open_stream`
-        # on it ends with the stream.
         except BaseException:
+            # Also when this is cancelled: nobody else knows the connection so far. From
+            # `open_stream` on it ends with the stream.
             connection.abort()
             raise
 

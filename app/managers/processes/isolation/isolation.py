@@ -91,7 +91,7 @@ class _WithHomes(Isolation):
             # An account's home may lie behind a link (/home is one on some systems). Paths are
             # resolved before they are compared with this one.
             return self._home(owner).resolve()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is the second
             raise IsolationUnavailable(f"the owner's home cannot be made: {error}") from None
 
     @abstractmethod

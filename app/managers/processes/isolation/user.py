@@ -70,7 +70,9 @@ class AsUser(Confinement):
         """As `Confinement.launch`."""
         del resources  # what the user may read of them it can
         account = self.account
-        user = {"uid": account.uid, "gid": account.gid, "home": str(account.home)}
+        # As `Isolation.root` has it: the keeper looks for ``cwd`` below this, word for word.
+        home = str(account.home.resolve())
+        user = {"uid": account.uid, "gid": account.gid, "home": home}
         return Launch([*command], dict(env), cwd, {"as_user": user})
 
     def explain(self, error: OSError, command: Sequence[str], env: Mapping[str, str]) -> str:

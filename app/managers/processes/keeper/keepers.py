@@ -144,9 +144,9 @@ class Keepers:
         place = self._older.get(keeper)
         if place is None or not keeper.is_empty:
             return
-        # While it is left nothing goes to it: only a kernel that it has is restarted there, and it
-        # has none. A kernel that nobody has adopted it may have all the same, and then does not
-        # end.
+        # While it is left nothing goes to it: only a kernel that it has, or is asked to hear, is
+        # launched there, and it has none. A kernel that nobody has adopted it may have all the
+        # same, and then does not end.
         ended = await self._leave(keeper, place)
         if self._older.pop(keeper, None) is None:
             return
@@ -297,9 +297,8 @@ class Keepers:
                 if await keeper.has(kernel_id):
                     self._homes[kernel_id] = keeper
                     return keeper
-            # Its kernels are the newest's by now: `_on_gone` has been called before this was
-            # raised.
             except KeeperGone:
+                # Its kernels are the newest's by now: `_on_gone` was called before this was raised.
                 continue
             except KeeperUnavailable as error:
                 failure = failure or error
@@ -327,8 +326,8 @@ class Keepers:
         """Ask the keeper of a kernel; if that is gone, its successor."""
         try:
             return await ask(self._home(kernel_id))
-        # Once is enough: only an older keeper raises this, and the kernel is the newest's then.
         except KeeperGone:
+            # Once is enough: only an older keeper raises this, and the kernel is the newest's then.
             await self._settled()
             return await ask(self._home(kernel_id))
 

@@ -42,10 +42,12 @@ class Lines:
         self._by_id: dict[str, Line] = {}
         self._by_handle: dict[int, Line] = {}
         self._unheard: dict[int, Bell] = {}
+        self._beginning = 0
         self._late: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        return len(self._by_id)
+        # A kernel that the keeper is asked to hear has no line yet, and needs the keeper already.
+        return len(self._by_id) + self._beginning
 
     def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self._by_id
@@ -55,6 +57,7 @@ class Lines:
     ) -> Heard:
         """As `Hearer.hear`."""
         plain = None if info is None else {name: _text(value) for name, value in info.items()}
+        self._beginning += 1
         try:
             asked = self._question(line, directory, plain, anew=anew)
             # Asked again over another link it does no harm: a keeper that hears the kernel opens
@@ -65,6 +68,8 @@ class Lines:
             return self._put(line, self._heard(line, asked, answer))
         except (KeeperRefuses, Garbled, OSError) as error:
             raise KernelUnreachable(str(error)) from error
+        finally:
+            self._beginning -= 1
 
     async def end_of(self, kernel_id: str) -> int:
         """The number behind the last message of a kernel's log, as the keeper has it now.

@@ -145,9 +145,9 @@ class KeeperLink:
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
-        # Its backlog is full: nobody has taken connections for long, as when the process is
-        # stopped.
         except BlockingIOError:
+            # Its backlog is full: nobody has taken connections for long, as when the process is
+            # stopped.
             connection.close()
             raise Garbled(_SILENT) from None
         except BaseException:
@@ -205,9 +205,9 @@ class KeeperLink:
                 return await answer
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not answer") from None
-        # Also when the caller is cancelled. An answer that comes later finds nobody, and the caller
-        # sees to what it may have led to (`Errands`).
         finally:
+            # Also when the caller is cancelled. An answer that comes later finds nobody, and the
+            # caller sees to what it may have led to (`Errands`).
             self._asked.pop(number, None)
 
     def _clock(self) -> float:
@@ -295,9 +295,9 @@ class KeeperLink:
             # An answer may come after `ask` has timed out. `ask` has then forgotten its number.
             if answer is not None:
                 _settle(answer, fields, data)
-        # `Frames` ends the connection for `Garbled` alone. For any other error asyncio would close
-        # the transport as well, but log a traceback for what a keeper may do at will.
         except Exception as error:
+            # `Frames` ends the connection for `Garbled` alone. For any other error asyncio would
+            # close the transport as well, but log a traceback for what a keeper may do at will.
             text = "the keeper makes no sense; the connection to it is ended: %s"
             logger.error(text, error, exc_info=not isinstance(error, (Garbled, MalformedMessage)))
             raise Garbled(str(error)) from error

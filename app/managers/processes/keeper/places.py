@@ -139,17 +139,17 @@ class NewestPlace:
             loop = asyncio.get_running_loop()
             execution = loop.run_in_executor(None, self._execute, theirs)
             process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
-            # The keeper closes its end when it has told, or ends: nothing is left in the pipe that
-            # a closed end would cut off.
-            # If this is cancelled, as the keeper is slow to start, the keeper goes on, tells it to
-            # a closed pipe, and is found by the next attempt.
+            # The keeper closes its end when it has told, or ends: so the line ends. If this is
+            # cancelled, as the keeper is slow to start, the keeper goes on, tells it to a closed
+            # pipe, and is found by the next attempt.
             told = await _line(ours)
         finally:
             os.close(ours)
         if told == "ready":
             logger.info("process %d is the keeper of the kernels", process.pid)
-        # Another server of this directory was faster; the lock has decided between the two keepers.
-        elif told == "taken":  # it will soon listen, or end
+        elif told == "taken":
+            # Another server of this directory was faster; the lock has decided between the two
+            # keepers. The other one will soon listen, or end.
             await asyncio.sleep(TAKEN_SECONDS)
         else:
             log = keeper_dir(self._state_dir) / "log"

@@ -277,8 +277,8 @@ class RemoteKeeper(Keeper):
             # Only now: if the keeper refuses, `rest` must not take the mirror for whole later.
             self._resting.pop(kernel_id, None)
             return await self._mirrors.whole(heard)
-        # `is_away` is asked now, and not before: the link may have ended while this waited.
         except (KeeperUnavailable, KernelUnreachable):
+            # `is_away` is asked now, and not before: the link may have ended while this waited.
             is_away = self._is_lost(kernel_id) or not self.is_connected
             found = self._rest(line, directory) if is_away and info is None else None
             if found is None:

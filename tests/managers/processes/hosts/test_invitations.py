@@ -95,6 +95,22 @@ def test_a_new_invitation_ends_every_keeper_before(invitations: Invitations) -> 
     invitations.check(second)
 
 
+class WatchedLock:
+    """A lock that tells when somebody waits for it."""
+
+    def __init__(self) -> None:
+        self.is_wanted = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.is_wanted.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def test_a_keeper_that_comes_while_its_id_is_invited_does_not_undo_that(
     invitations: Invitations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,14 +122,16 @@ def test_a_keeper_that_comes_while_its_id_is_invited_does_not_undo_that(
         invited.append(invitations.invite("k", 60)[0])
 
     another = threading.Thread(target=invite)
+    lock = WatchedLock()
 
     def slowly(keeper_id: str) -> Any:
         found = read(keeper_id)
         monkeypatch.setattr(invitations, "_read", read)
         another.start()
-        another.join(0.2)  # it is not to be done before the keeper's coming is stored
+        lock.is_wanted.wait(10)  # it is not to be done before the keeper's coming is stored
         return found
 
+    monkeypatch.setattr(invitations, "_lock", lock)
     monkeypatch.setattr(invitations, "_read", slowly)
     invitations.check(first)
     another.join()

@@ -7,6 +7,7 @@ These are the tests of `app.managers.processes.hosts.listener`, too, and of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -54,6 +55,15 @@ class Dialler:
         file = directory / "shown.pem"
         file.write_text(pem)
         self.context.load_cert_chain(file)
+
+    def be_refused(self) -> ssl.SSLSocket:
+        """Blocks; the connection's other half has not ended."""
+        name = self.service.authority.server_name
+        plain = socket.create_connection(("127.0.0.1", self.service.port), timeout=WAIT)
+        connection = self.context.wrap_socket(plain, server_hostname=name)
+        connection.sendall(pack({"join": 7}))
+        assert b"refused" in connection.recv(4096)
+        return connection
 
     async def dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await asyncio.open_connection(
@@ -295,22 +305,32 @@ async def test_one_that_is_refused_is_a_stranger_until_its_connection_has_ended(
     assert service.joining._listener is not None
     strangers = service.joining._listener._accepting.strangers
 
-    def be_refused() -> ssl.SSLSocket:
-        name = service.authority.server_name
-        plain = socket.create_connection(("127.0.0.1", service.port), timeout=WAIT)
-        connection = dialler.context.wrap_socket(plain, server_hostname=name)
-        connection.sendall(pack({"join": 7}))
-        assert b"refused" in connection.recv(4096)
-        return connection
-
     monkeypatch.setattr(listener, "CLOSE_SECONDS", WAIT)
-    with await asyncio.to_thread(be_refused):
+    with await asyncio.to_thread(dialler.be_refused):
         assert len(strangers) == 1
     await eventually(lambda: not strangers, WAIT)
     # One that never ends its connection does not keep it for long.
     monkeypatch.setattr(listener, "CLOSE_SECONDS", 0.2)
-    with await asyncio.to_thread(be_refused):
+    with await asyncio.to_thread(dialler.be_refused):
         await eventually(lambda: not strangers, WAIT)
+
+
+async def test_one_that_is_refused_is_cut_off_when_the_server_ends(
+    service: JoinedService, dialler: Dialler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert service.joining._listener is not None
+    monkeypatch.setattr(listener, "CLOSE_SECONDS", WAIT)
+    connection = await asyncio.to_thread(dialler.be_refused)
+    await service.joining._listener.close()
+    with socket.socket(fileno=connection.detach()) as plain:  # TLS has ended by the first half
+        plain.settimeout(WAIT / 3)
+
+        def read() -> None:
+            while plain.recv(4096):
+                pass
+
+        with contextlib.suppress(ConnectionError):
+            await asyncio.to_thread(read)
 
 
 async def test_a_flood_of_strangers_leaves_few_lines(
@@ -674,3 +694,27 @@ async def test_a_keeper_is_told_where_to_dial_if_it_knows_that(
     # Another replica may have started another job for the kernel before it comes back here.
     with pytest.raises(HostUnreachable):
         await service.joining.arrived("k", "lab", 0.05)
+
+
+async def test_an_earlier_place_of_a_keeper_that_is_closed_late_takes_nothing_from_the_next(
+    service: JoinedService,
+) -> None:
+    async def no_job() -> None:
+        raise HostUnusable("the quota is met")
+
+    earlier, later = (JoinedPlace(service.joining, "k", "lab k", submit=no_job) for _ in range(2))
+    await service.joining.invite("k")
+    owner: Any = None
+    for place in (earlier, later):
+        with pytest.raises(HostUnusable, match="the quota is met"):
+            await place.find(owner, lambda _: None)
+    second = await service.joining.invite("k")
+    failure = HostUnusable("job 17 has ended")
+    service.joining.fail("k", failure)
+    await earlier.close(is_empty=True)
+    assert service.joining._generations == {"k": second.generation}
+    assert service.joining._failures == {"k": failure}
+    await later.close(is_empty=True)
+    assert not service.joining._generations
+    assert not service.joining._failures
+    assert not service.joining._told

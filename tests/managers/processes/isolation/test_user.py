@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.keeper.launching import AsUser as UserOfKeeper
+from app.keeper.launching import _open_below
 from app.managers.errors import IsolationUnavailable
 from app.managers.processes.isolation.accounts import Account
 from app.managers.processes.isolation.places import KernelPlace
@@ -40,6 +42,22 @@ def test_the_keeper_is_asked_to_launch_it_as_the_user(tmp_path: Path) -> None:
     who = {"uid": os.getuid(), "gid": os.getgid(), "home": str(home)}
     assert launch.fields == {"as_user": who}
     assert one.environment({"HOME": "/root"}, {})["HOME"] == str(home)
+
+
+def test_the_keeper_finds_a_home_that_lies_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "home").symlink_to(tmp_path / "disk")
+    one = as_user(tmp_path / "home")
+    work = (tmp_path / "home" / "anna").resolve() / "work"
+    work.mkdir()
+    launch = one.launch(["python"], {}, str(work), "")
+    user = UserOfKeeper.of(launch.fields["as_user"] | {"uid": SOMEBODY, "gid": SOMEBODY})
+    assert user is not None
+    descriptor = _open_below(user.home, launch.cwd)
+    try:
+        assert os.path.samestat(os.fstat(descriptor), work.stat())
+    finally:
+        os.close(descriptor)
 
 
 def test_what_it_needs_is_made_again_and_again_and_removed(tmp_path: Path) -> None:
