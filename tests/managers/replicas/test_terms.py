@@ -16,6 +16,7 @@ from app.managers.handover.registry import Registry
 from app.managers.handover.store import ExecutionRecord, UnusableRegistry
 from app.managers.replicas import registry
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
+from app.managers.replicas.keepers import SharedKeepers
 from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
 from app.settings import Settings
@@ -100,6 +101,16 @@ async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
     go.set()
     await tries[0]
     await kept.close()
+
+
+async def test_a_keeper_that_is_to_be_forgotten_is_so_if_no_other_could_be_invited() -> None:
+    async def is_away(_: object) -> None:
+        raise OSError("the registry is away")
+
+    keepers = SimpleNamespace(_id="this", _late={"k.1"}, _terms=Terms(), _run=is_away)
+    with pytest.raises(OSError, match="is away"):
+        await SharedKeepers.invite(cast("Any", keepers), "k.1", 60)
+    assert keepers._late == {"k.1"}
 
 
 async def test_a_registry_that_does_not_answer_holds_up_nobody_who_leaves(
