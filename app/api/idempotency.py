@@ -57,7 +57,8 @@ class Making(NamedTuple):
     Where nobody will look for it by that, ``make`` gets an empty text. ``find`` tells the id of
     what was made by an earlier ``make``, as of a replica that has died, with this UUID.
     ``confirm`` returns when what has this id is known to be stored, and raises if it may not be;
-    then ``undo`` is called, unless there is a key by which it is asked for again.
+    then ``undo`` is called, unless it can be asked for again by a key. While the shared registry
+    is away, no key is stored there, and ``undo`` is called with a key as well.
     """
 
     make: Callable[[str], Awaitable[str]]

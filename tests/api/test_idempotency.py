@@ -9,10 +9,15 @@ import pytest
 
 from app.api import idempotency
 from app.managers.errors import ExecutionNotFound
+from app.managers.replicas import claims
 from tests.api.errors import error_of
 from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
+
+
+def test_replicas_remember_a_key_as_long_as_one_server_does() -> None:
+    assert claims.KEY_SECONDS == idempotency.KEY_SECONDS
 
 
 def key(value: str) -> dict[str, str]:

@@ -132,7 +132,7 @@ class ExecutionTracker:
 
     def add(self, execution: Execution) -> None:
         """Know an execution from now on; its request need not be sent yet."""
-        self._by_id.pop(execution.id, None)
+        self._drop(execution.id)  # the one before, whose place in the order is another
         self._by_id[execution.id] = execution
         self.changed(execution)
 
@@ -255,7 +255,7 @@ class ExecutionTracker:
         self.give_up(execution, reason, never_ran=True)
         if self._by_id.get(execution.id) is execution:
             self._ended.remove(execution)
-            self._drop(execution)
+            self._drop(execution.id)
 
     def finish_unanswered(self, execution: Execution) -> None:
         """End an execution that lacks its reply or its idle status, which will not come."""
@@ -471,16 +471,16 @@ class ExecutionTracker:
             oldest = self._ended.popleft()
             self.displays.remove(oldest)
             if self._by_id.get(oldest.id) is oldest:
-                self._drop(oldest)
+                self._drop(oldest.id)
         self._log.wake()  # readers that follow the execution look at its end
         if self.listener is not None:
             self.listener.on_end(execution)
             self.listener.on_free()
 
-    def _drop(self, execution: Execution) -> None:
-        """Know the execution of this id no longer."""
-        del self._by_id[execution.id]
-        if self.store is not None:
+    def _drop(self, execution_id: str) -> None:
+        """Know the execution of this id no longer, if there is one."""
+        execution = self._by_id.pop(execution_id, None)
+        if execution is not None and self.store is not None:
             self.store.forgotten(execution)
 
 

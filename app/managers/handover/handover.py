@@ -28,7 +28,7 @@ from ..processes.transports import socket_files
 from ..state import KernelState, Lifecycle
 from .executions import RegisteredExecutions, restored
 from .places import RegisteredPlaces, from_journal, journal_of
-from .registry import Registry
+from .registry import CLOSE_SECONDS, Registry
 from .store import KernelRecord, UnusableRegistry
 
 __all__ = ["Adopt", "HandedOver", "Handover", "LetGo", "RegisteredHandover", "Rest", "settle_loss"]
@@ -403,7 +403,9 @@ class RegisteredHandover(Handover):
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            _, late = await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+            if late:
+                logger.error("%d tasks of the handover do not end", len(late))
 
 
 async def settle_loss(traffic: Traffic, state: KernelState) -> None:

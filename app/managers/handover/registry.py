@@ -105,6 +105,9 @@ class Registry:
         self._activity: dict[str, tuple[float, str, bytes]] = {}
         self._changed: dict[tuple[str, str], Callable[[], ExecutionRecord]] = {}
         self._forgotten: set[tuple[str, str]] = set()
+        # The number of the latest change of each execution, until that change is written.
+        self._unwritten: dict[tuple[str, str], int] = {}
+        self._changes = 0
         self._places: dict[str, Callable[[], Places]] = {}
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
         self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
@@ -235,8 +238,7 @@ class Registry:
         # the rest. An activity that comes behind updates no row, for none is left.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
-        for key in [key for key in self._changed if key[0] == kernel_id]:
-            del self._changed[key]
+        self._drop_executions(kernel_id)
         self._missed.pop(kernel_id, None)
         self._newest.pop(kernel_id, None)
         # If a kernel of the same id is saved meanwhile, the row is that one's.
@@ -290,13 +292,25 @@ class Registry:
         # batches is encoded once. In one batch a key is changed or forgotten, never both.
         self._forgotten.discard((kernel_id, execution_id))
         self._changed[kernel_id, execution_id] = record
-        self._write_soon()
+        self._count_change(kernel_id, execution_id)
 
     def forget(self, kernel_id: str, execution_id: str) -> None:
         """Delete an execution soon."""
         self._changed.pop((kernel_id, execution_id), None)
         self._forgotten.add((kernel_id, execution_id))
+        self._count_change(kernel_id, execution_id)
+
+    def _count_change(self, kernel_id: str, execution_id: str) -> None:
+        self._changes += 1
+        self._unwritten[kernel_id, execution_id] = self._changes
         self._write_soon()
+
+    def _drop_executions(self, kernel_id: str) -> None:
+        """Write nothing more of a kernel's executions, and put back nothing that fails."""
+        self._forgotten = {key for key in self._forgotten if key[0] != kernel_id}
+        for key in [key for key in self._unwritten if key[0] == kernel_id]:
+            self._changed.pop(key, None)
+            del self._unwritten[key]
 
     # Writing in batches
 
@@ -344,20 +358,22 @@ class Registry:
 
     async def _flush_all(self) -> None:
         await self.flush()
-        # The one thread works in order: flushes that were ahead have ended, and have put back what
-        # they could not write, when this is told that its own turn has come.
+        # The one thread works in order: it has tried all that earlier flushes have taken when this
+        # is told that its own turn has come. What could not be written may be in a later flush now.
         await self._call(lambda: None)
 
     async def flush(self) -> None:
         """Write every change that waits."""
         # The changes are taken before the first await. What changes while the thread writes goes
-        # into the new dicts, and a failed write puts an execution back only where nothing newer is.
+        # into the new dicts. Another flush may take that, too, before this one has ended: a failed
+        # write puts an execution back only if this flush has taken the latest change of it.
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
         moved, self._places = self._places, {}
         ids = {key[0] for key in (*changed, *forgotten)} | activity.keys() | moved.keys()
         terms = {kernel_id: self.term_of(kernel_id) for kernel_id in ids}
+        taken = {key: self._unwritten[key] for key in (*changed, *forgotten)}
         touched = [(key, *what) for key, what in activity.items()]
         records = _records(changed)
         places = [each() for each in moved.values()]
@@ -365,17 +381,20 @@ class Registry:
             return
         # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
         # order in which it is asked to.
-        if await self._write(_write_all, self._present, touched, records, forgotten, places):
+        done = await self._write(_write_all, self._present, touched, records, forgotten, places)
+        latest = {key for key, number in taken.items() if self._unwritten.get(key) == number}
+        if done:
+            for key in latest & (changed.keys() | forgotten):
+                del self._unwritten[key]
             return
         # Nothing is put back of a kernel that is another replica's meanwhile, even if it has come
         # back in a later term.
         own = {kernel_id for kernel_id, term in terms.items() if self.term_of(kernel_id) == term}
         # A failure may be of the whole batch or of a part (`_write_all`): what was written is
         # written again, which does no harm.
-        for key, record in changed.items():
-            if key[0] in own and key not in self._forgotten:
-                self._changed.setdefault(key, record)
-        self._forgotten |= {key for key in forgotten - self._changed.keys() if key[0] in own}
+        latest = {key for key in latest if key[0] in own}
+        self._changed |= {key: changed[key] for key in latest & changed.keys()}
+        self._forgotten |= latest & forgotten
         for kernel_id in own & activity.keys():
             self._activity.setdefault(kernel_id, activity[kernel_id])
         for kernel_id in own & moved.keys():

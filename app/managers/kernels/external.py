@@ -269,6 +269,7 @@ class ExternalKernels:
         # Looks of several callers and an adoption may come at a time, and each awaits between the
         # look at a file and the entry of its kernel: each file shall make one kernel.
         self._refreshing = asyncio.Lock()
+        self._stops: set[asyncio.Task[None]] = set()  # the loop alone would not keep them
 
     @property
     def _allowed(self) -> bool:
@@ -307,9 +308,13 @@ class ExternalKernels:
         """Forget the kernel of a file unless the file has this content still."""
         kernel = self._by_file.get(file)
         if kernel is not None and kernel.info != info:
-            # Forgotten last: a look ends in the middle when its client goes away, and the next one
-            # finds the kernel here, and stops it again.
-            await kernel.stop(why=FILE_GONE)
+            # A look ends in the middle when its client goes away. The stop is a task of its own,
+            # and goes on: a kernel that is stopped by half would stay listed. The file is forgotten
+            # last: the next look finds the kernel here, and waits for the stop.
+            stop = asyncio.get_running_loop().create_task(kernel.stop(why=FILE_GONE))
+            self._stops.add(stop)
+            stop.add_done_callback(self._stops.discard)
+            await asyncio.shield(stop)
             del self._by_file[file]
 
     async def _add(self, file: Path, info: ConnectionInfo) -> None:

@@ -195,26 +195,38 @@ class Kernel:
         await self.save()
 
     async def save(self) -> None:
-        """Have the next server know what others have changed: where it works, or its shares."""
+        """Have the next server know what others have changed: where it works, or its shares.
+
+        During a start, a restart, a stop or an adoption this returns before the change is stored.
+        """
         self._registration.changed()
         if self.is_left and self._left.record is not None:
             await self._registration.save_again(self._left.record)
         elif not self._lock.locked():
             async with self._alone():
                 pass
-        # Else a start, a restart, a stop or an adoption has the lock, perhaps for long. It saves
-        # what has just been changed here before it lets go: there is no need to wait.
+        # Else whoever has the lock, perhaps for long, stores the change before letting go. If that
+        # is cancelled, or this server is killed before, the next server may not know the change.
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
-        """Hold the kernel's lock, and store at the end what `save` has left to its holder."""
+        """Hold the kernel's lock, and store at the end what `save` has left to its holder.
+
+        A holder that is cancelled stores nothing: a stop may have removed the record, so that the
+        next server ends the kernel (`Registration.disown`).
+        """
         async with self._lock:
+            is_cancelled = False
             try:
                 yield
+            except asyncio.CancelledError:
+                is_cancelled = True
+                raise
             finally:
                 # A kernel that nothing is known of but that it starts is registered by its start.
                 is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
-                if is_known and self._course.phase is not Phase.GONE:
+                is_over = is_cancelled or self._course.phase is Phase.GONE
+                if is_known and not is_over:
                     await self._registration.catch_up()
 
     async def start(self) -> None:

@@ -178,9 +178,10 @@ class MultiKernelManager:
         return self._kernels.found_by(keys)
 
     async def shares_changed(self, kernel: Kernel) -> None:
-        """Take note of a kernel's shares; returns when the next server would know them, too."""
-        # What is allowed changes at once, and is stored then: a crash between the two takes back a
-        # change of which its client has not heard.
+        """Take note of a kernel's shares, and store them for the next server (`Kernel.save`)."""
+        # What is allowed changes at once, and is stored then. A crash between the two takes back
+        # the change. Its client has not heard of it by then, unless the kernel was just starting,
+        # restarting, stopping or being adopted.
         self._kernels.index(kernel)
         kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
@@ -435,7 +436,7 @@ class MultiKernelManager:
             )
 
     async def stopped(self) -> None:
-        """Stop every kernel; returns when all are gone. Bounded by a kernel's stop."""
+        """Stop or leave every kernel; returns when that is done, or has taken too long."""
         self.begin_stop()
         assert self._stop_task is not None
         # Whoever waits here may be cancelled: kernels that were asked to end are seen through.
@@ -452,13 +453,13 @@ class MultiKernelManager:
         kernels = [*self]
         # Late adoptions end, and no checkpoint comes behind a record that `leave` has stored.
         await self._handover.close()
+        own = (kernel.shutdown_seconds for kernel in kernels)
+        patience = max((self.settings.shutdown_wait_time, *own))
         if self._handover.hands_over:
             # A client that waits for the answer to a start gets an error: its kernel is stopped.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
-            kernels = asked_for + await leave_all(kernels, self.settings.orphan_timeout)
-        own = (kernel.shutdown_seconds for kernel in kernels)
-        patience = max((self.settings.shutdown_wait_time, *own))
+            kernels = asked_for + await leave_all(kernels, self.settings.orphan_timeout, patience)
         await stop_all(kernels, [*self._starting.values(), warm], patience)
         await self._handover.hand_over()
 

@@ -79,14 +79,30 @@ async def stop_all(
         stop.cancel()
 
 
-async def leave_all(kernels: Collection[Kernel], orphan_timeout: float) -> list[Kernel]:
+async def leave_all(
+    kernels: Collection[Kernel], orphan_timeout: float, patience: float
+) -> list[Kernel]:
     """Let the kernels go on without this server; returns those that cannot, to be stopped.
 
-    The keeper ends those that no other server takes within ``orphan_timeout`` seconds.
+    The keeper ends those that no other server takes within ``orphan_timeout`` seconds. ``patience``
+    is that of `stop_all`. A kernel that takes `SLACK_SECONDS` more is taken for left.
     """
-    if kernels:
-        await asyncio.sleep(FAREWELL_SECONDS)
-    left = await asyncio.gather(*map(_leave_quietly, kernels))
+    if not kernels:
+        return []
+    await asyncio.sleep(FAREWELL_SECONDS)
+    loop = asyncio.get_running_loop()
+    leaves = [loop.create_task(_leave_quietly(one)) for one in kernels]
+    # A leave waits for the kernel's lock, and for a disk that may hang.
+    _, late = await asyncio.wait(leaves, timeout=patience + SLACK_SECONDS)
+    for leave in late:
+        leave.cancel()
+    if late:
+        logger.error(
+            "%d kernels are left without all that the next server should know: the disk does not "
+            "answer, or a start or a stop goes on",
+            len(late),
+        )
+    left = [leave in late or leave.result() for leave in leaves]
     if any(left):
         logger.info(
             "%d kernels go on without a server, for %g s at most; "

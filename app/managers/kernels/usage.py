@@ -40,10 +40,13 @@ HISTORY_SECONDS: Final = 600.0
 POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
 
 RECENT_SECONDS: Final = 30.0
+"""How old samples may be if many kernels are asked about at once."""
+
 REFRESH_SECONDS: Final = 2.0
+"""How long a request waits for new samples of many kernels."""
+
 AT_ONCE: Final = 32
-"""How old the samples of many kernels may be that are asked about at once, and how long it may take
-to bring them up to date, so many at a time."""
+"""How many kernels are sampled at a time."""
 
 RATE_SECONDS: Final = 0.5
 """The shortest time in which a share of the processors is measured."""
@@ -167,6 +170,12 @@ class Series:
         self._rated: ProcessUsage | None = None  # from which the share is measured
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
 
+    def is_fresh(self, seconds: float) -> bool:
+        """Whether the last sample is younger than so many seconds."""
+        # By the wall clock, as the time of a sample is told to clients. A sample from the future
+        # is one that was taken before the clock was set back.
+        return 0 <= time.time() - self.at < seconds
+
     def add(self, sample: ProcessUsage | None, now: float, messages: int = 0) -> None:
         """Take a new sample, or that there is none; ``messages`` were in the log by then."""
         self.latest, self.at = sample, now
@@ -221,9 +230,7 @@ class UsageSampler:
         series = self._series.get(kernel.id)
         if series is None:
             series = self._series[kernel.id] = Series()
-        # By the wall clock, as the time of a sample is told to clients. A sample from the future
-        # is one that was taken before the clock was set back.
-        if not 0 <= time.time() - series.at < seconds:
+        if not series.is_fresh(seconds):
             await self._sample(kernel, series)
         return series
 
@@ -237,8 +244,7 @@ class UsageSampler:
 
         async def one(kernel: Measured) -> None:
             async with room:
-                with contextlib.suppress(KeeperUnavailable):
-                    await self.latest(kernel, seconds)
+                await self._try(kernel, seconds)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REFRESH_SECONDS):
@@ -251,13 +257,13 @@ class UsageSampler:
         A sample that is younger than a period will do. If this is called again and again, many
         kernels are sampled in turn.
         """
-        newest = time.time() - 0.9 * PERIOD_SECONDS
-        fresh = Series()
-        known = [(self._series.get(kernel.id, fresh), kernel) for kernel in kernels]
-        stale = [each for each in known if each[0].at <= newest]
+        seconds = 0.9 * PERIOD_SECONDS
+        none = Series()
+        known = [(self._series.get(kernel.id, none), kernel) for kernel in kernels]
+        stale = [each for each in known if not each[0].is_fresh(seconds)]
         # By when they were tried: those that cannot be sampled must not come first for ever.
         stale.sort(key=lambda each: each[0].tried)
-        await self.refresh([kernel for _, kernel in stale[:most]], 0.9 * PERIOD_SECONDS)
+        await self.refresh([kernel for _, kernel in stale[:most]], seconds)
 
     def last(self, kernel_id: str) -> Series | None:
         """The samples that there are of a kernel."""
@@ -284,6 +290,19 @@ class UsageSampler:
         sample = await kernel.usage()
         series.add(sample, time.time(), kernel.traffic.log.end.cursor - 1)
 
+    async def _try(self, kernel: Measured, seconds: float) -> None:
+        """As `latest`; a failure is logged, and does not end the samples of other kernels."""
+        try:
+            await self.latest(kernel, seconds)
+        except KeeperUnavailable as error:
+            about(logger, kernel_id=kernel.id).debug(
+                "kernel %s is not sampled: %s", kernel.id, error.message
+            )
+        except Exception:
+            about(logger, kernel_id=kernel.id).exception(
+                "kernel %s could not be sampled", kernel.id
+            )
+
     async def _sample_on(self) -> None:
         while self._kernels:
             await asyncio.sleep(PERIOD_SECONDS)
@@ -291,16 +310,7 @@ class UsageSampler:
                 if time.monotonic() - asked > WANTED_SECONDS:
                     del self._kernels[kernel_id]
                     continue
-                try:
-                    await self.latest(kernel, PERIOD_SECONDS * 0.9)
-                except KeeperUnavailable as error:
-                    about(logger, kernel_id=kernel_id).debug(
-                        "kernel %s is not sampled: %s", *(kernel_id, error.message)
-                    )
-                except Exception:  # one kernel must not end the samples of all others
-                    about(logger, kernel_id=kernel_id).exception(
-                        "kernel %s could not be sampled", kernel_id
-                    )
+                await self._try(kernel, PERIOD_SECONDS * 0.9)
             self._forget_old()
         # Nothing is awaited since the last look at the kernels: whoever asks about one after that
         # look finds no task here, and begins the next one.

@@ -29,7 +29,7 @@ __all__ = ["KEY_SECONDS", "MAX_CLAIMS", "Claim", "SharedClaims", "claim", "settl
 logger = logging.getLogger(__name__)
 
 KEY_SECONDS: Final = 24 * 3600
-"""How long it is remembered what was made: a client that has lost an answer asks within a day."""
+"""How long it is remembered what was made, as `app.api.idempotency.KEY_SECONDS`."""
 
 MAX_CLAIMS: Final = 10_000
 """How many claims are remembered; the oldest of the owner with the most is forgotten first."""

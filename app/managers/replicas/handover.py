@@ -93,7 +93,7 @@ class SharedHandover(RegisteredHandover):
         # one after the other, and an adoption waits for the last.
         before = self._leaving.get(kernel_id)
         rest = self.let_go(kernel_id)
-        leaving = self._leaving[kernel_id] = self._do(self._let_go(kernel_id, rest, before))
+        leaving = self._leaving[kernel_id] = self._do(self._leave(kernel_id, rest, before))
 
         def forget(_: object) -> None:
             if self._leaving.get(kernel_id) is leaving:
@@ -123,7 +123,7 @@ class SharedHandover(RegisteredHandover):
             logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
-    async def _let_go(self, kernel_id: str, rest: Rest, before: asyncio.Task[None] | None) -> None:
+    async def _leave(self, kernel_id: str, rest: Rest, before: asyncio.Task[None] | None) -> None:
         try:
             if before is not None:
                 await asyncio.wait({before})

@@ -108,9 +108,16 @@ class SharedKeepers:
         who = keeper_id, kernel_of(keeper_id), self._id
         # Not forgotten any more from now on: whatever is asked behind this invitation would forget
         # the new keeper as well.
+        was_late = keeper_id in self._late
         self._late.discard(keeper_id)
         term = self._terms.of(kernel_of(keeper_id))
-        generation = await self._run(lambda one: _invite(one, *who, term, digest(secret), seconds))
+        what = *who, term, digest(secret), seconds
+        try:
+            generation = await self._run(lambda one: _invite(one, *what))
+        except OSError:
+            if was_late:  # the keeper before is still to be forgotten
+                self._late.add(keeper_id)
+            raise
         if generation is None:
             raise OSError("the kernel is not this replica's any more")
         self._know(keeper_id, self._id)

@@ -203,13 +203,13 @@ class SharedRegistry(Registry):
         """
         if self.member.is_away:
             raise RegistryUnavailable
-        # All three can be after the wait: it has taken too long, the kernel was taken meanwhile, or
-        # the write has failed, and the flush has put the execution back (`Registry.flush`).
-        is_done = await self.stored()
+        # After the wait, the kernel may be another replica's. The execution may be unwritten: the
+        # write has failed or takes too long, and a later flush may be at it just now.
+        await self.stored()
         if not term or self.terms.of(kernel_id) != term:
             # It may have been stored before the kernel was taken: whoever has that runs it then.
             raise ReplicaUnreachable(begun=True)
-        if not is_done or (kernel_id, execution_id) in self._changed:
+        if (kernel_id, execution_id) in self._unwritten:
             raise RegistryUnavailable
 
     def listens(self, addresses: Sequence[str]) -> None:
@@ -240,17 +240,16 @@ class SharedRegistry(Registry):
     def fence(self, kernel_id: str) -> None:
         """Another replica has this kernel."""
         # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
-        # What a flush has given to the thread is refused there, as the kernel has no term. No await
-        # is in here: whatever is told by `on_fenced` finds nothing left of this tenure.
+        # What a flush has given to the thread goes with the old term, and the row in the registry
+        # refuses it. No await is in here: whatever is told by `on_fenced` finds nothing left of
+        # this tenure.
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
         # It may come back in a later term, and must not find there what belongs to this one.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
-        self._forgotten = {key for key in self._forgotten if key[0] != kernel_id}
-        for key in [key for key in self._changed if key[0] == kernel_id]:
-            del self._changed[key]
+        self._drop_executions(kernel_id)
         self.on_fenced(kernel_id)
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -277,9 +276,10 @@ class SharedRegistry(Registry):
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
-        # The order is that of the next owner's needs: all that is to be read is stored before the
-        # kernels are free, and nothing is written by this replica afterwards, as it has no terms.
-        # Each statement has its bound, but there may be one for each kernel that was not stored.
+        # The order is that of the next owner's needs: what the database takes in time is stored
+        # before the kernels are free. Afterwards this replica has no terms, and the registry
+        # refuses what still waits in the thread. Each statement has a bound, but there may be one
+        # for each kernel that was not stored: so all together have one as well.
         with contextlib.suppress(StoreAway, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._make_up()

@@ -67,8 +67,8 @@ class SharedStore:
 
     def save(self, record: KernelRecord) -> None:
         """As `RegistryStore.save`."""
-        # Read once, before the work, which may run twice: a term that comes in between is another
-        # tenure's, for which this record was not made.
+        # The term in which the write was asked for (`at`): the registry refuses the write if the
+        # kernel has a later one.
         term = self._terms.of(record.id)
 
         def work(connection: Connection) -> bool:

@@ -14,11 +14,12 @@ __all__ = ["Terms"]
 
 
 class Terms:
-    """The terms in which this replica has its kernels, by their ids. Threads may look, too."""
+    """The terms in which this replica has its kernels, by their ids."""
 
     def __init__(self) -> None:
-        # Only the loop writes. A thread that looks gets a term or none, each of which the registry
-        # and the keeper judge: a term that is dropped in that moment is refused there, too.
+        # Only the loop writes. The thread of `SharedKeepers` looks, too, and gets a term or none,
+        # each of which the registry judges: a term that is over is refused there. The thread of
+        # `SharedStore` has a copy (`now`).
         self._terms: dict[str, int] = {}
 
     def __contains__(self, kernel_id: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from app.managers.executions.execution import Execution, ExecutionState
+from app.managers.executions.tracker import ExecutionTracker
 from app.managers.handover.executions import RegisteredExecutions, restored
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import ExecutionRecord
@@ -73,6 +74,17 @@ def test_one_that_runs_is_known_as_it_was() -> None:
     found = kept(execution)
     assert found.state is ExecutionState.RUNNING
     assert fields(found) == fields(execution)
+
+
+def test_an_id_that_is_used_again_gets_a_later_number() -> None:
+    registry = _Registry()
+    tracker = ExecutionTracker(cast(Any, None), 8)
+    tracker.store = RegisteredExecutions(cast(Registry, registry), "kernel")
+    for name in "aba":
+        tracker.add(Execution(name, "session", Position(7, 700)))
+    assert [one.id for one in tracker] == ["b", "a"]
+    assert [(one.id, one.number) for one in registry.records] == [("a", 1), ("b", 2), ("a", 3)]
+    assert registry.forgotten == ["a"]
 
 
 async def test_nothing_is_stored_in_a_later_term() -> None:

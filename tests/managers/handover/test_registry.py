@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -386,6 +387,39 @@ async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_
     assert registry._activity.keys() == registry._places.keys() == {"kept"}
     for waiting in (registry._changed, registry._forgotten, registry._activity, registry._places):
         waiting.clear()
+    await registry.close()
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+async def test_a_write_that_fails_puts_back_nothing_that_another_flush_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
+) -> None:
+    registry, go = Registry(tmp_path), threading.Event()
+    write, tries = registry_module._write_all, []
+
+    def fail_first(*what: Any) -> None:
+        tries.append(what)
+        if len(tries) == 1:
+            go.wait(30)
+            raise sqlite3.OperationalError("disk is full")
+        write(*what)
+
+    monkeypatch.setattr(registry_module, "_write_all", fail_first)
+    registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"old"))
+    first = asyncio.ensure_future(registry.flush())
+    await asyncio.sleep(0)
+    if is_forgotten:
+        registry.forget("a", "p")
+    else:
+        registry.note("a", "p", lambda: ExecutionRecord("a", "p", 1, b"new"))
+    second = asyncio.ensure_future(registry.flush())
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.gather(first, second)
+    assert not registry._has_changes
+    assert registry._unwritten == {}
+    stored = [] if is_forgotten else [ExecutionRecord("a", "p", 1, b"new")]
+    assert await registry.executions("a") == stored
     await registry.close()
 
 

@@ -6,6 +6,7 @@ These are the tests of `app.managers.kernels.services`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -28,6 +30,7 @@ from app.managers.errors import (
     SessionNotFound,
 )
 from app.managers.executions.code import Code
+from app.managers.handover import handover as handover_module
 from app.managers.handover.elsewhere import Nowhere
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
@@ -40,6 +43,7 @@ from app.managers.kernels.life import Life
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.kernels.phases import Phase
 from app.managers.kernels.services import KernelServices
+from app.managers.kernels.stopping import SLACK_SECONDS, leave_all
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess, bounded
@@ -393,25 +397,20 @@ async def test_a_kernel_that_cannot_be_adopted_has_not_ended(
         manager._kernels[kernel.id] = kernel  # so that it is ended
 
 
+@pytest.mark.parametrize("moment", ["close", "remove_log"])
 async def test_a_look_at_connection_files_that_is_cut_short_is_made_up_for_by_the_next(
-    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    state_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """As when the client of an overview goes away in the middle of a look."""
 
     async def cut_short(action: str) -> None:
-        begun = asyncio.Event()
-
-        async def never(*_: Any, **__: Any) -> None:
-            begun.set()
-            await asyncio.Event().wait()
-
         with monkeypatch.context() as patch:
-            patch.setattr(Traffic, action, never)
+            held = Held(patch, Traffic, action)
             look = asyncio.create_task(manager.refresh())
-            await begun.wait()
+            await held.called.wait()
             look.cancel()
-            patch.undo()
-            await asyncio.wait({look})
+        await asyncio.wait({look})
+        held.may_go_on.set()
 
     file = tmp_path / "external" / "kernel.json"
     file.parent.mkdir()
@@ -423,7 +422,7 @@ async def test_a_look_at_connection_files_that_is_cut_short_is_made_up_for_by_th
         await manager.refresh()
         assert len(manager) == 1
         file.unlink()
-        await cut_short("close")
+        await cut_short(moment)
         await manager.refresh()
         assert len(manager) == 0
         assert manager.departures.last == 1
@@ -493,6 +492,56 @@ async def test_a_share_that_ends_meanwhile_has_ended_for_the_next_server(
         await asyncio.gather(doing, revoking)
         [record] = await registry.load()
         assert record.shares == []
+
+
+async def test_a_stop_that_is_cancelled_brings_back_no_record(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        with monkeypatch.context() as patch:
+            held = Held(patch, Launches, "stop")
+            stopping = asyncio.create_task(kernel.stop())
+            await held.called.wait()
+            kernel.ownership.grant(Share("name", "ben", "read"))
+            await manager.shares_changed(kernel)  # which leaves the change to the stop
+            stopping.cancel()
+            await asyncio.wait({stopping})
+        assert await registry_of(manager).load() == []
+
+
+async def test_a_disk_that_hangs_keeps_no_kernel_from_being_left(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        held = Held(monkeypatch, registry_of(manager), "save")
+        async with asyncio.timeout(30):
+            assert await leave_all([kernel], 5.0, 2.0 - SLACK_SECONDS) == []
+        assert held.called.is_set()
+        assert "1 kernels are left without all that the next server should know" in caplog.text
+
+
+async def test_a_task_that_does_not_end_holds_up_the_end_for_a_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go = asyncio.Event()
+
+    async def stubborn() -> None:
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    monkeypatch.setattr(handover_module, "CLOSE_SECONDS", 0.05)
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await RegisteredHandover.close(cast(Any, SimpleNamespace(_tasks={task})))
+    assert "1 tasks of the handover do not end" in caplog.text
+    go.set()
+    await task
 
 
 async def test_a_warm_kernel_of_which_its_client_does_not_hear_is_not_left(

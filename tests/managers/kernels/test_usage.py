@@ -184,6 +184,19 @@ async def test_a_sample_from_the_future_is_taken_again(
     monkeypatch.setattr(time, "time", lambda: now - 3600)  # the clock was set back
     await sampler.usage(kernel)
     assert kernel.taken == 2
+    monkeypatch.setattr(time, "time", lambda: now - 7200)
+    await sampler.refresh_oldest([kernel], 1)
+    assert kernel.taken == 3
+
+
+async def test_a_kernel_whose_sample_fails_in_any_way_holds_up_no_look_at_many(
+    sampler: UsageSampler, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing, other = Sampled(), Sampled()
+    failing.answer, other.id = KeyError("k"), "other"
+    await sampler.refresh([failing, other])
+    assert other.taken == 1
+    assert "kernel k could not be sampled" in caplog.text
 
 
 async def test_a_kernel_whose_sample_fails_in_any_way_does_not_end_those_of_others(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from app.managers.handover.store import UnusableRegistry
+from app.managers.handover import registry as handover_registry
+from app.managers.handover.registry import Registry
+from app.managers.handover.store import ExecutionRecord, UnusableRegistry
 from app.managers.replicas import registry
-from app.managers.replicas.errors import ReplicaUnreachable
+from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
+from app.managers.replicas.keepers import SharedKeepers
 from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
 from app.settings import Settings
@@ -65,6 +70,47 @@ async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -
     keeping = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
     with pytest.raises(ReplicaUnreachable, match="may have been done"):
         await SharedRegistry.kept(cast("Any", keeping), "k", "e", terms.of("k"))
+
+
+async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, go = Registry(tmp_path), threading.Event()
+    tries: list[asyncio.Task[None]] = []
+
+    def fail(*_: object) -> None:
+        if tries:
+            go.wait(30)
+        raise sqlite3.OperationalError("disk is full")
+
+    async def stored() -> bool:
+        await kept.flush()  # this fails, and the next begins before anybody looks
+        tries.append(asyncio.create_task(kept.flush()))
+        await asyncio.sleep(0)
+        return True
+
+    monkeypatch.setattr(handover_registry, "_write_all", fail)
+    terms = Terms()
+    terms.begin("k")
+    monkeypatch.setattr(kept, "stored", stored)
+    monkeypatch.setattr(kept, "terms", terms, raising=False)
+    monkeypatch.setattr(kept, "member", SimpleNamespace(is_away=False), raising=False)
+    kept.note("k", "e", lambda: ExecutionRecord("k", "e", 1, b""))
+    with pytest.raises(RegistryUnavailable):
+        await SharedRegistry.kept(cast("Any", kept), "k", "e", terms.of("k"))
+    go.set()
+    await tries[0]
+    await kept.close()
+
+
+async def test_a_keeper_that_is_to_be_forgotten_is_so_if_no_other_could_be_invited() -> None:
+    async def is_away(_: object) -> None:
+        raise OSError("the registry is away")
+
+    keepers = SimpleNamespace(_id="this", _late={"k.1"}, _terms=Terms(), _run=is_away)
+    with pytest.raises(OSError, match="is away"):
+        await SharedKeepers.invite(cast("Any", keepers), "k.1", 60)
+    assert keepers._late == {"k.1"}
 
 
 async def test_a_registry_that_does_not_answer_holds_up_nobody_who_leaves(
