@@ -40,13 +40,16 @@ REPLACED: Final = 1000
 """Close code when the same session has connected anew. After this code a client does not reconnect:
 it would replace the connection that has just replaced this one."""
 
+BROKEN: Final = 1002  # a frame that breaks the protocol, as uvicorn finds
 WRONG_TYPE: Final = 1003
 ABNORMAL: Final = 1006  # the connection was cut [RFC 6455, section 7.4.1]
 MALFORMED: Final = 1007
+TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 
 _NOT_OF_THE_CLIENT: Final = frozenset(
-    {ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE}
+    {BROKEN, ABNORMAL, MALFORMED, TOO_BIG, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED}
+    | {KERNEL_GONE}
 )
 """Codes with which a connection ends that its client has not closed. uvicorn tells the application
 that a connection has ended with the code of the close frame that came first, the server's too."""

@@ -44,7 +44,8 @@ async def test_a_client_that_closes_its_connection_is_known_by_the_code(code: in
 
 
 @pytest.mark.parametrize(
-    "code", [ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE]
+    "code",
+    [1002, ABNORMAL, 1007, 1009, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE],
 )
 async def test_what_the_server_has_closed_the_client_has_not(code: int) -> None:
     assert await listened({"type": "websocket.disconnect", "code": code}) == (False, [])
