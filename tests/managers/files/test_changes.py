@@ -62,6 +62,7 @@ def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
 
 def test_a_file_in_chunks_relies_on_a_version_too(contents: Contents, tmp_path: Path) -> None:
     seen = contents.save("a.txt", text("old"), ANY).version
+    assert seen is not None
     relying = Precondition((seen,))
     contents.save("a.txt", text("n", 1), relying)
     contents.save("a.txt", text("other"), ANY)
