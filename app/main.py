@@ -129,12 +129,22 @@ def _check_files(settings: Settings) -> None:
     else:
         if settings.keeps:
             check_registry(settings.state_dir)
-        check_database(settings.sessions_filepath)
+        _check_sessions(settings)
     check_audit_log(settings.audit_log)
     check_isolation(settings)
     check_joining(settings)
     if not settings.replicated:
         check_tokens(settings.state_dir)
+
+
+def _check_sessions(settings: Settings) -> None:
+    """Refuse a file of the sessions that cannot be used, by the option that has named it."""
+    try:
+        check_database(settings.sessions_filepath)
+    except UnusableDatabase as error:
+        if settings.sessions_filepath == settings.database_filepath:
+            raise
+        raise CannotLoad(f"--state-dir: {error}") from None
 
 
 def _prepare_state_dir(settings: Settings) -> None:

@@ -203,8 +203,8 @@ class _Server(Server):
         if self._operator is not None:
             self._operator.close()
         kernels: MultiKernelManager = self.lifespan_state["kernels"]
-        # Before uvicorn's own shutdown, which closes the listening socket and every connection. It
-        # has a bound: each kernel's stop has one, and they stop side by side.
+        # Before uvicorn's own shutdown, which closes the listening socket and every connection.
+        # `stopped` has a bound: each kernel's stop has one, and they stop side by side.
         try:
             await kernels.stopped()
         finally:

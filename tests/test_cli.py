@@ -191,7 +191,7 @@ FILES = {
     "registry.lock": "--state-dir: {} cannot be used: Is a directory",
     "registry.sqlite": "--state-dir: {} cannot be used: ",
     "tokens.sqlite": "--state-dir: {} is not a file",
-    "sessions.sqlite": "--database-filepath: {} is not a file",
+    "sessions.sqlite": "--state-dir: {} is not a file",
     "server.sock": "--state-dir: {} is a directory",
     ".writable": "--state-dir: {} cannot be used: Is a directory",
 }

@@ -213,7 +213,7 @@ async def get_contents(
     # A file in a directory can change, and with it the listing, while the directory itself does
     # not. So a listing gets no tag here; `ETagMiddleware` makes one from the answer.
     is_directory = found.model.type == "directory"
-    return _json(body, 200, None if is_directory else {"ETag": found.version})
+    return _json(body, 200, {} if is_directory else _tag(found))
 
 
 @router.post(
@@ -334,8 +334,12 @@ def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def _changed(request: Request, found: Found) -> Response:
-    headers = {"Location": _url(request, found.model.path), "ETag": found.version}
+    headers = {"Location": _url(request, found.model.path), **_tag(found)}
     return _json(_encode(found.model), 201 if found.created else 200, headers)
+
+
+def _tag(found: Found) -> dict[str, str]:
+    return {} if found.version is None else {"ETag": found.version}
 
 
 def _url(request: Request, path: str) -> str:

@@ -17,13 +17,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..managers.owners.principal import Principal
-from ..ws.sending import CREDENTIAL_ENDED, EXTENSION, FrameWriter
+from ..ws.sending import CLOSE_SECONDS, CREDENTIAL_ENDED, EXTENSION, FrameWriter
 from .errors import error_response
 
 __all__ = ["serve_while_valid"]
-
-CLOSE_SECONDS: Final = 0.4
-"""How long the close frame may wait behind output that the client does not take."""
 
 _GONE: Final[Message] = {"type": "http.disconnect"}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..managers.kernels.multikernel import MultiKernelManager
+from ..managers.threads import DaemonThreads
 
 try:
     import resource
@@ -54,7 +55,7 @@ class Readiness:
         self._problem: str | None = None
         self._looked = float("-inf")
         self._looking = asyncio.Lock()
-        self._look: asyncio.Task[str | None] | None = None  # one that takes longer goes on
+        self._look: asyncio.Future[str | None] | None = None  # one that takes longer goes on
 
     async def check(self) -> bool:
         """Whether a kernel could be started, as of at most `FRESH_SECONDS` ago."""
@@ -71,8 +72,8 @@ class Readiness:
     async def _found(self) -> str | None:
         """What a look finds, or that it finds nothing within `LOOK_SECONDS`."""
         # A thread that hangs cannot be ended. The next look is the same one, as long as it hangs:
-        # threads of many probes would leave none for kernels.
-        look = self._look = self._look or asyncio.create_task(asyncio.to_thread(self._problem_now))
+        # many probes have one thread. It is nobody else's, and does not keep the process.
+        look = self._look = self._look or self._begun()
         await asyncio.wait({look}, timeout=LOOK_SECONDS)
         if not look.done():
             return f"a look at the file system takes longer than {LOOK_SECONDS:g} s"
@@ -81,6 +82,12 @@ class Readiness:
             return look.result()
         except OSError as error:
             return str(error)
+
+    def _begun(self) -> asyncio.Future[str | None]:
+        thread = DaemonThreads(1, "readiness")
+        look = thread.submit(self._problem_now)
+        thread.shutdown()
+        return asyncio.wrap_future(look)
 
     def _note(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:

@@ -15,6 +15,7 @@ from ..managers.errors import (
     KernelSpecInvalid,
     KernelStartFailed,
     KernelUnavailable,
+    KernelUnreachable,
     MissingField,
     NoSuchKernel,
     ServerStopping,
@@ -86,6 +87,7 @@ async def list_sessions(sessions: SessionsDep) -> Response:
             IsolationUnavailable,
             KernelSpecInvalid,
             KernelUnavailable,
+            KernelUnreachable,
             ServerStopping,
         ),
     },
@@ -115,7 +117,7 @@ async def create_session(
     "/{session_id}",
     operation_id="sessions_get",
     response_model=schema_of(SessionModel),
-    responses=errors(SessionNotFound),
+    responses=errors(SessionNotFound, KernelUnreachable),
     dependencies=[requires("sessions", "read")],
 )
 async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
@@ -140,6 +142,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
         StartsLimit,
         BeyondLimit,
         KernelUnavailable,
+        KernelUnreachable,
         KernelNotStopped,
         ServerStopping,
     ),
@@ -174,7 +177,7 @@ async def update_session(
     "/{session_id}",
     operation_id="sessions_delete",
     status_code=204,
-    responses=errors(SessionNotFound, KernelNotStopped),
+    responses=errors(SessionNotFound, KernelUnreachable, KernelNotStopped),
     dependencies=[requires("sessions", "write", also=[("kernels", "write")])],
 )
 async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:

@@ -32,16 +32,21 @@ class DaemonThreads(Executor):
         self._is_ended = False
 
     def submit(self, work: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
-        """Have work done behind the one before. Raises `RuntimeError` after `shutdown`."""
+        """Have work done behind the one before.
+
+        Raises `RuntimeError` after `shutdown`, and if no thread can be started now.
+        """
         if self._is_ended:
             raise RuntimeError(f"the {self._name} are closed")
+        # A thread that cannot be started does not count, and its work is not left in the queue: the
+        # next call tries again.
+        if self._left:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._left -= 1
+            self._threads.append(thread)
         done: Future[T] = Future()
         self._queue.put((partial(work, *arguments, **options), done))
-        if self._left:
-            self._left -= 1
-            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
         return done
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
@@ -55,11 +60,10 @@ class DaemonThreads(Executor):
         while (found := self._queue.get()) is not None:
             work, done = found
             # Work whose caller has given up before it began is not done.
-            if not done.set_running_or_notify_cancel():
-                continue
-            # Whatever it raises is the caller's: the thread goes on with the next.
-            try:
-                done.set_result(work())
-            except BaseException as error:
-                done.set_exception(error)
+            if done.set_running_or_notify_cancel():
+                # Whatever it raises is the caller's: the thread goes on with the next.
+                try:
+                    done.set_result(work())
+                except BaseException as error:
+                    done.set_exception(error)
             del work, done, found  # not to be held while the next is awaited

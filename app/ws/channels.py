@@ -26,7 +26,15 @@ from ..settings import Settings
 from .holding import held
 from .limiting import OutputLimit
 from .rate_limits import RateLimits
-from .sending import CREDENTIAL_ENDED, SERVICE_RESTART, Sender, sender_for
+from .sending import (
+    CLOSE_SECONDS,
+    CREDENTIAL_ENDED,
+    EXTENSION,
+    SERVICE_RESTART,
+    FrameWriter,
+    Sender,
+    sender_for,
+)
 
 __all__ = ["ChannelsConnection", "channels_endpoint"]
 
@@ -40,13 +48,16 @@ REPLACED: Final = 1000
 """Close code when the same session has connected anew. After this code a client does not reconnect:
 it would replace the connection that has just replaced this one."""
 
+BROKEN: Final = 1002  # a frame that breaks the protocol, as uvicorn finds
 WRONG_TYPE: Final = 1003
 ABNORMAL: Final = 1006  # the connection was cut [RFC 6455, section 7.4.1]
 MALFORMED: Final = 1007
+TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
 
 _NOT_OF_THE_CLIENT: Final = frozenset(
-    {ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE}
+    {BROKEN, ABNORMAL, MALFORMED, TOO_BIG, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED}
+    | {KERNEL_GONE}
 )
 """Codes with which a connection ends that its client has not closed. uvicorn tells the application
 that a connection has ended with the code of the close frame that came first, the server's too."""
@@ -277,7 +288,7 @@ class ChannelsConnection:
             if not self.is_permitted():
                 # The pump was woken by the end of the share, and has not run yet: the client's
                 # frame came in the same turn of the loop. The end of this cancels the pump.
-                await self._close(*_NOT_SHARED)
+                await self._close_at_once()
                 return False
             try:
                 message = self._decode(event.get("text"), event.get("bytes"))
@@ -319,6 +330,16 @@ class ChannelsConnection:
         if text is not None:
             return legacy.decode_text(text, self._session)
         return legacy.decode_binary(data or b"", self._session)
+
+    async def _close_at_once(self) -> None:
+        """Close a connection whose share has ended, or cut it: the close waits behind output."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._close(*_NOT_SHARED)
+        except TimeoutError:
+            writer: FrameWriter | None = self._websocket.scope.get("extensions", {}).get(EXTENSION)
+            if writer is not None:
+                writer.abort()
 
     async def _close(self, code: int, reason: str) -> None:
         # The pump and `_listen` may each close, and the client may be gone: the first close counts.

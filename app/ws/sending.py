@@ -17,6 +17,7 @@ from ..protocol.frames import FrameError
 from ..protocol.messages import Message
 
 __all__ = [
+    "CLOSE_SECONDS",
     "CREDENTIAL_ENDED",
     "EXTENSION",
     "SERVICE_RESTART",
@@ -36,6 +37,10 @@ SERVICE_RESTART = 1012
 
 CREDENTIAL_ENDED = 4401
 """Close code of a WebSocket whose token has expired or was revoked: a new one is needed."""
+
+
+CLOSE_SECONDS: Final = 0.4
+"""How long a close frame may wait behind output that the client does not take."""
 
 
 class FrameWriter(Protocol):

@@ -148,7 +148,7 @@ async def test_a_file_system_that_hangs_holds_up_no_probe_and_one_thread(
     try:
         for _ in range(3):
             assert not await asyncio.wait_for(ready.check(), 10)
-        assert len(looks) == 1
+        assert [thread.daemon for thread in looks] == [True]
     finally:
         goes_on.set()
     await eventually(ready.check)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import CancelledError
 
 import pytest
@@ -40,6 +41,40 @@ def test_as_many_hang_as_there_are_threads_and_what_is_given_up_is_not_done() ->
     assert threads.submit(int).result(10) == 0
     with pytest.raises(CancelledError):
         waiting.result(10)
+    threads.shutdown()
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again_with_the_next_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, done = DaemonThreads(1, "writers"), list[str]()
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            threads.submit(lambda: done.append("refused"))
+    threads.submit(lambda: done.append("taken")).result(10)
+    assert done == ["taken"]
+    threads.shutdown()
+
+
+class Held:
+    """What a piece of work holds."""
+
+
+def test_a_thread_that_waits_holds_nothing_of_the_work_that_was_given_up() -> None:
+    threads, answers, held = DaemonThreads(1, "writers"), threading.Event(), Held()
+    is_held = weakref.ref(held)
+    hanging = threads.submit(answers.wait)
+    assert threads.submit(lambda held=held: held).cancel()
+    del held
+    answers.set()
+    assert hanging.result(10)
+    threads.submit(int).result(10)
+    assert is_held() is None
     threads.shutdown()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
 from typing import Final, cast
 
 import pytest
@@ -10,7 +12,7 @@ from starlette.websockets import WebSocket
 
 from app.managers.kernels.kernel import Kernel
 from app.ws.channels import ABNORMAL, INTERNAL_ERROR, KERNEL_GONE, ChannelsConnection
-from app.ws.sending import CREDENTIAL_ENDED, SERVICE_RESTART, sender_for
+from app.ws.sending import CREDENTIAL_ENDED, EXTENSION, SERVICE_RESTART, sender_for
 from tests.managers.scripted import ScriptedKernel
 
 CONNECT: Final[Message] = {"type": "websocket.connect"}
@@ -44,7 +46,8 @@ async def test_a_client_that_closes_its_connection_is_known_by_the_code(code: in
 
 
 @pytest.mark.parametrize(
-    "code", [ABNORMAL, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE]
+    "code",
+    [1002, ABNORMAL, 1007, 1009, INTERNAL_ERROR, SERVICE_RESTART, CREDENTIAL_ENDED, KERNEL_GONE],
 )
 async def test_what_the_server_has_closed_the_client_has_not(code: int) -> None:
     assert await listened({"type": "websocket.disconnect", "code": code}) == (False, [])
@@ -55,6 +58,34 @@ async def test_a_client_whose_share_has_just_ended_is_told_so_whatever_it_sends(
     has_closed, (close,) = await listened(event, permitted=False)
     assert not has_closed
     assert (close["type"], close["code"]) == ("websocket.close", KERNEL_GONE)
+
+
+async def test_a_client_that_takes_nothing_is_cut_off_when_its_share_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.ws.channels.CLOSE_SECONDS", 0.01)
+    kernel, cut = ScriptedKernel(), list[str]()
+    coming = iter([CONNECT, {"type": "websocket.receive", "bytes": b"anything"}])
+
+    async def receive() -> Message:
+        return next(coming)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "websocket.close":
+            await asyncio.Event().wait()
+
+    writer = SimpleNamespace(abort=lambda: cut.append("cut"))
+    scope = {"type": "websocket", "subprotocols": [], "extensions": {EXTENSION: writer}}
+    websocket = WebSocket(scope, receive, send)
+    await websocket.accept()
+    connection = ChannelsConnection(
+        websocket, cast(Kernel, kernel), "client", start=None, is_v1=True, limits=None
+    )
+    connection.is_permitted = lambda: False
+    sender = sender_for(websocket, kernel.log, kernel.log.end, is_v1=True, numbered=False)
+    async with asyncio.timeout(10):
+        assert not await connection._listen(sender)
+    assert cut == ["cut"]
 
 
 async def test_a_client_that_goes_before_it_is_let_in_was_shown_nothing(

@@ -28,7 +28,7 @@ from .errors import ContentsExist, InvalidContents, VersionMismatch
 from .models import NOTEBOOK_SUFFIX, CheckpointModel, ContentsModel, describe, version_of
 from .notebooks import Notebooks, empty_notebook
 from .tree import Place, Tree, filesystem_errors
-from .uploads import Uploads
+from .uploads import LAST, Uploads
 from .writing import create_new, replacing
 
 __all__ = ["Contents", "Found", "Precondition", "Save"]
@@ -74,10 +74,13 @@ class Precondition(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The model and version of a file or directory; ``created`` if it did not exist before."""
+    """The model and version of a file or directory; ``created`` if it did not exist before.
+
+    A file that is not whole yet has no version: none could be relied on.
+    """
 
     model: ContentsModel
-    version: str
+    version: str | None
     created: bool = False
 
 
@@ -324,7 +327,8 @@ class Contents:
         status = self._uploads.add(place.target, chunk, data, guard)
         model = describe(place, status)
         model.type = "file"
-        return Found(model, version_of(status), created=not exists)
+        version = version_of(status) if chunk == LAST else None
+        return Found(model, version, created=not exists)
 
     def _data(self, place: Place, kind: str, save: Save) -> tuple[bytes, str | None]:
         if kind == "notebook":

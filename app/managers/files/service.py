@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -22,6 +23,9 @@ THREADS: Final = 4
 WORK_SECONDS: Final = 60.0
 """How long a file system may take for one request, waiting for a free thread included."""
 
+LAST_SECONDS: Final = 10.0
+"""How long the end of the server waits for work that has begun, which else is done by halves."""
+
 CLOSE_SECONDS: Final = 2.0
 """How long the end of the server waits until incomplete uploads are dropped."""
 
@@ -32,7 +36,7 @@ class ContentsService:
     def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
         self.contents = Contents(root, state_dir, hidden)
         self._threads = DaemonThreads(THREADS, "contents")
-        self._waiting: set[asyncio.Future[Any]] = set()
+        self._work: set[Future[Any]] = set()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` in a thread; returns its result.
@@ -42,22 +46,30 @@ class ContentsService:
         """
         # The timeout cancels work that waits for a thread. Work that has begun keeps its thread to
         # its end, and its result or error goes nowhere: the future is cancelled by then.
-        call = asyncio.wrap_future(self._threads.submit(work, *args, **kwargs))
-        self._waiting.add(call)
-        call.add_done_callback(self._waiting.discard)
+        done = self._threads.submit(work, *args, **kwargs)
+        self._work.add(done)
+        done.add_done_callback(self._work.discard)
         try:
             async with asyncio.timeout(WORK_SECONDS):
-                return await call
+                return await asyncio.wrap_future(done)
         except TimeoutError:
             raise ContentsUnavailable(
                 f"The file system did not answer within {WORK_SECONDS:g} s"
             ) from None
 
     async def close(self) -> None:
-        """Drop the work that waits, and the uploads. Work that has begun is not waited for."""
-        for call in [*self._waiting]:
-            call.cancel()
-        # By a thread, and within a bound: a disk that hangs must not hold up the end of the server.
-        dropping = asyncio.wrap_future(self._threads.submit(self.contents.close))
+        """Drop the work that waits, let work that has begun end, and drop the uploads.
+
+        Within bounds, `LAST_SECONDS` and `CLOSE_SECONDS`: a disk that hangs must not hold up the
+        end of the server.
+        """
+        # Threads take what they have done from the set, so this goes through a copy.
+        begun = {asyncio.wrap_future(done) for done in [*self._work] if not done.cancel()}
         self._threads.shutdown()
+        if begun:
+            await asyncio.wait(begun, timeout=LAST_SECONDS)
+        # By a thread of its own, as the others may all hang.
+        closing = DaemonThreads(1, "end of the contents")
+        dropping = asyncio.wrap_future(closing.submit(self.contents.close))
+        closing.shutdown()
         await asyncio.wait({dropping}, timeout=CLOSE_SECONDS)

@@ -71,6 +71,7 @@ class CallersKernels:
         self._all = principal.scopes.of_all("read", "kernels")
         self._keys = keys_for(principal)
         self._last_request = manager.started
+        self.check_adopted = manager.check_adopted
         self._seen: tuple[int, list[Kernel]] = (-1, [])
         self._models: tuple[list[Kernel], list[int], int, bytes] = ([], [], 0, b"[]")
 

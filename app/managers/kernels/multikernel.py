@@ -206,6 +206,13 @@ class MultiKernelManager:
         if self.stopping:
             raise ServerStopping()
 
+    def check_adopted(self, kernel_id: str) -> None:
+        """Raise `KernelUnreachable` for a kernel that waits to be adopted."""
+        # It is not listed yet, for others are in its way.
+        if kernel_id in self.adopting and kernel_id not in self._kernels:
+            text = f"Kernel {kernel_id} is being taken over from an earlier server"
+            raise KernelUnreachable(text)
+
     def touch(self) -> None:
         """A client has used the API."""
         self._last_request = time.time()
@@ -276,8 +283,7 @@ class MultiKernelManager:
         self.check_running()
         if identity in self._kernels:
             return self._kernels[identity]
-        if identity in self.adopting:  # and not listed yet, for others are in its way
-            raise KernelUnreachable(f"Kernel {identity} is being taken over from an earlier server")
+        self.check_adopted(identity)
         self._services.check_start()
         owned = Ownership() if ownership is None else ownership
         is_chosen = kernel_id is not None

@@ -211,8 +211,9 @@ class Submissions:
             self._for_next = []
 
     def release(self) -> None:
-        """Submit the requests that were held, to the present process or to one yet to come.
+        """Submit the requests that were held: to a process that takes them, or else to the next.
 
+        The outbox decides that (`Outbox.is_open`), as for every request.
         Call it when the requests of the process before have ended, or when that process could not
         be stopped and is the present one still.
         """

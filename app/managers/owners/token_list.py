@@ -8,7 +8,8 @@ unknown token is shown. So a token works as soon as the command has printed it, 
 has no tokens looks at nothing.
 
 The thread has the file to itself (``_store``, ``_file``, ``_elsewhere``, ``_version``, ``_ids``),
-and the event loop has the rest. Two are shared: ``_asked`` (see `TokenList._ask`) and ``_is_out``.
+and the event loop has the rest. Two are shared: ``_asked`` (see `TokenList._ask`), and
+``_has_dropped``.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class TokenList:
         self._watch: asyncio.Task[None] | None = None
         self._thread: DaemonThreads | None = None
         self._asked: _Asked | None = None
-        self._is_out = False  # whether tokens were dropped that the thread takes for known
+        self._has_dropped = False  # whether tokens were dropped that the thread takes for known
         # These belong to the thread:
         self._store: TokenTable | None = None
         self._file: Hashable | None = None
@@ -255,8 +256,8 @@ class TokenList:
         """What has changed since the last look."""
         # Another file may have been moved to this place: its versions mean nothing beside ours.
         found = self._place.key()
-        if found != self._file or self._is_out:
-            self._is_out = False
+        if found != self._file or self._has_dropped:
+            self._has_dropped = False
             self._forget_file()
         if found is None:
             return _Seen([], all=True)
@@ -444,7 +445,7 @@ class TokenList:
         if self._tokens:
             logger.error("the list of tokens cannot be read: no token of it is taken until it can")
             self._drop(set(self._tokens))
-            self._has_read, self._is_out = False, True
+            self._has_read, self._has_dropped = False, True
 
     def _take_uses(self) -> list[tuple[str, float]]:
         # Taken in the loop's thread: the other one gets a list of its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -38,6 +38,10 @@ class Here(Protocol):
 
     def __contains__(self, kernel_id: object) -> bool:
         """Whether there is a kernel of this id."""
+
+    @property
+    def adopting(self) -> Container[str]:
+        """The ids of those that are not adopted yet: their clients wait until that is done."""
 
     @property
     def stopping(self) -> bool:
@@ -87,7 +91,7 @@ class Group:
 
         A request for a kernel that is handed over waits until another replica has the kernel.
         """
-        is_settled = kernel_id not in self._registry.adopting and not self._kernels.stopping
+        is_settled = kernel_id not in self._kernels.adopting and not self._kernels.stopping
         return is_settled and kernel_id in self._kernels
 
     async def is_own(self, kernel_id: str) -> bool:

@@ -75,7 +75,7 @@ class SharedHandover(RegisteredHandover):
         # Marked at once, before any task runs: a request that comes now waits for the adoption, and
         # does not find that this replica has no such kernel.
         for each in taken:
-            self._shared.adopting.add(each.record.id)
+            self.adopting.add(each.record.id)
             self._do(self._adopt_taken(self._one, each.record))
 
     async def _adopt_taken(self, one: Adopt, record: KernelRecord) -> None:
@@ -86,7 +86,7 @@ class SharedHandover(RegisteredHandover):
                 await asyncio.wait({leaving})
             await self._adopt(one, record)
         finally:
-            self._shared.adopting.discard(record.id)
+            self.adopting.discard(record.id)
 
     def _on_fenced(self, kernel_id: str) -> None:
         # A kernel may be lost, taken and lost again before the first leave is done: they are done

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, TypeVar
 
@@ -28,6 +27,7 @@ from ..processes.hosts.invitations import (
     new_secret,
     unknown,
 )
+from ..threads import DaemonThreads
 from .database import Connection, Database
 from .directory import Directory
 from .lease import Standing
@@ -61,7 +61,7 @@ class SharedKeepers:
 
     def __init__(self, url: str, member: Member, terms: Terms, directory: Directory) -> None:
         self._database = Database(url)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="keepers")
+        self._thread = DaemonThreads(1, "keepers")
         self._member = member
         self._id = member.replica.id
         self._terms = terms
@@ -216,7 +216,7 @@ class SharedKeepers:
     async def close(self) -> None:
         """Close the connection to the registry."""
         await asyncio.to_thread(self._database.close)
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
 
 
 def _bound(known: dict[str, T]) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeVar
 
 from ..handover.store import StoreAway, UnusableRegistry
+from ..threads import DaemonThreads
 from .database import Connection, Database
 from .lease import Lease, Standing
 from .membership import (
@@ -81,7 +82,7 @@ class Member:
         self._keepers = keepers
         self._terms = terms
         self._database = Database(url)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lease")
+        self._thread = DaemonThreads(1, "lease")
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._trouble = ""
@@ -253,7 +254,7 @@ class Member:
             logger.error("the other replicas take over only when the lease ends: %s", error)
         self.lease.lost()
         self._database.close()
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
 
 
 async def bounded(thread: Executor, database: Database, work: Callable[[], T]) -> T:

@@ -121,8 +121,6 @@ class SharedRegistry(Registry):
         self.terms = Terms()
         self.lease = Lease(settings.lease_seconds)
         self.renew_seconds = self.lease.every
-        self.adopting: set[str] = set()
-        """The kernels that are just being adopted: their clients wait until that is done."""
         self.on_fenced: Callable[[str], None] = lambda _: None
         replica = _replica(settings, name_lock, identity, wire)
         self.replica_terms = ReplicaTerms(identity, self.terms.of)

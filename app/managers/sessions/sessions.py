@@ -128,11 +128,14 @@ class SessionManager:
         """The session with this id. Raises `SessionNotFound`, also if its kernel is gone.
 
         In that case the session is removed, and the text of the error says why; later requests get
-        the error for an unknown id.
+        the error for an unknown id. Raises `KernelUnreachable` while its kernel waits to be
+        adopted.
         """
         # Nothing is awaited from here to `forget`, so that no kernel of this id can come meanwhile.
         session = self._book.get(session_id)
         if session is None or not self._knows(session):
+            if session is not None and self._is_own(session):
+                self._kernels.check_adopted(session.kernel_id)
             hidden = {} if session is None else self._hidden(session)
             raise SessionNotFound(f"session_id={session_id!r}").hiding(hidden)
         if not self._book.has_kernel(session):
@@ -144,6 +147,9 @@ class SessionManager:
         """Whether the caller may learn that there is, or was, this session."""
         if self._book.has_kernel(session):
             return self._sees("read", session)
+        return self._is_own(session)
+
+    def _is_own(self, session: Session) -> bool:
         return self._principal.scopes.everything or session.owner == self._principal.owner
 
     def _hidden(self, session: Session) -> dict[str, str]:
@@ -192,7 +198,8 @@ class SessionManager:
 
         A new session gets the kernel ``kernel_id``, which is started under that id if it does not
         exist, or without an id a new kernel. ``env`` and ``given`` are for one that is started.
-        Raises `KernelUnavailable` for an unknown kernelspec, `TooManySessions`, and what
+        Raises `KernelUnavailable` for an unknown kernelspec, `TooManySessions`, `KernelUnreachable`
+        while the kernel of its session waits to be adopted, and what
         `MultiKernelManager.start_kernel` raises.
         """
         # Two requests may come at once for one path, as when a page opens a notebook twice. The
@@ -233,7 +240,7 @@ class SessionManager:
 
         The other kernel is the one with ``kernel_id``, or else a new one of the kernelspec
         ``kernel_name``, which gets ``env`` and ``given``; the session's old kernel is shut down.
-        Raises `SessionNotFound`, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
+        Raises what `get` raises, `NoSuchKernel` for an unknown ``kernel_id``, `TooManySessions`,
         `KernelUnavailable` if none can be started, `EngineOptionRefused`, `TooManyKernels`,
         `TooManyStarts`, `LimitReached`, `BeyondLimit`, `KernelNotStopped` and `ServerStopping`.
         """
@@ -273,7 +280,7 @@ class SessionManager:
         """End a session, and shut its kernel down even if other sessions have that kernel, too.
 
         A kernel that others share with the caller goes on: it is its owner's. Returns when the
-        kernel's process is gone. Raises `SessionNotFound`, and `KernelNotStopped` or
+        kernel's process is gone. Raises what `get` raises, and `KernelNotStopped` or
         `ReplicaUnreachable`, after which the session still exists.
         """
         async with self._book.turn(session_id):
@@ -299,12 +306,16 @@ class SessionManager:
             raise TooManySessions(MAX_SESSIONS)
 
     async def _at(self, path: str) -> Session | None:
-        """The caller's own session of a path; one whose kernel is gone is removed."""
+        """The caller's own session of a path; one whose kernel is gone is removed.
+
+        Raises `KernelUnreachable` for one whose kernel waits to be adopted.
+        """
         for session in self._book.of_owners([self._principal.owner]):
             if session.path != path:
                 continue
             if session.kernel_id in self._kernels:
                 return session
+            self._kernels.check_adopted(session.kernel_id)
             await self._book.forget_gone([session])
         return None
 

@@ -6,7 +6,7 @@ counted, the first one is logged, and no request fails by it.
 
 The loop's thread and the writing thread share the waiting records, ``_closed`` and the count of
 losses, all under the condition ``_arrived``. ``_failing`` only decides whether a line is logged.
-``_torn`` belongs to the writing thread alone.
+``_torn`` belongs to the writing thread alone, which tells its end by ``_ended``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final
 
@@ -101,6 +102,7 @@ class AuditLog:
         self._closed = False
         self._failing = False
         self._torn = False
+        self._ended: Future[None] = Future()
         self._thread: threading.Thread | None = None
         if self._files is not None:
             self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -161,11 +163,19 @@ class AuditLog:
                 self._closed = True
                 self._arrived.notify()
             # A daemon: if a disk holds the thread up, it does not hold up the end of the process.
-            await asyncio.to_thread(self._thread.join, CLOSE_SECONDS)
+            # No other thread waits for it: there may be none that is free.
+            await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=CLOSE_SECONDS)
 
     # In the writing thread
 
     def _run(self) -> None:
+        try:
+            self._write_all()
+        finally:
+            self._ended.set_result(None)
+
+    def _write_all(self) -> None:
+        """Write what waits, and what comes, until the log is closed."""
         while True:
             with self._arrived:
                 while not self._waiting and not self._closed:

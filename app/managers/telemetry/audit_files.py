@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 try:
     import fcntl
@@ -18,6 +18,9 @@ except ImportError:  # Windows
 __all__ = ["AuditFiles", "audit_files", "open_audit_file"]
 
 logger = logging.getLogger(__name__)
+
+HELD: Final = 64
+"""How many files, the oldest, `audit_files` leaves open to its end: they are removed first."""
 
 
 class AuditFiles:
@@ -92,11 +95,16 @@ def _numbered(path: Path, number: int) -> str:
 def audit_files(path: Path) -> Iterator[BinaryIO]:
     """The files that there are, the oldest first; each is open until the next one is asked for."""
     # A server may move the files meanwhile. So a file is known by what it is, and not by its name,
-    # and the names are looked at anew for each: none is passed over, and none comes twice.
+    # and the names are looked at anew for each: none is passed over, and none comes twice. As long
+    # as a file is open, no other one has its inode, though it be removed: the oldest are first.
     known: set[tuple[int, int]] = set()
-    while (file := _oldest_but(path, known)) is not None:
-        with file:
-            yield file
+    with contextlib.ExitStack() as stack:
+        while (file := _oldest_but(path, known)) is not None:
+            if len(known) <= HELD:
+                yield stack.enter_context(file)
+            else:
+                with file:
+                    yield file
 
 
 def _oldest_but(path: Path, known: set[tuple[int, int]]) -> BinaryIO | None:

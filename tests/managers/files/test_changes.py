@@ -29,19 +29,38 @@ class Held(Precondition):
     """A condition that holds, and during whose second look another thread wants to change files."""
 
     other: threading.Thread
+    waits: threading.Event
     looks = 0
 
     def check(self, target: Path) -> None:
         self.looks += 1
         if self.looks == 2:  # under the lock
             self.other.start()
-            self.other.join(0.2)  # it has to wait until the file is saved
+            assert self.waits.wait(30)  # until the file is saved
+
+
+class Lock:
+    """A lock that tells when a thread has to wait for it."""
+
+    def __init__(self) -> None:
+        self.waits = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waits.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @pytest.mark.parametrize("way", ["restore", "upload"])
 def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
-    contents: Contents, tmp_path: Path, way: str
+    contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    lock = Lock()
+    monkeypatch.setattr(contents, "_changing", lock)
     contents.save("a.txt", text("other"), ANY)
     contents.create_checkpoint("a.txt")
     contents.save("a.txt", text("oth", 1), ANY)
@@ -53,6 +72,7 @@ def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
             contents.save("a.txt", text("er", LAST), ANY)
 
     held = Held()
+    held.waits = lock.waits
     held.other = threading.Thread(target=change)
     contents.save("a.txt", text("saved"), held)
     held.other.join()
@@ -62,6 +82,7 @@ def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
 
 def test_a_file_in_chunks_relies_on_a_version_too(contents: Contents, tmp_path: Path) -> None:
     seen = contents.save("a.txt", text("old"), ANY).version
+    assert seen is not None
     relying = Precondition((seen,))
     contents.save("a.txt", text("n", 1), relying)
     contents.save("a.txt", text("other"), ANY)

@@ -774,13 +774,20 @@ async def test_a_kernel_whose_adoption_has_to_wait_keeps_its_sessions_and_its_id
         assert len(manager) == 1
         (late,) = (one for one in made if one.kernel_id not in manager)
         assert len(json.loads(await sessions.models())) == 1
-        with pytest.raises(SessionNotFound):
+        with pytest.raises(KernelUnreachable):
             await sessions.get(late.id)
+        with pytest.raises(KernelUnreachable):
+            await sessions.create(late.path, "notebook")
+        others = SessionManager(CallersKernels(manager, principal("ben", ("sessions:read",))), book)
+        with pytest.raises(SessionNotFound):
+            await others.get(late.id)
+        assert (len(manager), len(book.all())) == (1, 2)
         with pytest.raises(KernelUnreachable):
             await manager.start_kernel(kernel_id=late.kernel_id)
         held.may_go_on.set()
         await eventually(lambda: late.kernel_id not in manager.adopting)
         assert len(json.loads(await sessions.models())) == 2
+        assert await sessions.create(late.path, "notebook") == await sessions.get(late.id) == late
 
 
 async def test_a_part_that_cannot_be_closed_keeps_no_other_open() -> None:

@@ -27,7 +27,7 @@ class Member(SimpleNamespace):
 
 async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Path) -> None:
     registry: Any = SimpleNamespace(
-        member=Member(), adopting=set(), directory=SimpleNamespace(kernels={}), fence=None
+        member=Member(), directory=SimpleNamespace(kernels={}), fence=None
     )
     handover = SharedHandover(
         cast(SharedRegistry, registry),
@@ -55,9 +55,9 @@ async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Pa
         registry.member.on_taken([Taken(2, record("k1")), Taken(2, record("k2"))])
         await eventually(lambda: "adopted k2" in done)
         assert done == ["leaves k1", "adopted k2"]
-        assert registry.adopting == {"k1"}
+        assert handover.adopting == {"k1"}
         goes_on.set()
-        await eventually(lambda: not registry.adopting)
+        await eventually(lambda: not handover.adopting)
         assert done[2:] == ["left k1", "leaves k1", "left k1", "adopted k1"]
     finally:
         await handover.close()

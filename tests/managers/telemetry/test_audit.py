@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 import os
 import stat
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -299,6 +301,23 @@ def test_strangers_are_counted_by_time() -> None:
     assert refusals.next(REFUSALS_SECONDS) == 0
 
 
+async def test_the_rest_is_written_although_no_thread_of_the_loop_is_free(path: Path) -> None:
+    path.parent.mkdir()
+    audit, answers = AuditLog(path, Counters()), threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    hanging = loop.run_in_executor(None, answers.wait)
+    try:
+        audit.note("execute")
+        async with asyncio.timeout(10):
+            await audit.close()
+        assert not hanging.done()
+    finally:
+        answers.set()
+        await hanging
+    assert [record["action"] for record in records(path)] == ["execute"]
+
+
 async def test_files_and_their_number_are_bounded(path: Path) -> None:
     path.parent.mkdir()
     audit = AuditLog(path, Counters(), max_bytes=10_000, older=3)
@@ -346,6 +365,18 @@ def test_files_are_found_while_one_number_has_none(path: Path) -> None:
     for name, text in (("log", "new"), ("log.2", "old"), ("log.3", "oldest")):
         path.with_name(name).write_text(text)
     assert [file.read() for file in audit_files(path)] == [b"oldest", b"old", b"new"]
+
+
+def test_a_file_that_was_read_is_open_while_others_are_read(path: Path) -> None:
+    path.parent.mkdir()
+    for name in ("log", "log.1", "log.2"):
+        path.with_name(name).write_text(name)
+    # One that is gone and closed might give its inode to the next, which would pass for known.
+    read = []
+    for file in audit_files(path):
+        read.append(file)
+        assert not any(each.closed for each in read)
+    assert [each.closed for each in read] == [True] * 3
 
 
 def test_a_file_that_cannot_be_moved_grows_on(path: Path, caplog: pytest.LogCaptureFixture) -> None:

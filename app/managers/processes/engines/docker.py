@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from aiodocker import Docker
 
 __all__ = ["DockerEngine"]
+
+logger = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 15.0
 """How long the engine may take for an answer."""
@@ -119,7 +122,9 @@ class DockerEngine:
         except (OSError, aiohttp.ClientError) as error:
             raise HostUnreachable(f"{self.name} cannot be reached: {error}") from error
         except (ValueError, LookupError, TypeError) as error:
-            # aiodocker raises these for what is not JSON, or has not what it looks for.
+            # aiodocker raises these for what is not JSON, or has not what it looks for. The log has
+            # where: a fault of this server's own may raise them, too.
+            logger.warning("%s makes no sense", self.name, exc_info=error)
             raise HostUnreachable(f"{self.name} makes no sense: {error}") from error
 
     # The verbs
@@ -139,10 +144,10 @@ class DockerEngine:
         }
         # With a name there is one container at most, whatever becomes of the answer.
         name = f"kernelkeep-{order.keeper_id}-{order.generation}"
+        asked = container_of(options, labels)
         container: Any = None
         try:
             async with self._asked(START_SECONDS) as docker:
-                asked = container_of(options, labels)
                 container = await docker.containers.create(asked, name=name)
                 # Attached first: what it is to read must not be anywhere but in this connection. At
                 # its end the process reads the end of its stdin (StdinOnce), so that nobody can

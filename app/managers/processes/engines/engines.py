@@ -310,8 +310,6 @@ class Engines:
                 limits=work.limits,
             )
             await work.submit(engine.submit(order))
-        except OSError as error:
-            raise HostUnusable(f"The keeper cannot be read: {error}") from error
         except KeeperUnavailable as error:
             # An engine that has refused leaves nothing. If none has answered, there may be a job:
             # it is over, so that the next launch, or `rest`, ends it and does not wait for it.

@@ -9,12 +9,12 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from ...errors import KeeperUnavailable
+from ...threads import DaemonThreads
 from ..hosts.errors import HostUnreachable, HostUnusable
 from .engine import Job, JobState, Order
 from .slurm_commands import Commands
@@ -94,7 +94,7 @@ class SlurmEngine:
         self._prefix = f"kernelkeep-{service}-{digest}-"
         self._files = JobFiles(shared, self._prefix)
         # Of its own: a network's file system may hold up whoever asks, and nobody else.
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="slurm")
+        self._disk = DaemonThreads(1, "slurm")
         self._commands = Commands()
         self._waits = SlurmWaits()
         self._view = _View({}, ())
@@ -210,7 +210,7 @@ class SlurmEngine:
 
     async def close(self) -> None:
         """As `Engine.close`."""
-        self._disk.shutdown(wait=False, cancel_futures=True)
+        self._disk.shutdown()
 
     # What they take
 

@@ -30,6 +30,7 @@ class Api:
         self.listing = "[]"
         self.lists = 0
         self.events: asyncio.Queue[str] = asyncio.Queue()
+        self.all_sent = asyncio.Event()
 
     async def delete(self, request: web.Request) -> web.Response:
         assert request.query["force"] in ("true", "True", "1")
@@ -50,6 +51,8 @@ class Api:
         await response.prepare(request)
         while text := await self.events.get():
             await response.write(f"{text}\n".encode())
+            if self.events.empty():
+                self.all_sent.set()
         return response
 
 
@@ -113,11 +116,12 @@ async def test_events_that_come_together_are_followed_by_one_list_and_two_more(
     engine: DockerEngine, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(docker, "AGAIN_SECONDS", (0.0, 0.0))
-    monkeypatch.setattr(docker, "TOGETHER_SECONDS", 0.5)
+    monkeypatch.setattr(docker, "TOGETHER_SECONDS", 2.0)
     watch = engine.watch()
     assert await anext(watch) == []
     for _ in range(20):
         api.events.put_nowait('{"Action": "die"}')
+    await api.all_sent.wait()
     for _ in range(3):
         assert await anext(watch) == []
     another = asyncio.ensure_future(anext(watch))
@@ -131,8 +135,10 @@ async def test_events_that_come_together_are_followed_by_one_list_and_two_more(
 
 @pytest.mark.parametrize("listing", ["<html>", "7", '[{"State": "running"}, 7]'])
 async def test_an_answer_that_makes_no_sense_is_no_list(
-    engine: DockerEngine, api: Api, listing: str
+    engine: DockerEngine, api: Api, listing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     api.listing = listing
     with pytest.raises(HostUnreachable, match="makes no sense"):
         await engine.find("k")
+    (told,) = (each for each in caplog.records if each.name == docker.__name__)
+    assert told.exc_info is not None
