@@ -437,7 +437,9 @@ async def test_a_file_in_chunks(rest: RestClient, root: Path) -> None:
     assert names_in(root) == ["big.txt"]
 
 
-async def test_a_chunk_before_the_last_has_no_version_to_rely_on(rest: RestClient) -> None:
+async def test_a_chunk_before_the_last_has_no_version_to_rely_on(
+    rest: RestClient, root: Path
+) -> None:
     seen = (await put_text(rest, "a.txt", "0", 201)).headers["ETag"]
     body = {"type": "file", "format": "text", "content": "1"}
     first = await put(rest, "a.txt", 200, **body, chunk=1)
@@ -445,6 +447,7 @@ async def test_a_chunk_before_the_last_has_no_version_to_rely_on(rest: RestClien
     last = await rest.http.put(url("a.txt"), json={**body, "chunk": -1}, headers={"If-Match": seen})
     assert last.status_code == 200
     assert last.headers["ETag"] == (await rest.request("GET", url("a.txt"))).headers["ETag"]
+    assert (root / "a.txt").read_text() == "11"
 
 
 async def test_only_one_of_two_writers_wins(rest: RestClient, root: Path) -> None:
