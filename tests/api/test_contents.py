@@ -448,6 +448,7 @@ async def test_a_chunk_before_the_last_has_no_version_to_rely_on(
     assert last.status_code == 200
     assert last.headers["ETag"] == (await rest.request("GET", url("a.txt"))).headers["ETag"]
     assert (root / "a.txt").read_text() == "11"
+    await rest.request("DELETE", url("a.txt"), 204)
 
 
 async def test_only_one_of_two_writers_wins(rest: RestClient, root: Path) -> None:
