@@ -73,7 +73,10 @@ class Readiness:
         """What a look finds, or that it finds nothing within `LOOK_SECONDS`."""
         # A thread that hangs cannot be ended. The next look is the same one, as long as it hangs:
         # many probes have one thread. It is nobody else's, and does not keep the process.
-        look = self._look = self._look or self._begun()
+        try:
+            look = self._look = self._look or self._begun()
+        except RuntimeError as error:  # there is no room for a thread, and so none for a kernel
+            return str(error)
         await asyncio.wait({look}, timeout=LOOK_SECONDS)
         if not look.done():
             return f"a look at the file system takes longer than {LOOK_SECONDS:g} s"

@@ -127,6 +127,31 @@ async def test_metrics_can_be_switched_off(limited: ServerProcess) -> None:
         await rest.request("GET", "/readyz")
 
 
+def kernels_in(state_dir: Path) -> MultiKernelManager:
+    kernels = SimpleNamespace(
+        stopping=False,
+        specs=SimpleNamespace(exist=lambda: True),
+        settings=SimpleNamespace(state_dir=state_dir),
+        keepers=SimpleNamespace(problem=lambda: ""),
+    )
+    return cast(MultiKernelManager, kernels)
+
+
+async def test_a_server_that_can_start_no_thread_is_not_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(readiness, "FRESH_SECONDS", 0.0)
+    ready = Readiness(kernels_in(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        assert not await ready.check()
+    assert "not ready: can't start new thread" in caplog.text
+    assert await ready.check()
+
+
 async def test_a_file_system_that_hangs_holds_up_no_probe_and_one_thread(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -138,13 +163,7 @@ async def test_a_file_system_that_hangs_holds_up_no_probe_and_one_thread(
         looks.append(threading.current_thread())
         goes_on.wait(30)
 
-    kernels = SimpleNamespace(
-        stopping=False,
-        specs=SimpleNamespace(exist=lambda: True),
-        settings=SimpleNamespace(state_dir=tmp_path),
-        keepers=SimpleNamespace(problem=lambda: ""),
-    )
-    ready = Readiness(cast(MultiKernelManager, kernels), hang)
+    ready = Readiness(kernels_in(tmp_path), hang)
     try:
         for _ in range(3):
             assert not await asyncio.wait_for(ready.check(), 10)

@@ -11,6 +11,7 @@ from app.managers.files.checkpoints import CHECKPOINT_ID
 from app.managers.files.contents import Contents, Precondition, Save
 from app.managers.files.errors import VersionMismatch
 from app.managers.files.uploads import LAST
+from tests.support.watched_lock import WatchedLock
 
 ANY = Precondition()
 
@@ -39,27 +40,11 @@ class Held(Precondition):
             assert self.waits.wait(30)  # until the file is saved
 
 
-class Lock:
-    """A lock that tells when a thread has to wait for it."""
-
-    def __init__(self) -> None:
-        self.waits = threading.Event()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.waits.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-
 @pytest.mark.parametrize("way", ["restore", "upload"])
 def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
     contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    lock = Lock()
+    lock = WatchedLock()
     monkeypatch.setattr(contents, "_changing", lock)
     contents.save("a.txt", text("other"), ANY)
     contents.create_checkpoint("a.txt")
@@ -72,7 +57,7 @@ def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
             contents.save("a.txt", text("er", LAST), ANY)
 
     held = Held()
-    held.waits = lock.waits
+    held.waits = lock.is_wanted
     held.other = threading.Thread(target=change)
     contents.save("a.txt", text("saved"), held)
     held.other.join()

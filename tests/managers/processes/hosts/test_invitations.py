@@ -11,6 +11,7 @@ import pytest
 
 from app.managers.processes.hosts.authority import Credential
 from app.managers.processes.hosts.invitations import Invitations, Refused
+from tests.support.watched_lock import WatchedLock
 
 
 class Clock:
@@ -93,22 +94,6 @@ def test_a_new_invitation_ends_every_keeper_before(invitations: Invitations) -> 
         invitations.check(first)
     assert (refused.value.code, refused.value.ends) == ("keeper_replaced", True)
     invitations.check(second)
-
-
-class WatchedLock:
-    """A lock that tells when somebody waits for it."""
-
-    def __init__(self) -> None:
-        self.is_wanted = threading.Event()
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            self.is_wanted.set()
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 def test_a_keeper_that_comes_while_its_id_is_invited_does_not_undo_that(
