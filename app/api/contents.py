@@ -232,7 +232,7 @@ async def create_contents(
     new = await _decoded(request, service, share, _New) or _New()
     if new.copy_from:
         found = await service.run(service.contents.copy, new.copy_from, path)
-        share.add_contents(found.model.size or 0)
+        await share.add_contents(found.model.size or 0)
     else:
         kind, suffix = new.type or None, new.ext or ""
         found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
@@ -316,7 +316,7 @@ async def _decoded(
     It counts against the caller's share before anything is done with it.
     """
     body = await read_body(request, MAX_BODY_BYTES)
-    share.take_contents(len(body))
+    await share.take_contents(len(body))
     return await service.run(_decode, body, kind) if body.strip() else None
 
 

@@ -103,12 +103,6 @@ class Reservations(Protocol):
     async def release(self, kernel_id: str) -> None:
         """Give the place back: the kernel counts by itself now, or its start has failed."""
 
-    async def take_start(self, owner: str, limit: int) -> float:
-        """Count a start of an owner that may have so many a minute, if there is room for it.
-
-        Returns the seconds until there is, and 0 if it was counted, or could not be.
-        """
-
 
 class Alone:
     """The reservations of a server without replicas, whose own count decides."""
@@ -119,7 +113,3 @@ class Alone:
 
     async def release(self, kernel_id: str) -> None:
         """As `Reservations.release`."""
-
-    async def take_start(self, owner: str, limit: int) -> float:  # noqa: ARG002
-        """As `Reservations.take_start`."""
-        return 0.0

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ...log_formats import about
+from ..limits.counting import Counting, CountingAlone
 from ..log.places import Places
 from ..processes.hosts.joining import Replicas
 from ..processes.keeper.greeting import ReplicaTerms
@@ -191,6 +192,11 @@ class Registry:
     def reservations(self) -> Reservations:
         """The places for kernels that this server shares with others."""
         return Alone()
+
+    @property
+    def counting(self) -> Counting:
+        """What this server counts together with others of what owners use."""
+        return CountingAlone()
 
     def listens(self, addresses: Sequence[str]) -> None:
         """Note the addresses at which keepers dial this server."""

@@ -93,7 +93,7 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     # Nothing is awaited in here: the tasks that have been made begin when all is wired together.
     handover.let_go = manager.let_go
-    _share(manager, registry)
+    _share(manager, shares, registry)
     return manager
 
 
@@ -108,12 +108,13 @@ def _joining(
     return joining, replicas or OwnService(directory)
 
 
-def _share(manager: MultiKernelManager, registry: Registry | None) -> None:
-    """Have the manager know of other replicas, and share the places for kernels with them."""
+def _share(manager: MultiKernelManager, shares: Shares, registry: Registry | None) -> None:
+    """Have the manager know of other replicas, and share with them what owners may use."""
     if registry is None:
         return
     manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     manager.shares.reservations = registry.reservations
+    shares.counting = registry.counting
     registry.counts = lambda kernel_id: kernel_id in manager and manager.get(kernel_id).counts
 
 

@@ -45,7 +45,9 @@ class OwnerModel(msgspec.Struct):
 def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
     """One model of each owner, by name, with what it uses at all replicas that know the owner.
 
-    Its limits are those that the first of them tells. Every replica knows of all kernels.
+    Its limits are those that the first of them tells. Every replica knows of all kernels. Of starts
+    and bytes of contents it knows what all have used, as of when it has counted any itself: the one
+    that was the last to do so tells the most, and the truth.
     """
     found: dict[str, OwnerModel] = {}
     for model in models:
@@ -59,8 +61,8 @@ def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
             one.queued_executions + other.queued_executions,
             one.log_bytes + other.log_bytes,
             one.websockets + other.websockets,
-            _sum(one.starts_per_minute, other.starts_per_minute),
-            _sum(one.contents_bytes_per_day, other.contents_bytes_per_day),
+            _most(one.starts_per_minute, other.starts_per_minute),
+            _most(one.contents_bytes_per_day, other.contents_bytes_per_day),
             _sum(one.requests_per_second, other.requests_per_second),
         )
     return [found[name] for name in sorted(found)]
@@ -68,6 +70,10 @@ def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
 
 def _sum(one: int | None, other: int | None) -> int | None:
     return other if one is None else one + (other or 0)
+
+
+def _most(one: int | None, other: int | None) -> int | None:
+    return other if one is None else max(one, other or 0)
 
 
 class CallersOwners:

@@ -84,12 +84,8 @@ class KernelShares:
         self._reserved.pop(kernel_id, None)
 
     async def take_start(self, ownership: Ownership) -> None:
-        """Count a start or a restart, at whichever replica. Raises `StartsLimit`."""
-        limit = self._shares.limits(ownership).starts_per_minute
-        if limit and (seconds := await self.reservations.take_start(ownership.owner, limit)):
-            raise self._shares.refuse_start(limit, seconds)
-        # Counted here, too: this is what counts while the other replicas cannot be asked.
-        self._shares.take_start(ownership)
+        """Count a start or a restart (`Shares.take_start`)."""
+        await self._shares.take_start(ownership)
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""

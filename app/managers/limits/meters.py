@@ -42,6 +42,10 @@ class Meter:
         self._used += amount
         return 0.0
 
+    def learn(self, used: float, capacity: float, seconds: float, now: float) -> None:
+        """Count at least so much as used, as others know."""
+        self._used = max(used, self.used(capacity, seconds, now))
+
     def add(self, amount: float, capacity: float, seconds: float, now: float) -> None:
         """Use an amount that was known only when it had been used, and may leave no room."""
         self.used(capacity, seconds, now)

@@ -1,8 +1,9 @@
-"""What each owner uses now, as far as one server counts it, and the refusal of more.
+"""What each owner uses now, and the refusal of more.
 
 Kernels, waiting executions and bytes of logs are not counted here: what there is tells how many
 (`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the event loop's
-thread and awaits nothing: between a check and the use that follows nothing else can come.
+thread. Where several servers count together (`Counting`), they are asked first; between a check
+here and the use that follows nothing is awaited.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..errors import KernelkeepError
 from ..owners.ownership import Ownership
 from ..owners.principal import Principal
 from ..telemetry.counters import Counters
+from .counting import DAY, MINUTE, SPANS, Counting, CountingAlone
 from .errors import (
     BeyondLimit,
     ContentsLimit,
@@ -36,9 +38,6 @@ __all__ = ["CallersShare", "Recent", "Shares"]
 MAX_OWNERS: Final = 10_000
 """For how many owners the recent use is remembered. The owner that was not seen for longest is
 forgotten, unless it has open WebSockets."""
-
-MINUTE: Final = 60.0
-DAY: Final = 86400.0
 
 
 class Recent(msgspec.Struct):
@@ -60,6 +59,10 @@ class _Use:
         self.websockets = 0
         self.groups: frozenset[str] = frozenset()
 
+    def meter(self, kind: type[LimitReached]) -> Meter:
+        """The meter of a limit that several servers count together."""
+        return self.starts if kind is StartsLimit else self.contents
+
 
 class Shares:
     """The shares of all owners; ``clock`` is monotonic, in seconds."""
@@ -73,6 +76,8 @@ class Shares:
         self.policy = LimitPolicy() if policy is None else policy
         self._refusals = (Counters() if counters is None else counters).limit_refusals
         self._clock = clock
+        self.counting: Counting = CountingAlone()
+        """The count that other servers share."""
         self._uses: OrderedDict[str, _Use] = OrderedDict()  # the longest unseen first
 
     def __len__(self) -> int:
@@ -132,15 +137,11 @@ class Shares:
 
     # Kernels and files
 
-    def take_start(self, ownership: Ownership) -> None:
+    async def take_start(self, ownership: Ownership) -> None:
         """Count a start of a kernel. Raises `StartsLimit` or `BeyondLimit`."""
         limit = self.limits(ownership).starts_per_minute
         if limit is not None:
-            self._take(StartsLimit, self._use(ownership.owner).starts, 1, limit, MINUTE)
-
-    def refuse_start(self, limit: int, seconds: float) -> KernelkeepError:
-        """What a start gets that others have left no room for, which there is in some seconds."""
-        return self._refused(StartsLimit.limit, StartsLimit(limit, limit, seconds))
+            await self._take_together(StartsLimit, ownership.owner, 1, limit)
 
     def check_kernels(self, ownership: Ownership, used: Callable[[], int]) -> None:
         """Raise `KernelsLimit` if an owner that has ``used()`` kernels may have no other."""
@@ -148,17 +149,23 @@ class Shares:
         if limit is not None:
             self.check(KernelsLimit, limit, used())
 
-    def take_contents(self, principal: Principal, size: int) -> None:
+    async def take_contents(self, principal: Principal, size: int) -> None:
         """Count bytes that are about to be written. Raises `ContentsLimit` or `BeyondLimit`."""
         limit = self.policy.limits(principal.owner, principal.groups).contents_bytes_per_day
         if limit is not None:
-            self._take(ContentsLimit, self._use(principal.owner).contents, size, limit, DAY)
+            await self._take_together(ContentsLimit, principal.owner, size, limit)
 
-    def add_contents(self, principal: Principal, size: int) -> None:
+    async def add_contents(self, principal: Principal, size: int) -> None:
         """Count bytes of a copy, known only afterwards: later writes have less room."""
         limit = self.policy.limits(principal.owner, principal.groups).contents_bytes_per_day
-        if limit is not None:
-            self._use(principal.owner).contents.add(size, limit, DAY, self._clock())
+        if limit:
+            owner, name = principal.owner, ContentsLimit.limit
+            taken = await self.counting.take(name, owner, size, limit, is_used=True)
+            meter, now = self._use(owner).contents, self._clock()
+            if taken is None:
+                meter.add(size, limit, DAY, now)
+            else:
+                meter.learn(taken.used, limit, DAY, now)
 
     def check(self, kind: type[LimitReached], limit: int | None, used: int) -> None:
         """Raise an error of this kind if ``used`` leaves no room for one more; that is counted.
@@ -170,6 +177,23 @@ class Shares:
         raise self._refused(
             kind.limit, kind(limit, used) if limit else BeyondLimit(kind.limit, limit, 1)
         )
+
+    async def _take_together(
+        self, kind: type[LimitReached], owner: str, amount: float, capacity: float
+    ) -> None:
+        """Count an amount at all servers, and here. Raises an error of this kind, `BeyondLimit`."""
+        seconds, taken = SPANS[kind.limit], None
+        if amount <= capacity and capacity:
+            taken = await self.counting.take(kind.limit, owner, amount, capacity)
+        meter = self._use(owner).meter(kind)
+        if taken is None:
+            self._take(kind, meter, amount, capacity, seconds)
+            return
+        # Remembered here, too: this is what counts while the other servers cannot be asked. It does
+        # not refuse what they have granted: it may be behind them by the time of their answer.
+        meter.learn(taken.used, capacity, seconds, self._clock())
+        if taken.wait:
+            raise self._refused(kind.limit, kind(capacity, _whole(taken.used), taken.wait))
 
     def _take(
         self,
@@ -187,8 +211,7 @@ class Shares:
             raise self._refused(kind.limit, BeyondLimit(kind.limit, value, amount))
         wait = meter.take(amount, capacity, seconds, now)
         if wait:
-            # Rounded up, but for what rounding alone has added: three thirds are 1, not 2.
-            used = math.ceil(meter.used(capacity, seconds, now) - 1e-6)
+            used = _whole(meter.used(capacity, seconds, now))
             raise self._refused(kind.limit, kind(value, used, wait))
 
     def _refused(self, limit: str, error: KernelkeepError) -> KernelkeepError:
@@ -219,13 +242,13 @@ class CallersShare:
         self._shares = shares
         self._principal = principal
 
-    def take_contents(self, size: int) -> None:
+    async def take_contents(self, size: int) -> None:
         """Count bytes that are about to be written (`Shares.take_contents`)."""
-        self._shares.take_contents(self._principal, size)
+        await self._shares.take_contents(self._principal, size)
 
-    def add_contents(self, size: int) -> None:
+    async def add_contents(self, size: int) -> None:
         """Count bytes that were written (`Shares.add_contents`)."""
-        self._shares.add_contents(self._principal, size)
+        await self._shares.add_contents(self._principal, size)
 
 
 # Of an owner of whom nothing is known. Only read: a meter that was never filled stays empty,
@@ -234,4 +257,9 @@ _NOTHING: Final = _Use()
 
 
 def _used(meter: Meter, limit: float | None, seconds: float, now: float) -> int | None:
-    return None if limit is None else math.ceil(meter.used(limit, seconds, now) - 1e-6)
+    return None if limit is None else _whole(meter.used(limit, seconds, now))
+
+
+def _whole(used: float) -> int:
+    """Rounded up, but for what rounding alone has added: three thirds are 1, not 2."""
+    return math.ceil(used - 1e-6)

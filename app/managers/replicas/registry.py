@@ -32,6 +32,7 @@ from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
 from .authority import shared_authority
 from .claims import SharedClaims
+from .counting import SharedCounting
 from .database import Connection, Database, migrate
 from .directory import Directory
 from .errors import RegistryUnavailable, ReplicaUnreachable
@@ -136,6 +137,7 @@ class SharedRegistry(Registry):
         # renewed, and keepers are let in, however much there is to write.
         self._database = Database(url)
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
+        self._counting = SharedCounting(self._ask)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
         """What replicas do one at a time."""
         self._shared_store = SharedStore(
@@ -177,6 +179,11 @@ class SharedRegistry(Registry):
     def reservations(self) -> SharedReservations:
         """As `Registry.reservations`."""
         return self._reservations
+
+    @property
+    def counting(self) -> SharedCounting:
+        """As `Registry.counting`."""
+        return self._counting
 
     def begin_term(self, kernel_id: str) -> None:
         """As `Registry.begin_term`."""
@@ -268,6 +275,7 @@ class SharedRegistry(Registry):
 
     async def _make_up(self) -> None:
         await super()._make_up()
+        self._counting.beat()
         await self._reservations.clear()
         await self.claims.clear()
         await self.claims.confirm()

@@ -15,12 +15,10 @@ from typing import Any, Final, Protocol
 
 from ..handover.elsewhere import ReservationRequest, Used
 from ..handover.store import StoreAway
-from ..limits.meters import Meter
-from ..limits.shares import MINUTE
 from .database import Connection
 from .errors import KernelElsewhereError, RegistryUnavailable
 
-__all__ = ["SharedReservations", "release", "reserve", "take_start"]
+__all__ = ["Asks", "NotJoined", "SharedReservations", "release", "reserve"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,38 +83,6 @@ def release(connection: Connection, replica_id: str, kernel_ids: Sequence[str]) 
     )
 
 
-def take_start(connection: Connection, owner: str, limit: int) -> float:
-    """Count a start of an owner; else the seconds until there is room for one."""
-    # Each replica waits here until the one before has done its work. There is a row then, and no
-    # other replica changes or forgets it before this one is done. If the answer is lost, and this
-    # runs again, the start counts twice: the next has to wait a little longer than need be.
-    execute = connection.execute
-    row = execute(
-        "INSERT INTO kernelkeep.starts (owner, used, at) VALUES (%s, 0, clock_timestamp()) "
-        "ON CONFLICT (owner) DO UPDATE SET owner = excluded.owner RETURNING used, at",
-        (owner,),
-    ).fetchone()
-    assert row is not None
-    used, at = row
-    (now,) = execute("SELECT clock_timestamp()").fetchone() or (at,)
-    elapsed = max(0.0, (now - at).total_seconds())
-    meter = Meter(used)
-    wait = meter.take(1, limit, MINUTE, elapsed)
-    if not wait:
-        execute(
-            "UPDATE kernelkeep.starts SET used = %s, at = %s WHERE owner = %s",
-            (meter.used(limit, MINUTE, elapsed), now, owner),
-        )
-    # What has run dry is forgotten, behind the only wait: two that had each deleted the other's row
-    # would wait for each other. A row that another replica has just now is left to that one.
-    execute(
-        "DELETE FROM kernelkeep.starts WHERE owner IN (SELECT owner FROM kernelkeep.starts "
-        "WHERE at < clock_timestamp() - %s * interval '1 second' FOR UPDATE SKIP LOCKED)",
-        (MINUTE,),
-    )
-    return wait
-
-
 class Asks(Protocol):
     """How the database is asked."""
 
@@ -164,14 +130,6 @@ class SharedReservations:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         await asyncio.wait({task})
-
-    async def take_start(self, owner: str, limit: int) -> float:
-        """As `Reservations.take_start`."""
-        try:
-            wait: float = await self._ask(partial(take_start, owner=owner, limit=limit))
-        except StoreAway:
-            return 0.0  # what a start needs more of the registry says so, and a restart goes on
-        return wait
 
     async def clear(self) -> None:
         """End the reservations that are over, except of kernels that are still to be stored."""

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from app.managers.errors import TooManyKernels
-from app.managers.handover.elsewhere import Alone
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.shares import KernelShares
 from app.managers.kernels.table import KernelTable
@@ -23,7 +22,6 @@ from app.managers.limits.errors import (
     ExecutionsLimit,
     KernelsLimit,
     LimitReached,
-    StartsLimit,
 )
 from app.managers.limits.limits import LimitPolicy
 from app.managers.limits.shares import Shares
@@ -210,34 +208,3 @@ class Lives(RuleBasedStateMachine):
 
 TestLives = Lives.TestCase
 TestLives.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-
-
-class Others(Alone):
-    """What other replicas have left of a minute's starts: nothing, for so many seconds."""
-
-    seconds = 0.0
-    asked = 0
-
-    async def take_start(self, owner: str, limit: int) -> float:
-        self.asked += 1
-        return self.seconds
-
-
-async def test_a_start_that_others_leave_no_room_for_does_not_count() -> None:
-    world = World(starts_per_minute=2)
-    world.shares.reservations = others = Others()
-    others.seconds = 7.0
-    for _ in range(5):
-        with pytest.raises(StartsLimit):
-            await world.shares.take_start(Ownership("anna"))
-    others.seconds = 0.0
-    for _ in range(2):
-        await world.shares.take_start(Ownership("anna"))
-    with pytest.raises(StartsLimit):  # its own count is what there is while nobody can be asked
-        await world.shares.take_start(Ownership("anna"))
-    assert others.asked == 8
-    world = World(starts_per_minute=0)
-    world.shares.reservations = others = Others()
-    with pytest.raises(BeyondLimit):
-        await world.shares.take_start(Ownership("anna"))
-    assert others.asked == 0

@@ -35,6 +35,15 @@ def test_what_was_added_has_to_run_off() -> None:
     assert meter.take(1, 100, 10, 15.2) == 0
 
 
+def test_what_others_know_counts_if_it_is_more() -> None:
+    meter = Meter()
+    meter.learn(80, 100, 10, 0.0)
+    assert meter.take(30, 100, 10, 0.0) == pytest.approx(1.0)
+    meter.learn(10, 100, 10, 5.0)
+    assert meter.used(100, 10, 5.0) == 30
+    assert meter.used(100, 10, 6.0) == 20
+
+
 def test_a_capacity_of_nothing_never_has_room() -> None:
     meter = Meter()
     assert meter.take(1, 0, 60, 0.0) == 60

@@ -1,6 +1,6 @@
 """What owners use and what they are refused, by a clock of the test's own.
 
-These are the tests of `app.managers.limits.errors`, too.
+These are the tests of `app.managers.limits.errors` and `app.managers.limits.counting`, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from app.managers.errors import KernelkeepError
 from app.managers.limits import shares as module
+from app.managers.limits.counting import CountingAlone, Taken
 from app.managers.limits.errors import (
     LIMIT_ERRORS,
     BeyondLimit,
@@ -90,16 +91,16 @@ def test_less_than_one_request_a_second() -> None:
     world.shares.take_request(ANNA)
 
 
-def test_starts_a_minute() -> None:
+async def test_starts_a_minute() -> None:
     world = World(starts_per_minute=3)
     for _ in range(3):
-        world.shares.take_start(Ownership("anna"))
+        await world.shares.take_start(Ownership("anna"))
     with pytest.raises(StartsLimit) as error:
-        world.shares.take_start(Ownership("anna"))
+        await world.shares.take_start(Ownership("anna"))
     assert error.value.retry_after == 20
-    world.shares.take_start(Ownership("ben"))
+    await world.shares.take_start(Ownership("ben"))
     world.clock.now += 20
-    world.shares.take_start(Ownership("anna"))
+    await world.shares.take_start(Ownership("anna"))
 
 
 def test_websockets_and_none_at_all() -> None:
@@ -121,22 +122,89 @@ def test_websockets_and_none_at_all() -> None:
     assert error.value.retry_after is None
 
 
-def test_bytes_of_contents() -> None:
+async def test_bytes_of_contents() -> None:
     world = World(contents_bytes_per_day=1000)
     share = CallersShare(world.shares, ANNA)
-    share.take_contents(600)
+    await share.take_contents(600)
     with pytest.raises(ContentsLimit) as error:
-        share.take_contents(500)
+        await share.take_contents(500)
     assert error.value.details == {"limit": "contents_bytes_per_day", "value": 1000, "usage": 600}
     assert error.value.retry_after == 8640
     with pytest.raises(BeyondLimit, match="contents_bytes_per_day is 1000, and this takes 1001"):
-        share.take_contents(1001)
-    share.take_contents(400)
-    share.add_contents(500)  # a copy: known when it is made
+        await share.take_contents(1001)
+    await share.take_contents(400)
+    await share.add_contents(500)  # a copy: known when it is made
     with pytest.raises(ContentsLimit):
-        share.take_contents(0)
+        await share.take_contents(0)
     world.clock.now += 86400
-    share.take_contents(500)
+    await share.take_contents(500)
+
+
+class Others(CountingAlone):
+    """What other servers answer; None while they cannot be asked."""
+
+    def __init__(self) -> None:
+        self.answer: Taken | None = None
+        self.asked: list[tuple[str, str, float, float, bool]] = []
+
+    async def take(
+        self, limit: str, owner: str, amount: float, capacity: float, *, is_used: bool = False
+    ) -> Taken | None:
+        self.asked.append((limit, owner, amount, capacity, is_used))
+        return self.answer
+
+
+async def test_what_several_servers_count_together_is_refused_by_all_and_known_here() -> None:
+    world = World(starts_per_minute=2, contents_bytes_per_day=100)
+    world.shares.counting = others = Others()
+    limits = world.shares.policy.limits("anna")
+    others.answer = Taken(7.0, 1.5)
+    for _ in range(5):
+        with pytest.raises(StartsLimit) as error:
+            await world.shares.take_start(Ownership("anna"))
+    assert (error.value.retry_after, error.value.details["usage"]) == (7, 2)
+    others.answer = Taken(864.0, 96.0)
+    with pytest.raises(ContentsLimit) as refusal:
+        await world.shares.take_contents(ANNA, 5)
+    assert (refusal.value.retry_after, refusal.value.details["usage"]) == (864, 96)
+    assert others.asked[-1] == ("contents_bytes_per_day", "anna", 5, 100, False)
+    assert world.shares.recent("anna", limits).contents_bytes_per_day == 96
+    # What they have granted is not refused: they know by now what has run off.
+    others.answer = Taken(0.0, 100.0)
+    await world.shares.take_contents(ANNA, 5)
+    others.answer = Taken(0.0, 130.0)
+    await world.shares.add_contents(ANNA, 30)
+    assert others.asked[-1] == ("contents_bytes_per_day", "anna", 30, 100, True)
+    assert world.shares.recent("anna", limits).contents_bytes_per_day == 130
+    # While they cannot be asked, what is known here counts.
+    others.answer = None
+    with pytest.raises(ContentsLimit) as refusal:
+        await world.shares.take_contents(ANNA, 5)
+    assert refusal.value.details["usage"] == 130
+    await world.shares.add_contents(ANNA, 30)
+    assert world.shares.recent("anna", limits).contents_bytes_per_day == 160
+    world.clock.now += 86400 * 1.6
+    await world.shares.take_contents(ANNA, 95)
+    # It is not forgotten when they are back.
+    others.answer = Taken(0.0, 3.0)
+    await world.shares.take_contents(ANNA, 3)
+    assert world.shares.recent("anna", limits).contents_bytes_per_day == 95
+
+
+async def test_nobody_is_asked_about_what_can_never_be_or_has_no_limit() -> None:
+    world = World(starts_per_minute=0, contents_bytes_per_day=100)
+    world.shares.counting = others = Others()
+    others.answer = Taken(0.0, 1.0)
+    with pytest.raises(BeyondLimit):
+        await world.shares.take_start(Ownership("anna"))
+    with pytest.raises(BeyondLimit):
+        await world.shares.take_contents(ANNA, 101)
+    unlimited = World()
+    unlimited.shares.counting = others
+    await unlimited.shares.take_start(Ownership("anna"))
+    await unlimited.shares.take_contents(ANNA, 101)
+    await unlimited.shares.add_contents(ANNA, 101)
+    assert others.asked == []
 
 
 def test_kernels_are_counted_by_whoever_has_them() -> None:
@@ -154,21 +222,21 @@ def test_kernels_are_counted_by_whoever_has_them() -> None:
     assert asked == [1]  # nobody counts where there is no limit
 
 
-def test_without_limits_nothing_is_noted_of_requests() -> None:
+async def test_without_limits_nothing_is_noted_of_requests() -> None:
     shares = World().shares
     shares.take_request(ANNA)
-    shares.take_start(Ownership("anna"))
-    CallersShare(shares, ANNA).take_contents(10**12)
-    CallersShare(shares, ANNA).add_contents(10**12)
+    await shares.take_start(Ownership("anna"))
+    await CallersShare(shares, ANNA).take_contents(10**12)
+    await CallersShare(shares, ANNA).add_contents(10**12)
     assert len(shares) == 0
 
 
-def test_what_is_used_is_shown_and_the_groups_that_an_owner_has_shown() -> None:
+async def test_what_is_used_is_shown_and_the_groups_that_an_owner_has_shown() -> None:
     world = World(requests_per_second=5, starts_per_minute=3, contents_bytes_per_day=100)
     limits = world.shares.policy.limits("anna")
     assert world.shares.groups_of("anna") == frozenset()
     world.shares.take_request(ANNA)
-    world.shares.take_start(Ownership("anna"))
+    await world.shares.take_start(Ownership("anna"))
     world.clock.now += 0.1
     recent = world.shares.recent("anna", limits)
     assert (recent.requests_per_second, recent.starts_per_minute) == (1, 1)

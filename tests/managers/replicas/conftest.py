@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.managers.replicas.database import Database, migrate
+from tests.managers.replicas.asking import Replica
 from tests.support.postgresql import PostgreSQL
 
 
@@ -30,3 +31,12 @@ def database(url: str) -> Iterator[Database]:
     migrate(database)
     yield database
     database.close()
+
+
+@pytest.fixture
+def replicas(url: str, database: Database) -> Iterator[list[Replica]]:
+    """Three replicas of one registry, without a server."""
+    made = [Replica(url, name) for name in ("first", "second", "third")]
+    yield made
+    for one in made:
+        one.close()

@@ -21,7 +21,7 @@ from app.managers.replicas.database import Database
 from app.managers.replicas.directory import Directory
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable, RequestUnderway
 from app.managers.replicas.membership import leave
-from tests.managers.replicas.test_reservations import Replica as _Replica
+from tests.managers.replicas.asking import Replica as _Replica
 
 
 class Known:

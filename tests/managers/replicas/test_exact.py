@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
@@ -24,7 +24,12 @@ STARTS = 2
 
 @pytest.fixture(scope="module")
 def replicas(postgresql: PostgreSQL) -> Iterator[Replicas]:
-    limits = json.dumps({"counted": {"starts_per_minute": STARTS}})
+    limits = json.dumps(
+        {
+            "counted": {"starts_per_minute": STARTS},
+            "writer": {"contents_bytes_per_day": 1000},
+        }
+    )
     options = ("--max-kernels", str(MOST), "--limits-by-name", limits)
     with Replicas(postgresql.new_database(), *options) as replicas:
         for name in NAMES:
@@ -42,6 +47,21 @@ async def rests(replicas: Replicas) -> AsyncIterator[list[RestClient]]:
         yield found
         for kernel_id in await kernels_of_all(replicas):
             await found[0].delete(kernel_id)
+
+
+async def owners_token(rest: RestClient, owner: str) -> str:
+    asked = {"name": "laptop", "owner": owner, "scopes": ["user"]}
+    return str((await rest.request("POST", "/api/tokens", 201, json=asked)).json()["token"])
+
+
+@asynccontextmanager
+async def clients(replicas: Replicas, token: str) -> AsyncIterator[list[RestClient]]:
+    """A client of each replica."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(RestClient(server.url, token))
+            for server in replicas.servers.values()
+        ]
 
 
 async def start(rest: RestClient, key: str | None = None, **body: str) -> httpx.Response:
@@ -75,13 +95,7 @@ async def test_no_start_is_one_too_many_and_no_place_is_left_empty(
 async def test_starts_and_restarts_of_a_minute_are_counted_at_all_replicas(
     replicas: Replicas, rests: list[RestClient]
 ) -> None:
-    asked = {"name": "laptop", "owner": "counted", "scopes": ["user"]}
-    token = (await rests[0].request("POST", "/api/tokens", 201, json=asked)).json()["token"]
-    async with AsyncExitStack() as stack:
-        own = [
-            await stack.enter_async_context(RestClient(server.url, token))
-            for server in replicas.servers.values()
-        ]
+    async with clients(replicas, await owners_token(rests[0], "counted")) as own:
         answers = await asyncio.gather(*(start(own[number % 3]) for number in range(MOST)))
         codes = Counter(one.json()["code"] if one.is_error else "started" for one in answers)
         assert codes == {"started": STARTS, "starts_limit": MOST - STARTS}
@@ -92,6 +106,33 @@ async def test_starts_and_restarts_of_a_minute_are_counted_at_all_replicas(
         for rest in own:
             again = await rest.http.post(f"/api/kernels/{kernel_id}/restart")
             assert (again.status_code, again.json()["code"]) == (429, "starts_limit")
+
+
+async def test_bytes_of_a_day_are_counted_at_all_replicas(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    async with clients(replicas, await owners_token(rests[0], "writer")) as own:
+        body = {"type": "file", "format": "text", "content": 200 * "x"}
+        text = json.dumps(body).ljust(300)
+        answers = await asyncio.gather(
+            *(
+                own[number % 3].http.put(f"/api/contents/{number}.txt", content=text)
+                for number in range(100)
+            )
+        )
+        codes = Counter(one.json()["code"] if one.is_error else "written" for one in answers)
+        assert codes == {"written": 3, "contents_limit": 97}
+        refused = next(one for one in answers if one.is_error)
+        assert (refused.json()["value"], refused.json()["usage"]) == (1000, 900)
+        assert 16000 < int(refused.headers["Retry-After"]) <= 17280
+        path = next(one.json()["path"] for one in answers if not one.is_error)
+        copied = await own[0].http.post("/api/contents/", json={"copy_from": path})
+        assert copied.status_code == 201
+        for rest in own:
+            more = await rest.http.post("/api/contents/", json={"type": "file"})
+            assert (more.status_code, more.json()["code"]) == (429, "contents_limit")
+            found = (await rest.request("GET", "/api/owners/writer")).json()
+            assert found["usage"]["contents_bytes_per_day"] == more.json()["usage"]
 
 
 async def test_a_key_starts_one_kernel_whichever_replica_has_it(

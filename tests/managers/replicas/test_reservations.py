@@ -3,72 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
-import psycopg
 import pytest
 
-from app.managers.handover.elsewhere import ReservationRequest, Used
+from app.managers.handover.elsewhere import Used
 from app.managers.handover.store import StoreAway
-from app.managers.replicas.database import Connection, Database
+from app.managers.replicas.database import Connection
 from app.managers.replicas.errors import KernelElsewhereError, RegistryUnavailable
 from app.managers.replicas.membership import beat, declare_dead, leave
 from app.managers.replicas.registry import SharedRegistry
-from app.managers.replicas.reservations import SharedReservations
 from tests.managers.handover.test_registry import record
-from tests.managers.replicas.test_store import Member
-from tests.support.processes import eventually
-
-
-class Replica(Member):
-    """A replica with reservations; ``due`` are kernels that could not be stored yet."""
-
-    def __init__(self, url: str, name: str) -> None:
-        super().__init__(Database(url), name)
-        self.is_away = False
-        self.loses_answers = False
-        self.due: set[str] = set()
-        self.thread = ThreadPoolExecutor(1)  # one thread at a time has a database
-        self.reservations = SharedReservations(
-            self.replica.id, self.ask, lambda kernel_id: kernel_id in self.due
-        )
-
-    async def ask(self, work: Callable[[Connection], Any], /) -> Any:
-        if self.is_away:
-            raise StoreAway("away")
-        found = await asyncio.get_running_loop().run_in_executor(
-            self.thread, self.database.run, work
-        )
-        if self.loses_answers:
-            raise StoreAway("lost")
-        return found
-
-    def close(self) -> None:
-        self.thread.shutdown()
-        self.database.close()
-
-    async def reserve(
-        self,
-        kernel_id: str,
-        owner: str = "anna",
-        most: int = 0,
-        most_of_owner: int | None = None,
-        dead: tuple[str, ...] = (),
-    ) -> Used | None:
-        return await self.reservations.reserve(
-            ReservationRequest(kernel_id, owner, most, most_of_owner, [*dead])
-        )
-
-
-@pytest.fixture
-def replicas(url: str, database: Database) -> Iterator[list[Replica]]:
-    made = [Replica(url, name) for name in ("first", "second", "third")]
-    yield made
-    for one in made:
-        one.close()
+from tests.managers.replicas.asking import Replica
 
 
 async def test_the_last_places_are_taken_once_however_many_ask(replicas: list[Replica]) -> None:
@@ -224,61 +172,3 @@ async def test_a_place_that_is_reserved_anew_is_not_given_back_with_the_one_befo
         lambda one: one.execute("SELECT kernel_id FROM kernelkeep.reservation").fetchall()
     )
     assert rows == [("k",)]
-
-
-async def test_starts_of_a_minute_are_counted_at_all_replicas(replicas: list[Replica]) -> None:
-    def taken() -> list[Any]:
-        return [one.reservations.take_start("anna", 4) for one in 3 * replicas]
-
-    waits = await asyncio.gather(*taken())
-    assert waits.count(0.0) == 4
-    assert all(10.0 < wait <= 15.0 for wait in waits if wait)
-    (first, *_) = replicas
-    assert await first.reservations.take_start("ben", 1) == 0.0
-    assert 50.0 < await first.reservations.take_start("ben", 1) <= 60.0
-    half_a_minute = "UPDATE kernelkeep.starts SET at = at - interval '30 seconds'"
-    first.database.run(lambda one: one.execute(half_a_minute))
-    assert (await asyncio.gather(*taken())).count(0.0) == 2
-
-
-async def test_starts_that_were_long_ago_are_forgotten(replicas: list[Replica]) -> None:
-    (first, *_) = replicas
-    await first.reservations.take_start("anna", 1)
-    first.database.run(
-        lambda one: one.execute("UPDATE kernelkeep.starts SET at = at - interval '61 seconds'")
-    )
-    assert await first.reservations.take_start("ben", 1) == 0.0
-    rows = first.database.run(
-        lambda one: one.execute("SELECT owner FROM kernelkeep.starts").fetchall()
-    )
-    assert rows == [("ben",)]
-
-
-async def test_the_start_of_an_owner_waits_for_that_of_no_other(
-    replicas: list[Replica], url: str
-) -> None:
-    first, second, _ = replicas
-    for owner in ("anna", "ben"):
-        await first.reservations.take_start(owner, 1)
-    first.database.run(
-        lambda one: one.execute("UPDATE kernelkeep.starts SET at = at - interval '61 seconds'")
-    )
-    with psycopg.connect(url) as another:
-        another.execute("SELECT FROM kernelkeep.starts WHERE owner = 'anna' FOR UPDATE")
-        anna = asyncio.create_task(first.reservations.take_start("anna", 1))
-
-        def waiting() -> int:
-            return len(another.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall())
-
-        await eventually(waiting, 30)
-        ben = asyncio.create_task(second.reservations.take_start("ben", 1))
-        await eventually(lambda: ben.done() or waiting() > 1, 30)
-        assert ben.done()
-    assert await ben == 0.0
-    assert await anna == 0.0
-
-
-async def test_a_start_that_cannot_be_counted_is_no_refusal(replicas: list[Replica]) -> None:
-    (first, *_) = replicas
-    first.is_away = True
-    assert await first.reservations.take_start("anna", 1) == 0.0
