@@ -228,8 +228,8 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
-        # From the look at `over` to `Principal.opened` (`serve_while_valid`) nothing awaits: no
-        # credential ends unnoticed in between.
+        # From the look at `over` to `Principal.opened` (`serve_while_valid`) nothing awaits, but
+        # for `_serve_within`, which looks again: no credential ends unnoticed in between.
         guesses, shown = bool(token) and principal is None, principal
         if principal is not None and principal.over:
             principal = None
@@ -267,14 +267,19 @@ class AccessMiddleware:
         try:
             shares.take_request(principal)
             if is_websocket:
-                shares.open_websocket(principal)
+                await shares.open_websocket(principal)
         except KernelkeepError as error:
             answer = response_to(error)
             _note_refusal(scope, answer, principal)
             await answer(scope, receive, send)
             return
         try:
-            await self._serve(principal, scope, receive, send)
+            if is_websocket and principal.over:  # it has ended while other replicas were asked
+                answer = error_response(403, "Forbidden", "unauthorized")
+                _note_refusal(scope, answer, principal)
+                await answer(scope, receive, send)
+            else:
+                await self._serve(principal, scope, receive, send)
         finally:
             if is_websocket:
                 shares.close_websocket(principal)

@@ -269,7 +269,7 @@ async def run_code(
         asked_for = body.model_dump(exclude={"cancel_on_disconnect"})
         code = Code(**asked_for, if_generation=if_generation)
         try:
-            execution = kernel.executions.run(code, new_id)
+            execution = await kernel.executions.ask(code, new_id)
         except KernelkeepError:
             kernel.reports.refused("execute", _encode(code))
             raise

@@ -9,23 +9,32 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
+from starlette.types import Message
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import InvalidStatus
 
+from app.api.access import AccessMiddleware
+from app.api.identities import IdentityProviders
 from app.api.wrong_tokens import ALLOWED
+from app.managers.limits.shares import Shares
 from app.managers.owners.credentials import shown
+from app.managers.owners.principal import Principal
 from app.managers.owners.scopes import Scopes
 from app.managers.owners.token_table import NewToken
 from app.managers.owners.tokens import TokenStore
+from app.settings import Settings
 from app.ws.sending import CREDENTIAL_ENDED
 from tests.api.errors import error_of
 from tests.conftest import MakeServer
 from tests.support.channels import Connector
 from tests.support.executions import NDJSON, SSE, Executions
 from tests.support.home import Home
+from tests.support.identities import principal
 from tests.support.kernelspecs import FAKE_SPECS, shell_spec
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
@@ -254,6 +263,41 @@ async def test_a_handshake_that_is_held_and_a_start_are_refused(
     (home.root_dir / "go").touch()
     await own.delete(kernel_id)
     assert not re.search("Traceback|ERROR", server.output())
+
+
+class _Ending(Shares):
+    """Shares for which other replicas are asked, while the token ends."""
+
+    async def open_websocket(self, principal: Principal) -> None:
+        await super().open_websocket(principal)
+        principal.end()
+
+
+async def test_one_that_ends_while_other_replicas_are_asked_opens_no_websocket() -> None:
+    shares, anna, sent = _Ending(), principal("anna"), list[Message]()
+    identities = SimpleNamespace(
+        known=lambda _: anna, own=SimpleNamespace(principal=principal("own"))
+    )
+
+    async def app(*_: object) -> None:
+        raise AssertionError
+
+    async def receive() -> Message:
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    access = AccessMiddleware(app, Settings(), cast(IdentityProviders, identities), {})
+    scope = {
+        **{"type": "websocket", "path": "/api/events/subscribe", "scheme": "ws"},
+        **{"headers": [(b"host", b"localhost")], "query_string": b"token=x"},
+        **{"state": {"shares": shares}, "extensions": {"websocket.http.response": {}}},
+    }
+    await access(scope, receive, send)
+    assert sent[0]["status"] == 403
+    assert b"unauthorized" in sent[1]["body"]
+    assert shares.websockets_of("anna") == 0
 
 
 @pytest.mark.parametrize(

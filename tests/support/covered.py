@@ -32,6 +32,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.identity_providers.sweeping": ("identity_providers/test_jupyterhub",),
     "app.managers.kernels.owners": ("api/test_owners",),
     "app.managers.limits.counting": ("managers/limits/test_shares",),
+    "app.managers.limits.queues": ("managers/replicas/test_counting",),
     "app.managers.limits.errors": ("managers/limits/test_shares", "api/test_owners"),
     "app.managers.owners.token_table": ("managers/replicas/test_tokens",),
     "app.managers.owners.callers_tokens": ("api/test_token_list",),

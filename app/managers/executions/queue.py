@@ -31,6 +31,7 @@ from ..errors import (
     ServerStopping,
     TooManyExecutions,
 )
+from ..limits.queues import QueuePlace, QueueShare
 from ..log.message_log import MessageLog
 from ..state import KernelState, Lifecycle
 from .code import Code, execute_request, held_request, timeout_of
@@ -81,8 +82,8 @@ class Executions:
         self, control: ProcessControl, messages: Messages, state: KernelState, settings: Settings
     ) -> None:
         self.closing = False
-        self.check_share: Callable[[], None] = lambda: None
-        """Raises an error if no further execution may wait at the kernels of this one's owner."""
+        self.share = QueueShare()
+        """How many executions may wait at the kernels of this one's owner."""
         self._messages = messages
         self._tracker = messages.tracker
         self._tracker.listener = self
@@ -181,7 +182,15 @@ class Executions:
 
     # Asking
 
-    def run(self, code: Code, new_id: str = "") -> Execution:
+    async def ask(self, code: Code, new_id: str = "") -> Execution:
+        """As `run`, when other servers were asked whether the execution may wait."""
+        asking = self.share.place()
+        if asking is None:
+            return self.run(code, new_id)
+        async with asking as place:
+            return self.run(code, new_id, place)
+
+    def run(self, code: Code, new_id: str = "", place: QueuePlace | None = None) -> Execution:
         """Execute code as soon as the kernel's main shell is free; this does not wait for that.
 
         The execution gets the id ``new_id``, or one of its own. Raises `TimeoutTooLong`,
@@ -200,7 +209,7 @@ class Executions:
             raise GenerationMismatch(self._state.generation)
         if len(self._held) >= MAX_WAITING or self._held.bytes > BACKLOG_BYTES:
             raise TooManyExecutions(f"{len(self._held)} executions wait already", RETRY_SECONDS)
-        self.check_share()
+        self.share.check(place)
         session = f"http-{uuid4().hex}"
         message = execute_request(code, session, new_id or uuid4().hex)
         asked_by = caller()
@@ -302,6 +311,7 @@ class Executions:
 
     def on_start(self, execution: Execution) -> None:
         """Begin to measure the execution's time, and interrupt it if it was cancelled before."""
+        self.share.changed()
         self._note_process(execution)
         self._stopping.on_start(execution)
 
@@ -354,6 +364,7 @@ class Executions:
 
     def on_end(self, execution: Execution) -> None:
         """Stop the timer of an ended execution; if it failed, abort its queue behind it."""
+        self.share.changed()
         self._stopping.on_end(execution)
         failed = execution.state is ExecutionState.ERROR and execution.stop_on_error
         # While a process is being replaced, the held executions are for the next process: the

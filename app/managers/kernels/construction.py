@@ -115,6 +115,7 @@ def _share(manager: MultiKernelManager, shares: Shares, registry: Registry | Non
     manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
     manager.shares.reservations = registry.reservations
     shares.counting = registry.counting
+    shares.counting.watch(manager.shares)
     registry.counts = lambda kernel_id: kernel_id in manager and manager.get(kernel_id).counts
 
 

@@ -21,6 +21,7 @@ from ..errors import KernelkeepError, KernelNotRunning, KernelStartFailed, Kerne
 from ..executions.queue import Executions
 from ..handover.store import KernelRecord
 from ..limits.processes import log_share
+from ..limits.queues import QueueShare
 from ..messages.traffic import Traffic
 from ..owners.ownership import Ownership
 from ..processes.engines.quantities import Value
@@ -85,7 +86,8 @@ class Kernel:
         self.executions = Executions(self, self.traffic, self.state, settings)
         self.reports = services.reports(kernel_id, name, ownership=ownership)
         self._services = services
-        self.executions.check_share = self.traffic.submissions.check_share = self._check_share
+        share = QueueShare(lambda: self._services.queues, lambda: self.ownership)
+        self.executions.share = self.traffic.submissions.share = share
         self._launches = Launches(
             *(name, spec, services, self.traffic, self.state),
             kernel_id=kernel_id,
@@ -160,9 +162,6 @@ class Kernel:
     def counts(self) -> bool:
         """Whether the kernel counts towards ``max_kernels``."""
         return self.state.lifecycle is not Lifecycle.DEAD
-
-    def _check_share(self) -> None:
-        self._services.check_queue(self.ownership)
 
     async def resolve_path(self, path: str) -> str | None:
         """The file that ``path`` means in the kernel's directory (`Launches.resolve_path`)."""

@@ -82,7 +82,7 @@ class MultiKernelManager:
         self._external = ExternalKernels(services, self._kernels, self._forget)
         self._starting: dict[str, asyncio.Future[None]] = {}
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
-        services.check_queue = self.shares.check_queue
+        services.queues = self.shares
         self.elsewhere: Known = Nowhere()
         """What other replicas have, and what they say this one has."""
         self._stop_task: asyncio.Task[None] | None = None

@@ -23,6 +23,7 @@ from ..errors import (
     KernelStartFailed,
 )
 from ..handover.handover import Handover
+from ..limits.queues import ANY_QUEUE, Queues
 from ..limits.shares import Shares
 from ..owners.ownership import NOBODYS, Ownership
 from ..owners.principal import ANONYMOUS
@@ -84,8 +85,8 @@ class KernelServices:
     """Whether kernels are started without an owner, and parked until somebody asks for one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
-    check_queue: Callable[[Ownership], None] = lambda _: None
-    """Raises an error if no further execution may wait at the kernels of this owner."""
+    queues: Queues = ANY_QUEUE
+    """How many executions may wait at the kernels of each owner."""
     usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)

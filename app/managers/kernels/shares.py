@@ -6,12 +6,15 @@ do not. Only the places of kernels that are about to start are stored here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
-from ..errors import TooManyKernels
+from ..errors import KernelkeepError, TooManyKernels
 from ..handover.elsewhere import Alone, Known, Nowhere, ReservationRequest, Reservations
+from ..limits.counting import Counts
 from ..limits.errors import ExecutionsLimit
+from ..limits.queues import QueuePlace
 from ..limits.shares import Shares
 from ..owners.ownership import Ownership
 from .kernel import Kernel
@@ -33,6 +36,8 @@ class KernelShares:
         """What other replicas have, as far as that is known."""
         self.reservations: Reservations = Alone()
         """The places that all replicas share."""
+        self._asked: Counter[str] = Counter()
+        """Of how many executions it is being asked whether they may wait, by their owners."""
 
     @asynccontextmanager
     async def place(
@@ -87,11 +92,69 @@ class KernelShares:
         """Count a start or a restart (`Shares.take_start`)."""
         await self._shares.take_start(ownership)
 
+    # Executions that wait (the methods of `Queues`)
+
     def check_queue(self, ownership: Ownership) -> None:
         """Raise `ExecutionsLimit` if no further execution may wait at the owner's kernels."""
         limit = self._shares.limits(ownership).queued_executions
         if limit is not None:
-            self._shares.check(ExecutionsLimit, limit, self.waiting_of(ownership.owner))
+            waiting = self.waiting_of(ownership.owner) + self._asked[ownership.owner]
+            self._shares.check(ExecutionsLimit, limit, waiting)
+
+    def queue_place(self, ownership: Ownership) -> AbstractAsyncContextManager[QueuePlace] | None:
+        """As `Queues.queue_place`."""
+        if not self._shares.counting.is_shared:
+            return None
+        limit = self._shares.limits(ownership).queued_executions
+        return None if limit is None else self._queue_place(ownership, limit)
+
+    @asynccontextmanager
+    async def _queue_place(self, ownership: Ownership, limit: int) -> AsyncIterator[QueuePlace]:
+        owner = ownership.owner
+        try:
+            self.check_queue(ownership)
+        except KernelkeepError as error:
+            yield QueuePlace(error)
+            return
+        # Between the check and this nothing is awaited, and nothing in the block for which this is
+        # yielded: until the execution waits, its place counts here.
+        self._asked[owner] += 1
+        try:
+            try:
+                await self._shares.place_together(ExecutionsLimit, owner, limit)
+                place = QueuePlace()
+            except KernelkeepError as error:
+                place = QueuePlace(error)
+            yield place
+        finally:
+            self._asked[owner] -= 1
+            if not self._asked[owner]:
+                del self._asked[owner]
+            self._shares.counting.changed(owner)
+
+    def queue_changed(self, ownership: Ownership) -> None:
+        """As `Queues.queue_changed`."""
+        counting = self._shares.counting
+        if counting.is_shared and self._shares.limits(ownership).queued_executions is not None:
+            counting.changed(ownership.owner)
+
+    # What others have to know (the methods of `Here`)
+
+    def counts_of(self, owner: str) -> Counts:
+        """As `Here.counts_of`."""
+        waiting = self.waiting_of(owner) + self._asked[owner]
+        return Counts(self._shares.websockets_of(owner), waiting)
+
+    def counted(self) -> set[str]:
+        """As `Here.counted`: who has asked for something is known, so kernels are looked at."""
+        if ExecutionsLimit.limit not in self._shares.policy.named:
+            return set()
+        return {
+            kernel.ownership.owner
+            for kernel in self._table.values()
+            if self._shares.limits(kernel.ownership).queued_executions is not None
+            and _waiting_at(kernel)
+        }
 
     # Counting
 
@@ -119,10 +182,7 @@ class KernelShares:
 
     def waiting_of(self, owner: str) -> int:
         """How many executions wait for an owner's kernels, or for their next processes."""
-        return sum(
-            kernel.executions.waiting + kernel.traffic.submissions.executions_held
-            for kernel in self.of(owner)
-        )
+        return sum(_waiting_at(kernel) for kernel in self.of(owner))
 
     def log_bytes_of(self, owner: str) -> int:
         """How many bytes of messages of an owner's kernels are kept on disk."""
@@ -132,3 +192,7 @@ class KernelShares:
     def owners(self) -> frozenset[str]:
         """The names of the owners who have kernels."""
         return self._table.owners | frozenset(self._reserved.values())
+
+
+def _waiting_at(kernel: Kernel) -> int:
+    return kernel.executions.waiting + kernel.traffic.submissions.executions_held

@@ -123,17 +123,33 @@ class Shares:
             if capacity is not None:
                 self._take(RequestsLimit, use.requests, 1, capacity, seconds, shown=rate)
 
-    def open_websocket(self, principal: Principal) -> None:
+    async def open_websocket(self, principal: Principal) -> None:
         """Count a WebSocket until `close_websocket`. Raises `WebSocketsLimit`, `BeyondLimit`."""
         limit = self.policy.limits(principal.owner, principal.groups).websockets
         use = self._use(principal.owner)
         self.check(WebSocketsLimit, limit, use.websockets)
+        # Before anybody is asked: two that are opened at once cannot both be the last one here.
         use.websockets += 1
+        if limit is None:
+            return
+        try:
+            await self.place_together(WebSocketsLimit, principal.owner, limit)
+        except BaseException:
+            use.websockets -= 1
+            raise
 
     def close_websocket(self, principal: Principal) -> None:
         """Count a WebSocket no more."""
         # It is there: `_use` forgets no owner that has a WebSocket open.
         self._uses[principal.owner].websockets -= 1
+        if self.counting.is_shared:
+            limits = self.policy.limits(principal.owner, principal.groups)
+            if limits.websockets is not None:
+                self.counting.changed(principal.owner)
+
+    def websockets_of(self, owner: str) -> int:
+        """How many WebSockets an owner has open here, those that are being opened included."""
+        return self._uses.get(owner, _NOTHING).websockets
 
     # Kernels and files
 
@@ -177,6 +193,16 @@ class Shares:
         raise self._refused(
             kind.limit, kind(limit, used) if limit else BeyondLimit(kind.limit, limit, 1)
         )
+
+    async def place_together(self, kind: type[LimitReached], owner: str, limit: int) -> None:
+        """Count one more at all servers, which counts here already (`Counting.place`).
+
+        Raises an error of this kind: then, and if this is cancelled, it has to count here no more
+        before anything else is awaited.
+        """
+        used = await self.counting.place(kind.limit, owner, limit)
+        if used is not None:
+            raise self._refused(kind.limit, kind(limit, used))
 
     async def _take_together(
         self, kind: type[LimitReached], owner: str, amount: float, capacity: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
@@ -19,6 +20,7 @@ from ...protocol.messages import (
 from ...settings import Settings
 from ..errors import KernelkeepError
 from ..executions.tracker import ExecutionTracker
+from ..limits.queues import QueuePlace, QueueShare
 from ..state import KernelState, Lifecycle
 from .interrupts import Interrupts
 from .outbox import Outbox
@@ -52,8 +54,8 @@ class Submissions:
     ) -> None:
         self.on_end_asked: Callable[[bool], None] = lambda _restart: None
         """Called when a client asks the kernel to end, with whether it is to be restarted."""
-        self.check_share: Callable[[], None] = lambda: None
-        """Raises an error if no further execution may wait at the kernels of this one's owner."""
+        self.share = QueueShare()
+        """How many executions may wait at the kernels of this one's owner."""
         self._settings = settings
         self._state = state
         self._own = own
@@ -69,11 +71,20 @@ class Submissions:
         self._next_ignored_line = 0.0
         self._ignored_silently = 0
 
-    def submit(self, message: ClientMessage, session: str) -> bool:
+    def place(
+        self, message: ClientMessage, session: str
+    ) -> AbstractAsyncContextManager[QueuePlace] | None:
+        """The place of an execution that is to be submitted (`Queues.queue_place`), or None."""
+        if not is_execution(message) or self._is_known(message, session):
+            return None
+        return self.share.place()
+
+    def submit(self, message: ClientMessage, session: str, place: QueuePlace | None = None) -> bool:
         """Send a client's message to the kernel, at once or when the kernel is ready.
 
         A request to a dead kernel ends at once. Messages for channels that clients cannot write to
-        are ignored. Returns False if the message was ignored or refused.
+        are ignored. ``place`` is an execution's, if others were asked for one. Returns False if the
+        message was ignored or refused.
         """
         channel = message.channel
         if channel not in CLIENT_CHANNELS:
@@ -88,7 +99,7 @@ class Submissions:
         if self._state.lifecycle in (Lifecycle.DEAD, Lifecycle.STOPPING):
             self._ends.refuse(message, session, f"The kernel is {self._state.word}")
             return False
-        if is_execution(message) and not self._has_share(message, session):
+        if is_execution(message) and not self._has_share(message, session, place):
             return False
         if self._for_next is not None:
             # The process is being replaced. The request must not reach the old one, which would
@@ -139,13 +150,17 @@ class Submissions:
             self._outbox.send(message, session)
         return is_taken
 
-    def _has_share(self, message: ClientMessage, session: str) -> bool:
-        """Whether another execution may wait; if not, this one ends with an error that says so."""
+    def _is_known(self, message: ClientMessage, session: str) -> bool:
+        """Whether an execution was asked for before, and counts already."""
         execution = self._tracker.get(message.header.msg_id)
-        if execution is not None and execution.session == session and not execution.ended:
-            return True  # it was asked for before, and counts already
+        return execution is not None and execution.session == session and not execution.ended
+
+    def _has_share(self, message: ClientMessage, session: str, place: QueuePlace | None) -> bool:
+        """Whether another execution may wait; if not, this one ends with an error that says so."""
+        if self._is_known(message, session):
+            return True
         try:
-            self.check_share()
+            self.share.check(place)
         except KernelkeepError as error:
             self._ends.refuse(message, session, error.message, ename=type(error).__name__)
             return False

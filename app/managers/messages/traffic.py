@@ -25,6 +25,7 @@ from ...settings import Settings
 from ..executions.execution import Execution
 from ..executions.held import BACKLOG_BYTES
 from ..executions.tracker import ExecutionTracker
+from ..limits.queues import QueuePlace
 from ..log.message_log import MessageLog, Position
 from ..state import KernelState, Lifecycle
 from ..telemetry.counters import Counters
@@ -120,9 +121,9 @@ class Traffic:
 
     # Requests of clients
 
-    def submit(self, message: ClientMessage, session: str) -> bool:
+    def submit(self, message: ClientMessage, session: str, place: QueuePlace | None = None) -> bool:
         """Take a client's request (`Submissions.submit`); False if it is ignored or refused."""
-        return self.submissions.submit(message, session)
+        return self.submissions.submit(message, session, place)
 
     def _hand_over(self, message: ClientMessage, owner: str) -> bool:
         """Give a request to the kernel's line; False if the line does not take it now."""

@@ -1,13 +1,25 @@
-"""What owners use at all replicas, as one of them counts it with the others."""
+"""What owners use at all replicas, as one of them counts it with the others.
+
+What is asked for is placed in the registry before it is there (`place`). What is there no more is
+written behind that, as is everything that was not asked for: executions that wait at a kernel which
+was taken over, or what the registry has lost. One task does both, one statement after the other, so
+that no write overtakes another.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ..handover.store import StoreAway
-from ..limits.counting import Taken
+from ..limits.counting import NOTHING, Counts, Here, Taken
+from .database import Connection
 from .meters import take
+from .places import Asked, Placed, place, store
 from .reservations import Asks
 
 __all__ = ["SharedCounting"]
@@ -15,34 +27,197 @@ __all__ = ["SharedCounting"]
 logger = logging.getLogger(__name__)
 
 
-class SharedCounting:
-    """The `Counting` of one replica.
+class _Ask:
+    """A call of `SharedCounting.place`; ``decided`` is how many there are if it was refused."""
 
-    When the registry could not be asked, each replica's own count decides until the next `beat`:
-    no request waits for the registry again meanwhile.
+    __slots__ = ("asked", "decided", "is_granted")
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.decided: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+        self.is_granted = False
+
+
+class SharedCounting:
+    """The `Counting` of one replica. Use it inside a running event loop, and `close` it there.
+
+    When the registry could not be asked, each replica's own count decides until a `beat` finds the
+    registry again: no request waits for it meanwhile.
     """
 
-    def __init__(self, ask: Asks) -> None:
+    is_shared = True
+
+    def __init__(self, replica_id: str, ask: Asks) -> None:
+        self._replica = replica_id
         self._ask = ask
+        self._here: Here | None = None
         self._is_away = False
+        self._is_closed = False
+        # By owner. The calls that are not over: `Here` counts them all.
+        self._asks: dict[str, list[_Ask]] = {}
+        # What the registry has of this replica; None if that is not known. Others have nothing.
+        self._stored: dict[str, Counts | None] = {}
+        self._changed: set[str] = set()
+        self._is_beat = False
+        self._writer: asyncio.Task[None] | None = None
+
+    def watch(self, here: Here) -> None:
+        """As `Counting.watch`."""
+        self._here = here
 
     async def take(
         self, limit: str, owner: str, amount: float, capacity: float, *, is_used: bool = False
     ) -> Taken | None:
         """As `Counting.take`."""
-        if self._is_away:
-            return None
         work = partial(
             take, limit=limit, owner=owner, amount=amount, capacity=capacity, is_used=is_used
         )
+        taken: Taken | None = await self._asked(work)
+        return taken
+
+    async def place(self, limit: str, owner: str, most: int) -> int | None:
+        """As `Counting.place`."""
+        if self._is_away:
+            self._stored[owner] = None  # the next beat has the others know
+            return None
+        ask = _Ask(Asked(limit, most))
+        asks = self._asks.setdefault(owner, [])
+        asks.append(ask)
+        self._write_soon()
         try:
-            taken: Taken = await self._ask(work)
+            return await ask.decided
+        finally:
+            # Nothing is awaited from here until the caller has its own count right: `_own` finds
+            # both as they were, or both as they are now. If the call was cancelled, its place may
+            # be stored.
+            asks.remove(ask)
+            if not asks:
+                del self._asks[owner]
+            self.changed(owner)
+
+    def changed(self, owner: str) -> None:
+        """As `Counting.changed`."""
+        self._changed.add(owner)
+        self._write_soon()
+
+    def beat(self) -> None:
+        """Have everything right in the registry soon: call this at each beat of the lease."""
+        self._is_beat = True
+        self._write_soon()
+
+    async def close(self) -> None:
+        """Write nothing more."""
+        self._is_closed = self._is_away = True
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.wait({self._writer})
+        self._decide_alone()
+
+    async def _asked(self, work: Callable[[Connection], Any], *, anyway: bool = False) -> Any:
+        """What the registry answers; None if it is away."""
+        if self._is_away and not anyway:
+            return None
+        try:
+            return await self._ask(work)
         except StoreAway as error:
             logger.debug("what owners use is counted by this replica alone: %s", error)
             self._is_away = True
             return None
-        return taken
 
-    def beat(self) -> None:
-        """Ask the registry from now on, also if it was away: call this at each renewal."""
-        self._is_away = False
+    # Writing
+
+    def _write_soon(self) -> None:
+        # There is one writer at most. It awaits nothing between its last look at what is to be done
+        # and `self._writer = None`.
+        if self._writer is None and not self._is_closed:
+            self._writer = asyncio.get_running_loop().create_task(
+                self._write(), name="count what owners use"
+            )
+
+    async def _write(self) -> None:
+        try:
+            while self._changed or self._is_beat or self._undecided:
+                for owner in self._undecided:
+                    await self._decide(owner)
+                await self._store()
+        except Exception:
+            # Whatever it is: nobody waits for an answer that does not come.
+            logger.exception("what owners use cannot be told to the other replicas")
+            self._is_away = True
+        finally:
+            self._writer = None
+            self._decide_alone()
+
+    @property
+    def _undecided(self) -> list[str]:
+        """The owners who wait for an answer, those who have waited for longest first."""
+        return [
+            owner
+            for owner, asks in self._asks.items()
+            if not all(ask.decided.done() for ask in asks)
+        ]
+
+    async def _decide(self, owner: str) -> None:
+        asks = [ask for ask in self._asks.get(owner, ()) if not ask.decided.done()]
+        if not asks:  # they were cancelled
+            return
+        work = partial(
+            place,
+            replica_id=self._replica,
+            owner=owner,
+            own=self._own(owner),
+            asked=[ask.asked for ask in asks],
+        )
+        placed: Placed = await self._asked(work) or Placed([None] * len(asks), None)
+        self._note(owner, placed.stored)
+        for ask, used in zip(asks, placed.found, strict=True):
+            if not ask.decided.done():
+                ask.is_granted = used is None
+                ask.decided.set_result(used)
+
+    def _decide_alone(self) -> None:
+        """Grant what is asked for: this replica has room for it, and no other can be asked."""
+        for owner, asks in self._asks.items():
+            for ask in asks:
+                if not ask.decided.done():
+                    self._stored[owner] = None
+                    ask.is_granted = True
+                    ask.decided.set_result(None)
+
+    async def _store(self) -> None:
+        """Store what has changed, and at a beat everything."""
+        owners, self._changed = self._changed, set()
+        is_beat, self._is_beat = self._is_beat, False
+        if is_beat:
+            owners |= {*self._stored, *(self._here.counted() if self._here else ())}
+        own = {owner: self._own(owner) for owner in owners}
+        if not is_beat:
+            own = {
+                owner: counts
+                for owner, counts in own.items()
+                if counts != self._stored.get(owner, NOTHING)
+            }
+        if not own and not (is_beat and self._is_away):
+            return  # owners without a limit cost the registry nothing
+        work = partial(store, replica_id=self._replica, own=own, is_all=is_beat)
+        is_stored = await self._asked(work, anyway=is_beat)
+        if is_beat and is_stored is not None:
+            self._is_away = self._is_closed
+        for owner, counts in own.items():
+            self._note(owner, counts if is_stored else None)
+
+    def _note(self, owner: str, stored: Counts | None) -> None:
+        if stored == NOTHING:
+            self._stored.pop(owner, None)
+        else:
+            self._stored[owner] = stored
+
+    def _own(self, owner: str) -> Counts:
+        """What an owner has here, without what it is only asking for."""
+        here = NOTHING if self._here is None else self._here.counts_of(owner)
+        asks = self._asks.get(owner, ())
+        waiting = Counter(ask.asked.limit for ask in asks if not ask.is_granted)
+        return Counts(
+            here.websockets - waiting["websockets"],
+            here.queued_executions - waiting["queued_executions"],
+        )

@@ -137,7 +137,7 @@ class SharedRegistry(Registry):
         # renewed, and keepers are let in, however much there is to write.
         self._database = Database(url)
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
-        self._counting = SharedCounting(self._ask)
+        self._counting = SharedCounting(identity, self._ask)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
         """What replicas do one at a time."""
         self._shared_store = SharedStore(
@@ -296,6 +296,7 @@ class SharedRegistry(Registry):
 
     async def close(self) -> None:
         """Leave the kernels to the others, if that was not done before, and stop."""
+        await self._counting.close()
         # `leave` may have been called before (`Handover.hand_over`); then it finds nothing to do.
         await self.leave()
         try:

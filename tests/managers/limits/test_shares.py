@@ -5,6 +5,7 @@ These are the tests of `app.managers.limits.errors` and `app.managers.limits.cou
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -103,18 +104,18 @@ async def test_starts_a_minute() -> None:
     await world.shares.take_start(Ownership("anna"))
 
 
-def test_websockets_and_none_at_all() -> None:
+async def test_websockets_and_none_at_all() -> None:
     world = World(websockets=2)
     for _ in range(2):
-        world.shares.open_websocket(ANNA)
+        await world.shares.open_websocket(ANNA)
     with pytest.raises(WebSocketsLimit):
-        world.shares.open_websocket(ANNA)
-    world.shares.open_websocket(BEN)
+        await world.shares.open_websocket(ANNA)
+    await world.shares.open_websocket(BEN)
     world.shares.close_websocket(ANNA)
-    world.shares.open_websocket(ANNA)
+    await world.shares.open_websocket(ANNA)
     assert world.shares.recent("anna", Limits()).websockets == 2
     with pytest.raises(BeyondLimit) as error:
-        World(websockets=0).shares.open_websocket(ANNA)
+        await World(websockets=0).shares.open_websocket(ANNA)
     assert refused(error) == (
         *(403, "beyond_limit"),
         {"limit": "websockets", "value": 0, "usage": 1},
@@ -143,7 +144,11 @@ async def test_bytes_of_contents() -> None:
 class Others(CountingAlone):
     """What other servers answer; None while they cannot be asked."""
 
+    is_shared = True
+
     def __init__(self) -> None:
+        self.used: int | None = None
+        self.changes: list[str] = []
         self.answer: Taken | None = None
         self.asked: list[tuple[str, str, float, float, bool]] = []
 
@@ -152,6 +157,13 @@ class Others(CountingAlone):
     ) -> Taken | None:
         self.asked.append((limit, owner, amount, capacity, is_used))
         return self.answer
+
+    async def place(self, limit: str, owner: str, most: int) -> int | None:
+        self.asked.append((limit, owner, 1, most, False))
+        return self.used
+
+    def changed(self, owner: str) -> None:
+        self.changes.append(owner)
 
 
 async def test_what_several_servers_count_together_is_refused_by_all_and_known_here() -> None:
@@ -201,10 +213,29 @@ async def test_nobody_is_asked_about_what_can_never_be_or_has_no_limit() -> None
         await world.shares.take_contents(ANNA, 101)
     unlimited = World()
     unlimited.shares.counting = others
+    await unlimited.shares.open_websocket(ANNA)
+    unlimited.shares.close_websocket(ANNA)
     await unlimited.shares.take_start(Ownership("anna"))
     await unlimited.shares.take_contents(ANNA, 101)
     await unlimited.shares.add_contents(ANNA, 101)
     assert others.asked == []
+    assert others.changes == []
+
+
+async def test_websockets_that_others_leave_no_room_for_are_none() -> None:
+    world = World(websockets=3)
+    world.shares.counting = others = Others()
+    await world.shares.open_websocket(ANNA)
+    assert others.asked == [("websockets", "anna", 1, 3, False)]
+    others.used = 4
+    with pytest.raises(WebSocketsLimit) as error:
+        await world.shares.open_websocket(ANNA)
+    assert error.value.details == {"limit": "websockets", "value": 3, "usage": 4}
+    assert world.shares.websockets_of("anna") == 1
+    assert world.counters.limit_refusals == {"websockets": 1}
+    world.shares.close_websocket(ANNA)
+    assert others.changes == ["anna"]
+    assert world.shares.websockets_of("anna") == world.shares.websockets_of("ben") == 0
 
 
 def test_kernels_are_counted_by_whoever_has_them() -> None:
@@ -246,15 +277,20 @@ async def test_what_is_used_is_shown_and_the_groups_that_an_owner_has_shown() ->
     assert [*world.shares] == ["anna"]
 
 
-def test_the_owners_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_owners_that_are_known_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OWNERS", 10)
     shares = World(websockets=3, requests_per_second=1).shares
-    shares.open_websocket(ANNA)
+    await shares.open_websocket(ANNA)
     for number in range(100):
         shares.take_request(principal(f"{number}"))
     assert len(shares) == 10
     assert shares.recent("anna", Limits()).websockets == 1  # who has one open is not forgotten
     shares.close_websocket(ANNA)
+
+
+def _at_once(work: Coroutine[Any, Any, None]) -> None:
+    with pytest.raises(StopIteration):
+        work.send(None)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["open", "close"]), st.sampled_from([ANNA, BEN]))))
@@ -264,7 +300,7 @@ def test_no_websocket_is_lost_or_too_many(steps: list[tuple[str, Any]]) -> None:
     for step, who in steps:
         if step == "open":
             try:
-                shares.open_websocket(who)
+                _at_once(shares.open_websocket(who))
             except LimitReached:
                 assert opened[who.owner] == 3
             else:

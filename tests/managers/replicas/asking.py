@@ -29,7 +29,7 @@ class Replica(Member):
         self.reservations = SharedReservations(
             self.replica.id, self.ask, lambda kernel_id: kernel_id in self.due
         )
-        self.counting = SharedCounting(self.ask)
+        self.counting = SharedCounting(self.replica.id, self.ask)
         self.asked = 0
 
     async def ask(self, work: Callable[[Connection], Any], /) -> Any:

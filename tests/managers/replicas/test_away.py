@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import httpx
 import psycopg
 import pytest
+from websockets.exceptions import InvalidStatus
 
+from app.managers.replicas.member import ABORT_SECONDS, ASK_SECONDS
+from tests.support.events import listening
 from tests.support.executions import Executions
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient, RestError
-from tests.support.server import run_server
+from tests.support.server import ServerProcess, run_server
+
+OPEN = 2
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,53 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         assert (await executions.run("print(x)"))["state"] == "ok"
         await rest.delete(kernel["id"])
     assert PASSWORD not in server.output()
+
+
+async def test_without_the_registry_each_replica_s_own_count_decides_and_nobody_waits_for_it_twice(
+    stopped: PostgreSQL,
+) -> None:
+    limits = ("--owner-limits", json.dumps({"websockets": OPEN}))
+    with Replicas(stopped.new_database(), *limits) as replicas:
+        replicas.lease_seconds = 10.0  # it does not end while the registry is away
+        one, two = [await asyncio.to_thread(replicas.start, name) for name in ("one", "two")]
+        async with AsyncExitStack() as here, AsyncExitStack() as there:
+
+            async def opens(server: ServerProcess, stack: AsyncExitStack) -> bool:
+                try:
+                    await stack.enter_async_context(listening(server))
+                except InvalidStatus as error:
+                    return error.response.status_code != 429
+                return True
+
+            for _ in range(OPEN):
+                assert await opens(one, here)
+            assert not await opens(two, there)
+            await asyncio.to_thread(stopped.pause)
+            try:
+                loop = asyncio.get_running_loop()
+                began = loop.time()
+                # The first waits until the registry is given up.
+                for _ in range(OPEN):
+                    assert await opens(two, there)
+                assert not await opens(two, there)
+                assert loop.time() - began < ASK_SECONDS + ABORT_SECONDS
+            finally:
+                await asyncio.to_thread(stopped.resume)
+            await here.aclose()
+
+            async def is_told() -> bool:
+                query = (
+                    "SELECT name, websockets FROM kernelkeep.share "
+                    "JOIN kernelkeep.replica ON replica = id"
+                )
+                return await asyncio.to_thread(replicas.query, query) == [("two", OPEN)]
+
+            await eventually(is_told, TAKEOVER_SECONDS)
+            assert not await opens(one, here)
+            await there.aclose()
+            async with asyncio.timeout(TAKEOVER_SECONDS):
+                while not await opens(one, here):
+                    pass
 
 
 REFUSING = """

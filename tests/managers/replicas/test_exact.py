@@ -10,16 +10,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import httpx
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
 
+from tests.support.channels import JupyterChannels
+from tests.support.executions import Executions
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import eventually
-from tests.support.replicas import Replicas
+from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient
+from tests.support.server import ServerProcess
 
 NAMES = ("first", "second", "third")
 
 MOST = 5
 STARTS = 2
+OPEN = 7
+WAITING = 4
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +35,8 @@ def replicas(postgresql: PostgreSQL) -> Iterator[Replicas]:
         {
             "counted": {"starts_per_minute": STARTS},
             "writer": {"contents_bytes_per_day": 1000},
+            "sockets": {"websockets": OPEN},
+            "queue": {"queued_executions": WAITING},
         }
     )
     options = ("--max-kernels", str(MOST), "--limits-by-name", limits)
@@ -133,6 +142,119 @@ async def test_bytes_of_a_day_are_counted_at_all_replicas(
             assert (more.status_code, more.json()["code"]) == (429, "contents_limit")
             found = (await rest.request("GET", "/api/owners/writer")).json()
             assert found["usage"]["contents_bytes_per_day"] == more.json()["usage"]
+
+
+async def subscribe(server: ServerProcess, token: str) -> ClientConnection | InvalidStatus:
+    """A connection that its replica has itself, or the refusal of one."""
+    try:
+        return await connect(
+            f"{server.ws_url}/api/events/subscribe",
+            additional_headers={"Authorization": f"token {token}"},
+            compression=None,
+            open_timeout=TAKEOVER_SECONDS,
+            proxy=None,
+        )
+    except InvalidStatus as error:
+        return error
+
+
+async def test_websockets_are_counted_at_all_replicas_and_those_of_one_that_is_killed_no_more(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    token = await owners_token(rests[0], "sockets")
+    async with clients(replicas, token) as own, AsyncExitStack() as stack:
+
+        async def opened(servers: list[ServerProcess], count: int) -> list[ClientConnection]:
+            tried = await asyncio.gather(
+                *(subscribe(servers[number % len(servers)], token) for number in range(count))
+            )
+            found = [one for one in tried if isinstance(one, ClientConnection)]
+            for one in found:
+                stack.push_async_callback(one.close)
+            for refused in tried:
+                if isinstance(refused, InvalidStatus):
+                    body = json.loads(refused.response.body or b"")
+                    assert refused.response.status_code == 429
+                    assert (body["code"], body["value"]) == ("websockets_limit", OPEN)
+                    assert body["usage"] >= OPEN
+            return found
+
+        async def used() -> int:
+            usage = (await own[0].request("GET", "/api/owners/sockets")).json()["usage"]
+            return int(usage["websockets"])
+
+        servers = [*replicas.servers.values()]
+        left = await opened(servers[2:], 2)
+        first = await opened(servers, 100)
+        assert len(left) + len(first) == OPEN == await used()
+        await first[0].close()
+        async with asyncio.timeout(TAKEOVER_SECONDS):
+            while not await opened(servers[1:2], 1):
+                pass
+        assert await used() == OPEN
+        left += [one for one in first[1:] if one.remote_address[1] == servers[2].port]
+        await asyncio.to_thread(replicas.end, "third")
+        found = 0
+        async with asyncio.timeout(TAKEOVER_SECONDS):
+            while found < len(left):
+                found += len(await opened(servers[:2], 2 * OPEN))
+        assert await opened(servers[:2], OPEN) == []
+    await asyncio.to_thread(replicas.start, "third")
+
+
+async def test_executions_that_wait_are_counted_at_all_replicas(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    token = await owners_token(rests[0], "queue")
+    async with clients(replicas, token) as own, AsyncExitStack() as stack:
+        kernels = [Executions(rest, (await rest.start_kernel("fake"))["id"]) for rest in own]
+        for kernel in kernels:
+            await kernel.rest.wait_for_state(kernel.kernel_id, "idle")
+            await kernel.until(await kernel.begin("until go"), "started")
+        channels = [
+            await stack.enter_async_context(
+                await JupyterChannels.connect(server.ws_url, kernel.kernel_id, token)
+            )
+            for server, kernel in zip(replicas.servers.values(), kernels, strict=True)
+        ]
+        codes: Counter[str] = Counter()
+
+        async def post(number: int) -> None:
+            answer = await kernels[number % 3].post("print x")
+            codes[answer.json()["code"] if answer.is_error else "waits"] += 1
+
+        async def send(channel: JupyterChannels) -> None:
+            asked = {await channel.send_execute("print x") for _ in range(10)}
+            while asked:
+                message = await channel.recv(TAKEOVER_SECONDS)
+                if message.msg_type == "execute_reply" and message.parent_id in asked:
+                    asked.remove(message.parent_id)
+                    codes[message.content.get("ename", "waits")] += 1
+
+        query = "SELECT count(*) FROM kernelkeep.share WHERE queued_executions > 0"
+
+        async def none_waits() -> bool:
+            return await asyncio.to_thread(replicas.query, query) == [(0,)]
+
+        await eventually(none_waits)
+        sending = [asyncio.create_task(send(channel)) for channel in channels]
+        await asyncio.gather(*(post(number) for number in range(70)))
+
+        async def are_decided() -> bool:
+            usage = (await own[0].request("GET", "/api/owners/queue")).json()["usage"]
+            refused = codes["executions_limit"] + codes["ExecutionsLimit"]
+            return refused == 100 - WAITING and usage["queued_executions"] == WAITING
+
+        await eventually(are_decided, TAKEOVER_SECONDS)
+        # The queues run dry, and there is room again at each replica.
+        (replicas.home.root_dir / "go").touch()
+        try:
+            await asyncio.gather(*sending)
+            for kernel in kernels:
+                assert (await kernel.run("print y"))["state"] == "ok"
+        finally:
+            (replicas.home.root_dir / "go").unlink()
+        assert codes["waits"] == WAITING
 
 
 async def test_a_key_starts_one_kernel_whichever_replica_has_it(

@@ -26,7 +26,7 @@ from tests.support.rest import RestClient
 
 SLEEP = "import time; time.sleep(600)"
 NAMES = ("first", "second", "third")
-LIMITS = ("--owner-limits", '{"websockets": 1}')
+LIMITS = ("--owner-limits", '{"websockets": 2}')
 
 
 @pytest.fixture(scope="module")
