@@ -72,7 +72,7 @@ class SharedCounting:
         work = partial(
             take, limit=limit, owner=owner, amount=amount, capacity=capacity, is_used=is_used
         )
-        taken: Taken | None = await self._asked(work)
+        taken: Taken | None = await self._answer(work)
         return taken
 
     async def place(self, limit: str, owner: str, most: int) -> int | None:
@@ -113,7 +113,7 @@ class SharedCounting:
             await asyncio.wait({self._writer})
         self._decide_alone()
 
-    async def _asked(self, work: Callable[[Connection], Any], *, anyway: bool = False) -> Any:
+    async def _answer(self, work: Callable[[Connection], Any], *, anyway: bool = False) -> Any:
         """What the registry answers; None if it is away."""
         if self._is_away and not anyway:
             return None
@@ -168,7 +168,7 @@ class SharedCounting:
             own=self._own(owner),
             asked=[ask.asked for ask in asks],
         )
-        placed: Placed = await self._asked(work) or Placed([None] * len(asks), None)
+        placed: Placed = await self._answer(work) or Placed([None] * len(asks), None)
         self._note(owner, placed.stored)
         for ask, used in zip(asks, placed.found, strict=True):
             if not ask.decided.done():
@@ -200,7 +200,7 @@ class SharedCounting:
         if not own and not (is_beat and self._is_away):
             return  # owners without a limit cost the registry nothing
         work = partial(store, replica_id=self._replica, own=own, is_all=is_beat)
-        is_stored = await self._asked(work, anyway=is_beat)
+        is_stored = await self._answer(work, anyway=is_beat)
         if is_beat and is_stored is not None:
             self._is_away = self._is_closed
         for owner, counts in own.items():

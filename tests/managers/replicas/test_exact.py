@@ -37,6 +37,7 @@ def replicas(postgresql: PostgreSQL) -> Iterator[Replicas]:
             "writer": {"contents_bytes_per_day": 1000},
             "sockets": {"websockets": OPEN},
             "queue": {"queued_executions": WAITING},
+            "moved": {"queued_executions": 2},
         }
     )
     options = ("--max-kernels", str(MOST), "--limits-by-name", limits)
@@ -255,6 +256,48 @@ async def test_executions_that_wait_are_counted_at_all_replicas(
         finally:
             (replicas.home.root_dir / "go").unlink()
         assert codes["waits"] == WAITING
+        # What a client sends comes to the kernel in the order of sending.
+        for channel in channels:
+            await eventually(none_waits)
+            sent = [await channel.send_execute(f"print {number}") for number in range(3)]
+            last = sent[-1]
+            await channel.seen(lambda one: one.parent_id == last and one.state == "idle")  # noqa: B023
+            run = [one.parent_id for one in channel.log if one.msg_type == "execute_input"]
+            assert run[-3:] == sent
+
+
+async def test_executions_that_wait_count_for_the_replica_that_takes_their_kernel_over(
+    replicas: Replicas, rests: list[RestClient]
+) -> None:
+    async with clients(replicas, await owners_token(rests[0], "moved")) as own:
+        kernel_id = (await own[2].start_kernel("fake"))["id"]
+        await own[2].wait_for_state(kernel_id, "idle")
+        kernel = Executions(own[2], kernel_id)
+        await kernel.until(await kernel.begin("until moved"), "started")
+        waiting = [await kernel.begin("print x") for _ in range(2)]
+        await asyncio.to_thread(replicas.end, "third")
+        query = (
+            "SELECT name, queued_executions FROM kernelkeep.share "
+            "JOIN kernelkeep.replica ON replica = id WHERE share.owner = 'moved'"
+        )
+
+        async def none_waits() -> bool:
+            return await asyncio.to_thread(replicas.query, query) == []
+
+        async def are_counted() -> bool:
+            rows = await asyncio.to_thread(replicas.query, query)
+            return rows in ([("first", 2)], [("second", 2)])
+
+        await eventually(are_counted, TAKEOVER_SECONDS)
+        other = (await own[0].start_kernel("fake"))["id"]
+        refused = await Executions(own[0], other).post("print y")
+        assert (refused.status_code, refused.json()["code"]) == (429, "executions_limit")
+        (replicas.home.root_dir / "moved").touch()
+        kernel = Executions(own[0], kernel_id)
+        assert [(await kernel.ended(one))["state"] for one in waiting] == ["ok", "ok"]
+        await eventually(none_waits)
+        assert (await Executions(own[0], other).run("print y"))["state"] == "ok"
+    await asyncio.to_thread(replicas.start, "third")
 
 
 async def test_a_key_starts_one_kernel_whichever_replica_has_it(
