@@ -35,7 +35,7 @@ OLD = [
     record("execute", 49, user="ben", owner="anna", kernel_id="aaaa", credential="kk_00000002"),
 ]
 NEW = [
-    record("culled", 3, owner="anna", kernel_id="aaaa"),
+    record("culled", 10, owner="anna", kernel_id="aaaa"),
     record("token_revoked", 2, user="root", token="kk_00000001", token_owner="anna"),
     record("refused", 1, outcome="refused", user="b\x1b[31m", asked="GET /\u202e", kernel_id="ab"),
 ]
@@ -89,7 +89,7 @@ def test_all_files_are_read_the_oldest_first(audit: Audit) -> None:
         (["--action", "culled"], NEW[:1]),
         (["--outcome", "refused"], NEW[2:]),
         (["--token", "kk_00000001"], [OLD[0], NEW[1]]),
-        (["--since", "150m"], NEW[1:]),
+        (["--since", "400m"], NEW[1:]),
         (["--since", "1d"], NEW),
         (["--since", "2000-01-01"], OLD + NEW),
         (["--since", "1900-01-01T10:00"], OLD + NEW),

@@ -41,7 +41,7 @@ from tests.support.rest import RestClient, RestError
 from tests.support.running import KernelStarter, kernels_of
 from tests.support.server import ServerProcess
 
-pytestmark = [pytest.mark.leaks, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.leaks
 
 AT_ONCE = 10  # kernels or connections
 POOL_THREADS = 8

@@ -5,6 +5,7 @@ These are the tests of `app.api.errors` and `app.routes`.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -178,3 +179,21 @@ async def test_a_fault_of_the_server_tells_nothing(tmp_path: Path) -> None:
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Content-Security-Policy"] == STANDARD_POLICY
     assert response.headers["Connection"] == "close"
+
+
+async def test_a_proxy_closes_an_idle_connection_before_the_service_does(
+    server: ServerProcess,
+) -> None:
+    """uvicorn's 5 s are less than any proxy's, whose next request may cross the close."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    try:
+        for _ in range(2):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(6):
+                    while await reader.read(100):  # the body, and then nothing
+                        pass
+    finally:
+        writer.close()

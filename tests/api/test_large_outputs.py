@@ -11,8 +11,6 @@ from tests.support.executions import Executions
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
 
-pytestmark = pytest.mark.timeout(240)
-
 PRINT = "print('a' * {size})"
 IMAGE = "display({{'image/png': 'A' * {size}, 'text/plain': 'figure'}}, raw=True)"
 

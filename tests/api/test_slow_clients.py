@@ -111,7 +111,6 @@ async def test_where_all_are_at_work_only_probes_come_in(make_server: MakeServer
             writer.transport.abort()
 
 
-@pytest.mark.timeout(120)
 async def test_a_siege_is_held(make_server: MakeServer) -> None:
     """The short form of ``python -m tests.support.siege``."""
     server = make_server(kind=CrampedServer)

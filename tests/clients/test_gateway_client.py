@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.clients import (
     check_executed,
     client_environment,
@@ -17,8 +15,6 @@ from tests.support.clients import (
 )
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.server import ServerProcess
-
-pytestmark = pytest.mark.timeout(240)
 
 
 def test_nbconvert_executes_a_notebook(server: ServerProcess, tmp_path: Path) -> None:

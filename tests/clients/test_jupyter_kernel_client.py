@@ -12,8 +12,6 @@ from jupyter_kernel_client import JupyterKernelClient  # type: ignore[import-unt
 from tests.support.processes import children, eventually_sync
 from tests.support.server import ServerProcess
 
-pytestmark = pytest.mark.timeout(180)
-
 TIMEOUT = 60.0
 
 

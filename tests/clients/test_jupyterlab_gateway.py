@@ -23,8 +23,6 @@ from tests.support.rest import RestClient
 from tests.support.rooms import REPOSITORY
 from tests.support.server import ServerProcess
 
-pytestmark = pytest.mark.timeout(240)
-
 TIMEOUT = 60.0
 PNG = b"\x89PNG\r\n\x1a\n"
 

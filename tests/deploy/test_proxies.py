@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.support.channels import Connector
 from tests.support.executions import NDJSON, SSE, Executions, Json
@@ -18,8 +17,6 @@ from tests.support.jupyterlab import JupyterLab
 from tests.support.proxies import PREFIX, TIMEOUT, Nginx, Proxy
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
-
-pytestmark = pytest.mark.timeout(300)
 
 # Longer than two of the proxies' timeouts. By hand: KERNELKEEP_TEST_IDLE=60 for a whole minute.
 IDLE = float(os.environ.get("KERNELKEEP_TEST_IDLE", "12"))

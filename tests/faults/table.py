@@ -47,8 +47,6 @@ class Operation:
 
     kernelspec = "{}"
     """Its name; the braces stand for that of the collaborator's kernels."""
-    as_elsewhere: frozenset[str] = frozenset()
-    """Calls of another operation, too, where they fail in every way."""
 
     def __init__(self, bench: Bench, kernel_id: str) -> None:
         self.bench = bench
@@ -175,14 +173,6 @@ class KillAfter(Timeout):
     """An execution that is cancelled heeds no interrupt, and its kernel is killed."""
 
     kernelspec = "{}-deaf"
-    # The end of one process and the launch of the next, as in a restart; who has to cope with a
-    # failure is another, so some fail here, too.
-    as_elsewhere = frozenset(
-        (
-            *("settle", "disconnect", "launch", "hear", "wait", "cleanup"),
-            *("pre_launch", "launch_kernel", "post_launch", "get_provisioner_info"),
-        )
-    )
 
     async def prepare(self) -> None:
         await super().prepare()
@@ -241,15 +231,6 @@ class Table:
         for row in rows:
             if self.is_deadly(row):
                 await self.try_one(row)
-
-    def without_repeats(self, rows: Iterable[Row]) -> list[Row]:
-        """Of calls that fail in every way elsewhere, an error, silence and a death."""
-        return [
-            row
-            for row in rows
-            if row.call.name not in self.kind.as_elsewhere
-            or row.way in (Way.RAISE, Way.LOSE, Way.DIE)
-        ]
 
     def is_deadly(self, row: Row) -> bool:
         """Whether other kernels have to do with what dies."""
@@ -317,10 +298,25 @@ def calls_of(recorded: list[str]) -> list[Call]:
     return calls
 
 
-def rows_of(calls: Iterable[Call], key: Callable[[], str] = lambda: str(uuid4())) -> list[Row]:
-    """Each call in each way; only rows whose names hold ``FAULTS_ONLY``, if that is set."""
-    rows = [Row(key(), call, way) for call in calls for way in Way]
-    return [row for row in rows if os.environ.get("FAULTS_ONLY", "") in str(row)]
+def rows_of(
+    calls: Iterable[Call],
+    full: bool,
+    turn: int = 0,
+    key: Callable[[], str] = lambda: str(uuid4()),
+) -> list[Row]:
+    """Each call in each way with ``full``, else in every other way.
+
+    The next call, and the same one in a table whose ``turn`` is one more, fails in the ways that
+    are left out. Only rows whose names hold ``FAULTS_ONLY`` are taken, if that is set.
+    """
+    only, ways = os.environ.get("FAULTS_ONLY", ""), [*Way]
+    found = []
+    for place, call in enumerate(calls, turn):
+        for way in ways if full or only else ways[place % 2 :: 2]:
+            row = Row(key(), call, way)
+            if only in str(row):
+                found.append(row)
+    return found
 
 
 Record = Callable[[str, object], None]

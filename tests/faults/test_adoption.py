@@ -84,14 +84,16 @@ class Adoptions(Table):
 
 
 @pytest.mark.parametrize("who", ["keeper", "provisioner"])
-async def test_adoption_fails_for_one_kernel_alone(who: Who, record_property: Record) -> None:
+async def test_adoption_fails_for_one_kernel_alone(
+    who: Who, full: bool, record_property: Record
+) -> None:
     """Rows whose call is for one kernel are together; the others have a server each."""
     async with Bench(who) as bench:
         await bench.start()
         table = Adoptions(bench)
         tables = [table]
         calls = calls_of(await table.recorded())
-        rows = rows_of(calls)
+        rows = rows_of(calls, full)
         tell(record_property, f"adoption, {who}", calls, rows)
         alone = [
             row for row in rows if table.is_deadly(row) or row.call.name in bench.faulty.common

@@ -4,8 +4,8 @@ What is called is not written down here: each operation is done once with nothin
 calls are recorded. Then each of them fails in each way, kernels side by side, while another kernel
 counts. Where a collaborator dies, one kernel after the other has its turn.
 
-A call in which two operations are the same fails in every way in one of them, and in three ways in
-the other; with ``--full`` in every way in both.
+Without ``--full`` each call fails in half of the ways: the next call, and the same call in the next
+operation, in the other half.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def test_a_failure_is_one_kernels_alone(
         table = Table(bench, OPERATIONS[operation])
         calls = await table.record()
         before = await bench.holdings()
-        rows = rows_of(calls) if full else table.without_repeats(rows_of(calls))
+        rows = rows_of(calls, full, [*OPERATIONS].index(operation))
         tell(record_property, f"{operation}, {who}", calls, rows)
         await table.walk(rows)
         verdict(table)

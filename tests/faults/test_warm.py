@@ -97,7 +97,7 @@ def bench_for(who: Who, names: Iterable[str]) -> Bench:
 
 
 @pytest.mark.parametrize("who", ["keeper", "provisioner"])
-async def test_a_pool_is_filled_in_the_end(who: Who, record_property: Record) -> None:
+async def test_a_pool_is_filled_in_the_end(who: Who, full: bool, record_property: Record) -> None:
     async with bench_for(who, [f"warm-{who}"]) as bench:
         table = WarmTable(bench)
         recorded = await table.recorded(f"warm-{who}")
@@ -106,7 +106,7 @@ async def test_a_pool_is_filled_in_the_end(who: Who, record_property: Record) ->
         await bench.check()
     # Processes are known by these names, and the other one of these tests may run beside this one.
     names = count()
-    rows = rows_of(calls, lambda: f"warm-{who}-{next(names)}")
+    rows = rows_of(calls, full, key=lambda: f"warm-{who}-{next(names)}")
     rows = [row for row in rows if not table.is_deadly(row)]
     tell(record_property, f"warm, {who}", calls, rows)
     async with bench_for(who, (row.key for row in rows)) as bench:

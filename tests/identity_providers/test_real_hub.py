@@ -34,7 +34,6 @@ async def status_of(rest: RestClient, path: str = "/api/kernels") -> int:
     return (await rest.http.get(path)).status_code
 
 
-@pytest.mark.timeout(300)
 async def test_users_of_a_hub(hub: Hub) -> None:
     anna, anna_id = hub.new_token("anna")
     ben, _ = hub.new_token("ben")
@@ -95,7 +94,6 @@ async def test_a_logout(hub: Hub) -> None:
             await eventually(lambda: _is(carlas, 403), CACHE_SECONDS + 5)
 
 
-@pytest.mark.timeout(300)
 async def test_somebody_logs_in_on_the_page(hub: Hub) -> None:
     async with browser() as chromium:
         page = await chromium.new_page()

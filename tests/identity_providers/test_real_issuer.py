@@ -38,7 +38,6 @@ async def status_of(url: str, token: str, path: str = "/api/kernels") -> tuple[i
         return answer.status_code, "" if answer.is_success else answer.json()["code"]
 
 
-@pytest.mark.timeout(300)
 async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_path: Path) -> None:
     options = block("toml", "[oidc]\noidc_issuer", PAGE)
     config = tmp_path / "kernelkeep.toml"
@@ -79,7 +78,6 @@ async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_p
         assert secret.split(".")[1] not in server.output()
 
 
-@pytest.mark.timeout(300)
 async def test_somebody_logs_in_with_a_browser(make_server: MakeServer) -> None:
     with Issuer(install(Path(__file__).parent / "node"), USERS) as issuer:
         who = ("--oidc-issuer", issuer.url, "--oidc-audience", "kernelkeep")
@@ -117,7 +115,6 @@ async def _expires(server: ServerProcess, issuer: Issuer) -> None:
     assert await status_of(server.url, short) == (403, "unauthorized")
 
 
-@pytest.mark.timeout(300)
 async def test_without_an_issuer_nobody_comes_in(issuer: Issuer, make_server: MakeServer) -> None:
     with Issuer(issuer._packages, USERS) as other:
         options = ("--oidc-issuer", other.url, "--oidc-audience", "kernelkeep")

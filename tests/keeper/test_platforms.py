@@ -29,7 +29,7 @@ RUNS: Final = {
     ("old_linux", "processes"): PROCESSES,
     ("macos", "keeper"): (
         *PROCESSES,
-        *("tests/keeper/test_keeper.py", "tests/keeper/test_versions.py"),
+        "tests/keeper/test_keeper.py",
     ),
     ("macos", "server"): (
         "tests/managers/processes/test_keeping.py",

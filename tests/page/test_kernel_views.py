@@ -96,7 +96,8 @@ async def test_events_and_what_the_process_wrote_are_told_as_they_come(
 async def test_why_a_kernel_died_is_at_its_head(open_page: OpenPage, rest: RestClient) -> None:
     kernel = (await rest.start_kernel("fake-exit"))["id"]
     await rest.wait_for_state(kernel, "dead")
-    page, _ = await open_page(f"#/kernels/{kernel}")
+    page, watch = await open_page(f"#/kernels/{kernel}")
+    watch.allow("404")  # for what the page asks for while the kernel is removed
     await expect(page.locator(".kernel-state .reason")).not_to_be_empty()
     await expect(page.locator(".kernel-state")).to_contain_text("dead")
     await rest.delete(kernel)

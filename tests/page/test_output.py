@@ -133,16 +133,16 @@ A stride of 4,000 pixels leaves nothing out.
 """
 
 
-async def test_a_hundred_thousand_messages_are_all_reached_by_scrolling(
+async def test_a_great_many_messages_are_all_reached_by_scrolling(
     open_page: OpenPage, start: KernelStarter, full: bool
 ) -> None:
-    """Of all screens CI looks at one in ten, and ``--full`` at each."""
-    kernel = await ran(start, "flood 100000 30")
+    """With ``--full`` they are a hundred thousand."""
+    count = 100_000 if full else 20_000
+    kernel = await ran(start, f"flood {count} 30")
     page, _ = await open_page(f"#/kernels/{kernel}/output?from=beginning")
-    await all_is_listed(page, 100_000)
-    seen, most, nodes = await page.evaluate(ALL_LINES, 4000 if full else 40_000)
-    assert most == 100_000
-    assert seen == 100_000 if full else seen > 10_000
+    await all_is_listed(page, count)
+    seen, most, nodes = await page.evaluate(ALL_LINES, 4000)
+    assert (seen, most) == (count, count)
     assert nodes < MOST_NODES
 
 

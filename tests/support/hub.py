@@ -53,7 +53,7 @@ class Hub(Program):
     (`tests.support.node_packages`).
     """
 
-    start_timeout = 150  # ten with nothing else to do
+    start_timeout = 200  # ten with nothing else to do
     stop_timeout = 20
 
     def __init__(self, packages: Path, options: dict[str, str]) -> None:

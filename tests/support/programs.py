@@ -22,7 +22,7 @@ class Program:
     It runs in ``directory``, and what it puts out goes to the file ``log``.
     """
 
-    start_timeout: ClassVar[float] = 30  # seconds
+    start_timeout: ClassVar[float] = 120  # seconds
     stop_timeout: ClassVar[float] = 10
 
     def __init__(self, directory: Path, log: Path) -> None:

@@ -93,7 +93,8 @@ class RestClient:
             trust_env=False,
             # This is plain HTTP, and to load certificates costs more than most tests.
             verify=False,
-            # uvicorn closes an idle connection after 5 s: never send on one that is about to be.
+            # The ``uvicorn`` command, by which some tests start the service, closes an idle
+            # connection after 5 s: nothing is sent on one that is about to be closed.
             limits=httpx.Limits(keepalive_expiry=2),
         )
 

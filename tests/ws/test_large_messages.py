@@ -8,8 +8,6 @@ from tests.conftest import MakeServer
 from tests.support.framing import FramingName
 from tests.support.running import kernels_of
 
-pytestmark = pytest.mark.timeout(240)
-
 COUNT = 4
 SIZE = 50 * 2**20  # bytes
 TIMEOUT = 120.0

@@ -6,8 +6,6 @@ import re
 from functools import partial
 from itertools import pairwise
 
-import pytest
-
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
@@ -27,7 +25,6 @@ async def has_ended(executions: Executions, execution_id: str) -> bool:
     return newest["id"] == execution_id and newest["ended"] is not None
 
 
-@pytest.mark.timeout(240)
 async def test_far_more_than_is_kept_leaves_the_newest_and_the_exact_count_of_the_rest(
     make_server: MakeServer, full: bool
 ) -> None:

@@ -8,7 +8,6 @@ import socket
 import struct
 import time
 
-import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.conftest import MakeServer
@@ -102,7 +101,6 @@ async def flood(server: ServerProcess, kernel_id: str) -> JupyterChannels:
     return channels
 
 
-@pytest.mark.timeout(180)
 async def test_every_number_arrives_through_a_hundred_cuts(
     make_server: MakeServer, framing: FramingName
 ) -> None:
@@ -119,7 +117,6 @@ async def test_every_number_arrives_through_a_hundred_cuts(
         await starter.close()
 
 
-@pytest.mark.timeout(180)
 async def test_three_clients_are_each_cut_on_their_own(make_server: MakeServer) -> None:
     server = make_server("--no-limit-rate")
     async with RestClient(server.url, server.token) as rest:

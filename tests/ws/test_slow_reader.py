@@ -11,16 +11,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Self
 
-import pytest
-
 from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.framing import FramingName, Message
 from tests.support.processes import resident_memory
 from tests.support.running import RunningKernel, kernels_of
 from tests.support.server import ServerProcess
-
-pytestmark = pytest.mark.timeout(240)
 
 MEGABYTE = 2**20
 FLOODS = 10

@@ -93,7 +93,6 @@ def test_data_is_within_its_bound_or_gives_all_it_can(data: dict[str, Any], room
     assert list(short["data"]) == list(data)
 
 
-@pytest.mark.timeout(60)
 def test_very_many_media_types_take_no_more_than_their_share() -> None:
     data = {f"a/{number}": "v" * 20 for number in range(30_000)}
     short = shortened_data(shown(data), 300, url)

@@ -19,8 +19,6 @@ from tests.support.home import Home
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 
-pytestmark = pytest.mark.timeout(300)
-
 COUNT = 250
 """Messages of a kilobyte: they are in files of 32, 128 and 512 KiB."""
 

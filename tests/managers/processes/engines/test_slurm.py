@@ -54,8 +54,6 @@ from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.slurm import Slurm
 
-pytestmark = pytest.mark.timeout(240)
-
 DOWN_SECONDS = 30.0
 
 
