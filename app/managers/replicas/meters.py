@@ -53,8 +53,9 @@ def take(
             (used, now, now, min(used * seconds / capacity, MAX_SECONDS), owner),
         )
     # What has run dry is forgotten, behind the only wait: two that had each deleted the other's row
-    # would wait for each other. A row that another replica has just now is left to that one. More
-    # may be used than fits, and takes longer to run dry: replicas of earlier versions know no such.
+    # would wait for each other. A row that another replica has just now is left to that one. What
+    # is used beyond the capacity takes longer to run dry; replicas of the version before leave that
+    # time out, and use nothing beyond the capacity.
     execute(
         f"DELETE FROM {table} WHERE owner IN (SELECT owner FROM {table} "
         "WHERE at < clock_timestamp() - %s * interval '1 second' "
