@@ -6,6 +6,7 @@ These are the tests of `app.api.errors` and `app.routes`.
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import httpx
@@ -191,9 +192,10 @@ async def test_a_proxy_closes_an_idle_connection_before_the_service_does(
             writer.write(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
             assert head.startswith(b"HTTP/1.1 200 ")
+            length = re.search(rb"content-length: (\d+)", head)
+            assert length is not None
+            await asyncio.wait_for(reader.readexactly(int(length[1])), 60)
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(6):
-                    while await reader.read(100):  # the body, and then nothing
-                        pass
+                await asyncio.wait_for(reader.read(1), 6)
     finally:
         writer.close()
