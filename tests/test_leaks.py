@@ -51,8 +51,10 @@ TIMES = POOL_THREADS + 2
 """Enough for one thing each to be noticed; ``--full`` looks for what is left now and then."""
 
 FIRST = 2
-"""So many go before those that are counted, behind a server's very first, which are more: the server
-makes for them what it keeps for all."""
+"""So many go before those that are counted: the server makes for them what it keeps for all.
+
+A server's very first are as many as go at once, so that its pools have their threads.
+"""
 
 Action = Callable[[KernelStarter], Awaitable[None]]
 
