@@ -19,6 +19,9 @@ from tests.support.processes import HAS_PROC, mentions
 # Variables of our own environment that a server may need to run at all, or to be measured.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "TZ")
 
+KERNEL_CONFIG = "get_config().IPCompleter.use_jedi = False\n"
+"""Of Python kernels: in a new home Jedi works for four seconds before it completes a first word."""
+
 PLATFORMS = Path(__file__).with_name("platforms")
 """Each directory has a ``sitecustomize`` that takes away what a platform has not."""
 
@@ -37,6 +40,9 @@ class Home:
         self.jupyter_path = self._directory("jupyter")
         self.home_dir = self._directory("home")
         self._temporary = self._directory("tmp")
+        profile = self.home_dir / "ipython" / "profile_default"
+        profile.mkdir(parents=True)
+        (profile / "ipython_kernel_config.py").write_text(KERNEL_CONFIG)
         self._others = _running()
 
     def _directory(self, name: str) -> Path:
