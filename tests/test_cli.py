@@ -11,8 +11,6 @@ import shlex
 import signal
 import socket
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -22,10 +20,10 @@ from tests.conftest import MakeServer
 from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.processes import eventually_sync
+from tests.support.refusals import refusal, refused
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
 from tests.support.server import (
-    REPOSITORY,
     CommandServer,
     OpenServer,
     ServerProcess,
@@ -33,16 +31,6 @@ from tests.support.server import (
     UvicornServer,
     run_server,
 )
-
-
-def _refusal(ended: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence with which a start was refused."""
-    assert ended.returncode == 2, ended
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("kernelkeep: ")
-    return line.removeprefix("kernelkeep: ")
-
 
 # What it says
 
@@ -148,18 +136,18 @@ def test_a_token_that_can_be_guessed_is_warned_of(
 def test_a_port_in_use(commands: Commands, home: Home) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        sentence = _refusal(commands.run("--port", str(port), home=home))
+        sentence = refusal(commands.run("--port", str(port), home=home))
     assert sentence == f"cannot listen on 127.0.0.1 port {port}: Address already in use"
 
 
 def test_an_address_that_is_not_ours(commands: Commands, home: Home) -> None:
-    sentence = _refusal(commands.run("--host", "192.0.2.1", "--port", "0", home=home))
+    sentence = refusal(commands.run("--host", "192.0.2.1", "--port", "0", home=home))
     assert sentence.startswith("cannot listen on 192.0.2.1 port 0: ")
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64])
 def test_a_host_that_is_no_name(commands: Commands, home: Home, host: str) -> None:
-    sentence = _refusal(commands.run("--host", host, "--port", "0", home=home))
+    sentence = refusal(commands.run("--host", host, "--port", "0", home=home))
     assert sentence == "--host: is not the name or address of a host"
 
 
@@ -167,7 +155,7 @@ def test_a_host_that_is_no_name(commands: Commands, home: Home, host: str) -> No
 def test_a_root_directory_that_is_none(commands: Commands, home: Home, name: str) -> None:
     (home.path / "file").touch()
     path = home.path / name
-    sentence = _refusal(commands.run("--root-dir", str(path), "--port", "0", home=home))
+    sentence = refusal(refused(commands, "--root-dir", str(path), "--port", "0", home=home))
     assert sentence == f"--root-dir: there is no directory {path}"
 
 
@@ -175,7 +163,7 @@ def test_a_root_directory_that_is_none(commands: Commands, home: Home, name: str
 def test_a_state_directory_that_cannot_be_used(commands: Commands, home: Home, name: str) -> None:
     (home.path / "file").touch()
     path = home.path / name
-    sentence = _refusal(commands.run("--state-dir", str(path), "--port", "0", home=home))
+    sentence = refusal(commands.run("--state-dir", str(path), "--port", "0", home=home))
     assert sentence.startswith(f"--state-dir: {path} cannot be used: ")
 
 
@@ -183,8 +171,8 @@ def test_a_state_directory_that_cannot_be_used(commands: Commands, home: Home, n
 def test_a_file_in_the_place_of_a_directory(commands: Commands, home: Home, name: str) -> None:
     path = home.state_dir / name
     path.touch(0o600)
-    ended = commands.run("--on-shutdown", "keep", "--port", "0", home=home)
-    assert _refusal(ended) == f"--state-dir: {path} is no directory"
+    ended = refused(commands, "--on-shutdown", "keep", "--port", "0", home=home)
+    assert refusal(ended) == f"--state-dir: {path} is no directory"
 
 
 FILES = {
@@ -201,7 +189,7 @@ FILES = {
 def test_a_directory_in_the_place_of_a_file(commands: Commands, home: Home, name: str) -> None:
     path = home.state_dir / name
     path.mkdir(0o700)
-    sentence = _refusal(commands.run("--on-shutdown", "keep", "--port", "0", home=home))
+    sentence = refusal(refused(commands, "--on-shutdown", "keep", "--port", "0", home=home))
     assert sentence.startswith(FILES[name].format(path))
 
 
@@ -216,7 +204,7 @@ def test_no_kernelspec_at_all(home: Home) -> None:
         "paths.ENV_JUPYTER_PATH[:] = paths.SYSTEM_JUPYTER_PATH[:] = []\n"
     )
     ended = run_server("--port", "0", home=home, env={"PYTHONPATH": str(site)})
-    assert "no kernelspec" in _refusal(ended)
+    assert "no kernelspec" in refusal(ended)
     assert "pip install ipykernel" in ended.stderr
 
 
@@ -247,7 +235,7 @@ def test_no_kernelspec_at_all(home: Home) -> None:
 def test_a_wrong_option_is_named(
     commands: Commands, home: Home, arguments: list[str], option: str
 ) -> None:
-    sentence = _refusal(commands.run(*arguments, home=home))
+    sentence = refusal(refused(commands, *arguments, home=home))
     assert option in sentence
 
 
@@ -259,7 +247,7 @@ def test_a_wrong_value_in_the_environment_is_named(
     commands: Commands, home: Home, name: str, value: str
 ) -> None:
     env = {"KERNELKEEP_PORT": "0", f"KERNELKEEP_{name}": value}
-    sentence = _refusal(commands.run(home=home, env=env))
+    sentence = refusal(refused(commands, home=home, env=env))
     assert sentence.startswith(f"--{name.lower().replace('_', '-')}: ")
 
 
@@ -272,7 +260,7 @@ def test_two_wrong_options_are_two_sentences(commands: Commands, home: Home) -> 
 
 
 def test_a_wrong_value_is_not_repeated(commands: Commands, home: Home) -> None:
-    ended = commands.run("--port", "sesame", "--auth", "sesame", home=home)
+    ended = refused(commands, "--port", "sesame", "--auth", "sesame", home=home)
     assert ended.returncode == 2
     assert "sesame" not in ended.stderr
 
@@ -282,14 +270,16 @@ def test_a_state_directory_that_others_can_use_is_refused(
     commands: Commands, home: Home, mode: int
 ) -> None:
     home.state_dir.chmod(mode)
-    ended = commands.run("--state-dir", str(home.state_dir), "--port", "0", home=home)
+    ended = refused(commands, "--state-dir", str(home.state_dir), "--port", "0", home=home)
     text = f"{home.state_dir} is open to others (mode {mode:04o}): chmod 0700 {home.state_dir}"
-    assert text in _refusal(ended)
+    assert text in refusal(ended)
     assert not [*home.state_dir.iterdir()]
 
 
 @pytest.mark.parametrize("name", ["open", "file", "state/runtime"])
-def test_under_uvicorn_a_state_directory_is_refused_in_one_line(home: Home, name: str) -> None:
+def test_under_uvicorn_a_state_directory_is_refused_in_one_line(
+    commands: Commands, home: Home, name: str
+) -> None:
     path = state_dir = home.path / name
     if name == "open":
         path.mkdir(mode=0o755)
@@ -299,17 +289,9 @@ def test_under_uvicorn_a_state_directory_is_refused_in_one_line(home: Home, name
         text = f"{path} is no directory"
     if name == "state/runtime":
         state_dir = home.state_dir
-    ended = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
-        cwd=REPOSITORY,
-        env=home.environment(
-            {"KERNELKEEP_STATE_DIR": str(state_dir), "KERNELKEEP_ON_SHUTDOWN": "keep"}
-        ),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert _refusal(ended) == f"--state-dir: {text}"
+    env = {"KERNELKEEP_STATE_DIR": str(state_dir), "KERNELKEEP_ON_SHUTDOWN": "keep"}
+    ended = commands.run("app.main:app", "--port", "0", home=home, env=env, module="uvicorn")
+    assert refusal(ended) == f"--state-dir: {text}"
 
 
 # How it ends

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from tests.conftest import MakeServer
 from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.rest import RestClient
-from tests.support.server import REPOSITORY, ServerProcess, UvicornServer
+from tests.support.server import ServerProcess, UvicornServer
 
 Write = Callable[..., Path]
 
@@ -299,17 +297,11 @@ def test_a_flag_that_is_given_twice_is_named(
     assert ended.stderr == f"kernelkeep: {flag}: given twice\n"
 
 
-def test_under_uvicorn_it_ends_with_2_and_one_line(home: Home) -> None:
+def test_under_uvicorn_it_ends_with_2_and_one_line(commands: Commands, home: Home) -> None:
     path = home.path / "options.toml"
     path.write_text("[log]\nlog_levle = 'info'\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "app.main:app", "--port", "0"],
-        cwd=REPOSITORY,
-        env=home.environment({"KERNELKEEP_CONFIG": str(path)}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    env = {"KERNELKEEP_CONFIG": str(path)}
+    ended = commands.run("app.main:app", "--port", "0", home=home, env=env, module="uvicorn")
     assert ended.returncode == 2
     said = "[log] log_levle: not known; is log_level meant?"
     assert ended.stderr == f"kernelkeep: {path}: {said}\n"

@@ -9,7 +9,6 @@ These are the tests of `app.identity_options` and `app.replica_options`, too.
 from __future__ import annotations
 
 import re
-import subprocess
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from pydantic import SecretStr
 from app.settings import Settings
 from tests.support.commands import Commands
 from tests.support.home import Home
+from tests.support.refusals import refusal, refused
 from tests.support.server import run_server
 
 FIELDS = Settings.model_fields
@@ -154,15 +154,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def refusal(ended: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence with which a start was refused."""
-    assert ended.returncode == 2, ended
-    assert ended.stdout == ""
-    (line,) = ended.stderr.splitlines()
-    assert line.startswith("kernelkeep: ")
-    return line.removeprefix("kernelkeep: ")
-
-
 def test_the_table_has_every_option_and_no_other() -> None:
     assert set(WRONG) == set(FIELDS)
 
@@ -176,7 +167,7 @@ def test_a_wrong_value_stops_the_start_with_one_line_that_names_the_option(
     value = value.replace("MISSING", str(home.path / "missing"))
     # In the environment every option is set alike; what is wrong is found in the same place.
     env = {"KERNELKEEP_PORT": "0", f"KERNELKEEP_{name.upper()}": value}
-    line = refusal(commands.run(home=home, env=env))
+    line = refusal(refused(commands, home=home, env=env))
     assert re.match(rf"{flag(name)}(\.\d+)?: \S", line), line
 
 
@@ -194,7 +185,7 @@ def test_a_connection_class_that_cannot_be_loaded(
     commands: Commands, home: Home, name: str, says: str
 ) -> None:
     arguments = ("--kernel-websocket-connection-class", name, "--port", "0")
-    line = refusal(commands.run(*arguments, home=home))
+    line = refusal(refused(commands, *arguments, home=home))
     assert line.startswith("--kernel-websocket-connection-class: ")
     assert says in line
 

@@ -92,15 +92,11 @@ class KeptPage:
         if clean and await page.evaluate(GOES, fragment or "#/kernels"):
             return page, watch
         if page.url != "about:blank":
-            await self._empty(page)
+            await _empty(page)
         self._shown = address if lasts else ""
         watch.begin(url)
         await page.goto(address + fragment)
         return page, watch
-
-    async def _empty(self, page: Page) -> None:
-        await page.evaluate("localStorage.clear(); sessionStorage.clear()")
-        await page.goto("about:blank")
 
     async def leave(self) -> None:
         """Leave the view that a test has had; raises `AssertionError` for the page's faults."""
@@ -115,12 +111,33 @@ class KeptPage:
             await watch.settled()
             watch.check()
             if not self._shown:
-                await self._empty(page)
+                await _empty(page)
         except BaseException:
             self._pair = None
             await page.context.close()
             raise
 
+
+async def _empty(page: Page) -> None:
+    """Leave what a page shows, and what it has stored."""
+    await page.evaluate("localStorage.clear(); sessionStorage.clear()")
+    await page.goto("about:blank")
+
+
+async def open_instead(page: Page, watch: PageWatch, address: str) -> None:
+    """Load an address in a page, which has had no faults so far and has nothing stored.
+
+    For who comes with another token: a page in a context of its own is more work for the browser.
+    """
+    watch.check()
+    await _empty(page)
+    watch.begin(address)
+    watch.allow(OF_GONE_KERNELS)
+    await page.goto(address)
+
+
+OF_GONE_KERNELS = "/usage?history=true"
+"""A kernel that is gone before its row is asked about is no fault of the page."""
 
 GOES = """fragment => {
     const other = "dialog[open], [role=dialog], .toast, .banner";
@@ -221,8 +238,7 @@ async def open_page(
                 opened = watched_page(chromium, url, viewport=viewport, scheme=scheme)
                 page, watch = await stack.enter_async_context(opened)
                 await page.goto(f"{url}/{f'?token={shown}' if shown else ''}{fragment}")
-            # A kernel that is gone before its row is asked about is no fault of the page.
-            watch.allow("/usage?history=true")
+            watch.allow(OF_GONE_KERNELS)
             return page, watch
 
         yield open_one

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
-from tests.page.conftest import OpenPage
+from tests.page.conftest import OpenPage, open_instead
 from tests.page.consoles import WAIT_MS, open_console
+from tests.support.browser import PageWatch
 from tests.support.clients import free_port
 from tests.support.drill import KEEP, Servers
 from tests.support.home import Home
@@ -106,16 +107,22 @@ async def test_who_may_only_look_gets_no_prompt(lasting: Servers, open_page: Ope
     async with RestClient(server.url, anna) as rest:
         await share(rest, kernel_id, name="ben", access="read")
     fragment = f"#/kernels/{kernel_id}/console"
-    for shown in (ben, token("ben", USER)):  # by the scopes, or by the share
-        page, watch = await open_page(fragment, url=server.url, token=shown)
-        watch.allow("403", "WebSocket connection to")
-        link = page.locator(".console-link")
-        await expect(link).to_contain_text("You may look at this kernel", timeout=WAIT_MS)
-        await expect(page.get_by_role("textbox")).to_have_count(0)
-        await expect(page.get_by_role("button", name="Run", exact=True)).to_have_count(0)
-    page, watch = await open_page(fragment, url=server.url, token=anna)
+    page, watch = await open_page(fragment, url=server.url, token=ben)
+    await _only_looks(page, watch)  # by the scopes
+    address = f"{server.url}/?token={{}}{fragment}"
+    await open_instead(page, watch, address.format(token("ben", USER)))
+    await _only_looks(page, watch)  # by the share
+    await open_instead(page, watch, address.format(anna))
     watch.allow("/api/kernelspecs")  # she may not see them, and no part of the console asks
     await expect(page.get_by_role("textbox", name="Code to run")).to_be_visible(timeout=WAIT_MS)
+
+
+async def _only_looks(page: Page, watch: PageWatch) -> None:
+    watch.allow("403", "WebSocket connection to")
+    link = page.locator(".console-link")
+    await expect(link).to_contain_text("You may look at this kernel", timeout=WAIT_MS)
+    await expect(page.get_by_role("textbox")).to_have_count(0)
+    await expect(page.get_by_role("button", name="Run", exact=True)).to_have_count(0)
 
 
 async def test_a_token_that_ends_under_the_page(lasting: Servers, open_page: OpenPage) -> None:

@@ -7,10 +7,10 @@ import secrets
 import socket
 from typing import Any
 
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from tests.conftest import MakeServer
-from tests.page.conftest import OpenPage
+from tests.page.conftest import OpenPage, open_instead
 from tests.support.home import Home
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
@@ -128,18 +128,16 @@ async def test_who_may_only_look_sees_no_buttons(
         nothing, _ = await make_token(rest, "contents:read")
     async with RestClient(server.url, works) as hers:
         kernel = (await hers.start_kernel("fake"))["id"]
-    await _sees_rows_only(open_page, server, kernel, reads)
-    page, watch = await open_page(url=server.url, token=nothing)
+    page, watch = await open_page(url=server.url, token=reads)
+    watch.allow("403 (Forbidden)")
+    await _sees_rows_only(page, kernel)
+    await open_instead(page, watch, f"{server.url}/?token={nothing}")
     watch.allow("403 (Forbidden)")
     await expect(page.get_by_text("This identity may not look at kernels.")).to_be_visible()
     await expect(page.get_by_role("dialog")).to_have_count(0)
 
 
-async def _sees_rows_only(
-    open_page: OpenPage, server: ServerProcess, kernel: str, token: str
-) -> None:
-    page, watch = await open_page(url=server.url, token=token)
-    watch.allow("403 (Forbidden)")
+async def _sees_rows_only(page: Page, kernel: str) -> None:
     row = page.locator(f"[data-kernel='{kernel}']")
     await expect(row).to_contain_text("idle")
     await expect(row.get_by_role("button")).to_have_count(0)

@@ -112,7 +112,11 @@ class Commands:
         return Forked(ours)
 
     def run(
-        self, *arguments: str, home: Home, env: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        home: Home,
+        env: Mapping[str, str] | None = None,
+        module: str = "app",
     ) -> subprocess.CompletedProcess[str]:
         """For what ends by itself: bad options. The state directory is that of ``home``.
 
@@ -122,7 +126,7 @@ class Commands:
         environment = {"KERNELKEEP_STATE_DIR": str(home.state_dir), **home.environment(env)}
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
             process = self.start(
-                "app",
+                module,
                 arguments,
                 environment=environment,
                 directory=home.path,
@@ -226,7 +230,7 @@ def _end(homes: set[str]) -> NoReturn:
         found = [
             process
             for process in psutil.process_iter()
-            if any(mentions(process, home) for home in left)
+            if any(mentions(process.pid, home) for home in left)
         ]
         if not found:
             break

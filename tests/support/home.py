@@ -14,10 +14,13 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.processes import mentions
+from tests.support.processes import HAS_PROC, mentions
 
 # Variables of our own environment that a server may need to run at all, or to be measured.
 PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START", "TZ")
+
+KERNEL_CONFIG = "get_config().IPCompleter.use_jedi = False\n"
+"""Of Python kernels: in a new home Jedi works for four seconds before it completes a first word."""
 
 PLATFORMS = Path(__file__).with_name("platforms")
 """Each directory has a ``sitecustomize`` that takes away what a platform has not."""
@@ -37,6 +40,9 @@ class Home:
         self.jupyter_path = self._directory("jupyter")
         self.home_dir = self._directory("home")
         self._temporary = self._directory("tmp")
+        profile = self.home_dir / "ipython" / "profile_default"
+        profile.mkdir(parents=True)
+        (profile / "ipython_kernel_config.py").write_text(KERNEL_CONFIG)
         self._others = _running()
 
     def _directory(self, name: str) -> Path:
@@ -75,10 +81,9 @@ class Home:
         """
         found = []
         for pid, _ in _running() - self._others:
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(pid)
-                if mentions(process, str(self.path)):
-                    found.append(process)
+            if mentions(pid, str(self.path)):
+                with suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(pid))
         return found
 
     @property
@@ -116,10 +121,14 @@ class Home:
 
 
 def _running() -> set[tuple[int, float]]:
-    """Every process: its number, which is another's when it has ended, and when it was started.
+    """Every process: its number, which is another's when it has ended, and what no other has.
 
-    psutil tells it on every platform without a command for each process, as `ps` would be.
+    With Linux that is the inode of its directory, which one look at all of them tells. Elsewhere it
+    is when the process was started, without a command for each process, as `ps` would be.
     """
+    if HAS_PROC:
+        with os.scandir("/proc") as entries:
+            return {(int(one.name), one.inode()) for one in entries if one.name.isdecimal()}
     found: set[tuple[int, float]] = set()
     for pid in psutil.pids():
         with suppress(psutil.NoSuchProcess):

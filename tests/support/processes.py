@@ -43,21 +43,21 @@ def read_process(pid: int, file: str) -> bytes:
         return opened.read()
 
 
-def mentions(process: psutil.Process, text: str) -> bool:
+def mentions(pid: int, text: str) -> bool:
     """Whether a text is in a process's command line, environment or working directory.
 
-    A process that has ended mentions nothing, nor does one of the system's own, which has no
-    command line.
+    A process that has ended mentions nothing, nor does one of the system's own. One that becomes
+    another program just now has no command line for a moment, but its working directory.
     """
     wanted = text.encode()
     try:
         if HAS_PROC:
-            command = read_process(process.pid, "cmdline")
-            return bool(command) and (
-                wanted in command
-                or wanted in read_process(process.pid, "environ")
-                or text in os.readlink(f"/proc/{process.pid}/cwd")
+            return (
+                wanted in read_process(pid, "cmdline")
+                or wanted in read_process(pid, "environ")
+                or text in os.readlink(f"/proc/{pid}/cwd")
             )
+        process = psutil.Process(pid)
         words = process.cmdline()
         return bool(words) and any(
             text in said for said in (*words, *process.environ().values(), process.cwd())

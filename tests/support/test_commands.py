@@ -36,7 +36,7 @@ END_SECONDS = 60
 
 def running(homes: list[str]) -> list[psutil.Process]:
     return [
-        process for process in psutil.process_iter() if any(mentions(process, h) for h in homes)
+        process for process in psutil.process_iter() if any(mentions(process.pid, h) for h in homes)
     ]
 
 
