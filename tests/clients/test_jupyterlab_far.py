@@ -25,7 +25,7 @@ from tests.support.kernelspecs import write_kernelspec
 from tests.support.server import ServerProcess
 from tests.support.sshd import Sshd
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(480)
 
 
 @pytest.fixture(scope="module")

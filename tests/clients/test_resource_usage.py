@@ -20,7 +20,7 @@ from tests.support.rest import RestClient
 from tests.support.rooms import REPOSITORY
 from tests.support.server import ServerProcess
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

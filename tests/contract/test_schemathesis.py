@@ -13,7 +13,7 @@ from tests.conftest import MakeServer
 from tests.support.kernelspecs import Spec
 from tests.support.server import REPOSITORY
 
-TIMEOUT = 240  # seconds
+TIMEOUT = 600  # seconds
 
 pytestmark = pytest.mark.timeout(TIMEOUT + 60)
 

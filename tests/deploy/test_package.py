@@ -22,6 +22,8 @@ from app.managers.processes.forking.provisioner import PROVISIONER
 from tests.conftest import MakeServer
 from tests.support.server import REPOSITORY, ServerProcess, UvicornServer
 
+pytestmark = pytest.mark.timeout(300)
+
 GROUP = "jupyter_client.kernel_provisioners"
 
 

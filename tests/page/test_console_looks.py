@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.async_api import expect
 
 from tests.page.axe import assert_looks
@@ -11,6 +12,7 @@ from tests.support.browser import DESKTOP, PHONE
 from tests.support.running import KernelStarter
 
 
+@pytest.mark.timeout(300)
 async def test_axe_finds_nothing(python: str, open_page: OpenPage) -> None:
     console = await open_console(open_page, python)
     page = console.page

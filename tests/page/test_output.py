@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from playwright.async_api import Page, expect
 
 from tests.conftest import MakeServer
@@ -133,6 +134,7 @@ A stride of 4,000 pixels leaves nothing out.
 """
 
 
+@pytest.mark.timeout(300)
 async def test_a_hundred_thousand_messages_are_all_reached_by_scrolling(
     open_page: OpenPage, start: KernelStarter, full: bool
 ) -> None:

@@ -25,7 +25,7 @@ class JupyterLab(Program):
     ``gateway_token`` is what it shows there (None: the server's own token).
     """
 
-    start_timeout = 90  # the first start on a machine compiles much
+    start_timeout = 180  # the first start on a machine compiles much
     stop_timeout = 30
 
     def __init__(

@@ -102,7 +102,7 @@ async def flood(server: ServerProcess, kernel_id: str) -> JupyterChannels:
     return channels
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_every_number_arrives_through_a_hundred_cuts(
     make_server: MakeServer, framing: FramingName
 ) -> None:
@@ -119,7 +119,7 @@ async def test_every_number_arrives_through_a_hundred_cuts(
         await starter.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_three_clients_are_each_cut_on_their_own(make_server: MakeServer) -> None:
     server = make_server("--no-limit-rate")
     async with RestClient(server.url, server.token) as rest:

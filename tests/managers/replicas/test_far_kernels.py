@@ -26,6 +26,8 @@ from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 from tests.support.sshd import Sshd
 
+pytestmark = pytest.mark.timeout(300)
+
 LINES, RATE = 600, 20
 """How much a kernel prints in these tests, and how much of it in a second."""
 

@@ -22,6 +22,8 @@ from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient, RestError
 
+pytestmark = pytest.mark.timeout(300)
+
 FAR = "far"
 LISTEN = ("--replica-listen", "127.0.0.1:0")
 

@@ -13,7 +13,7 @@ from tests.support.jupyterlab import JupyterLab
 from tests.support.lab_page import LOAD_MS, lab_page, output_of, run_cell, write_notebook
 from tests.support.replicas import Replicas
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 COUNT = 60
 AGAIN = 10

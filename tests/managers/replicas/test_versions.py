@@ -14,6 +14,8 @@ from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient
 
+pytestmark = pytest.mark.timeout(300)
+
 COUNT = "import time\nfor number in range(100):\n    print(number)\n    time.sleep(0.1)\n"
 
 

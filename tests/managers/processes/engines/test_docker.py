@@ -45,6 +45,8 @@ from tests.support.processes import eventually, read_process
 from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 
+pytestmark = pytest.mark.timeout(300)
+
 CABLE_SECONDS = 30
 
 

@@ -54,7 +54,7 @@ from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.slurm import Slurm
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(600)
 
 DOWN_SECONDS = 30.0
 

@@ -45,6 +45,8 @@ from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.sshd import Sshd
 
+pytestmark = pytest.mark.timeout(300)
+
 CABLE_SECONDS = 30
 
 Json = dict[str, Any]
