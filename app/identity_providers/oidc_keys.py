@@ -26,7 +26,8 @@ MAX_RSA_BITS: Final = 16384
 """A longer RSA key is not used: each token would take long to verify."""
 
 FETCH_PAUSE: Final = 10.0
-"""Seconds between two fetches, whoever asks for keys that are not known."""
+"""Seconds between two fetches, whoever asks for keys that are not known; fewer where keys are used
+for so short a time that they would be too old by then."""
 
 RETRY_PAUSE: Final = 2.0
 """Seconds between a fetch that has failed and the next."""
@@ -98,8 +99,8 @@ class KeyRing:
     """The keys as they were fetched last; times are seconds of one monotonic clock.
 
     Keys are used for ``max_age`` seconds, and fetched again in the second half of that. A token
-    whose key is not known is a reason to fetch, but not within `FETCH_PAUSE` of the last time:
-    anybody can make up ids of keys.
+    whose key is not known is a reason to fetch, but not within `FETCH_PAUSE` of the last time, or
+    half of ``max_age`` if that is less: anybody can make up ids of keys.
     """
 
     def __init__(self, max_age: float) -> None:
@@ -130,7 +131,8 @@ class KeyRing:
         self._missing = self._keys.keys() - keys.keys()
         self._keys = keys
         self._fetched = now
-        self._next_fetch = now + FETCH_PAUSE
+        # Keys that grow too old within the pause are fetched before they do.
+        self._next_fetch = now + min(FETCH_PAUSE, self._max_age / 2)
 
     def miss(self, kid: str) -> None:
         """A token has named this key, and what was fetched then does not have it."""

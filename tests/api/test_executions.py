@@ -173,7 +173,7 @@ async def test_a_kernel_that_does_not_heed_the_interrupt_is_killed_and_restarted
         kernel = await start()
         executions = Executions(kernel.rest, kernel.id)
         before = await kernel.pid()
-        ended = await executions.run("print a\nhang", timeout=0.5)
+        ended = await executions.run("print a\nhang", timeout=1.5)
         assert ended["state"] == "lost"
         assert (steps(ended)[0], steps(ended)[-1]) == ("timeout", "kill")
         assert [output.get("ename") for output in ended["outputs"]] == [None, "KernelDied"]

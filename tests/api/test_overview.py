@@ -9,7 +9,8 @@ from tests.conftest import MakeServer
 from tests.support.channels import JupyterChannels
 from tests.support.executions import Executions
 from tests.support.identities import token
-from tests.support.overview import HUNG, PATH, followed
+from tests.support.kernelspecs import FAKE_SPECS, Spec
+from tests.support.overview import HUNG, PATH, Overview, followed
 from tests.support.owners import MANY, USER
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter
@@ -66,29 +67,36 @@ async def test_a_stream_tells_what_becomes_of_kernels(
 
 
 async def test_each_end_has_its_reason(make_server: MakeServer) -> None:
-    limits = ("--cull-idle-timeout", "0.5", "--cull-interval", "0.1", "--owner-limits")
-    server = make_server(*limits, "lifetime=2", "--no-autorestart")
-    async with RestClient(server.url, server.token) as rest, followed(rest) as stream:
+    """What has a time limit is asked nothing, as its time may be up before."""
+    specs = {**FAKE_SPECS, "short-lived": Spec(metadata={"cull_idle_timeout": 0.2})}
+    culling = ("--cull-idle-timeout", "3600", "--cull-interval", "0.1")
+    limits = ("--limits-by-name", '{"bob": {"lifetime": 1}}')
+    server = make_server(*MANY, *culling, *limits, "--no-autorestart", specs=specs)
 
-        async def ended(kernel_id: str) -> str:
-            gone = await stream.until(lambda event: event.get("kernel_id") == kernel_id)
-            assert gone["at"].endswith("Z")
-            return str(gone["kernel"]["reason"])
+    async def ended(rest: RestClient, stream: Overview, name: str) -> str:
+        return await reason(stream, (await rest.start_kernel(name))["id"])
 
-        assert (await ended((await rest.start_kernel("fake"))["id"])).startswith("Culled after")
+    async def reason(stream: Overview, kernel_id: str) -> str:
+        gone = await stream.until(lambda event: event.get("kernel_id") == kernel_id)
+        assert gone["at"].endswith("Z")
+        return str(gone["kernel"]["reason"])
 
-        old = (await rest.start_kernel("fake"))["id"]
-        await Executions(rest, old).begin("sleep 600")
-        assert await ended(old) == "Its time is up, by its owner's limit lifetime"
+    async with RestClient(server.url, token("bob", USER)) as his, followed(his) as stream:
+        told = await ended(his, stream, "fake")
+        assert told == "Its time is up, by its owner's limit lifetime"
 
-        died = (await rest.start_kernel("fake"))["id"]
-        await Executions(rest, died).begin("die 3")
-        assert "3" in await ended(died)  # culled as it is dead; told is why it died
+    ada = token("ada", USER)
+    async with RestClient(server.url, ada) as hers, followed(hers) as stream:
+        assert (await ended(hers, stream, "short-lived")).startswith("Culled after")
 
-        asked = (await rest.start_kernel("fake"))["id"]
-        async with await JupyterChannels.connect(server.ws_url, asked, server.token) as channels:
+        died = (await hers.start_kernel("fake"))["id"]
+        await Executions(hers, died).begin("die 3")
+        assert "code 3" in await reason(stream, died)  # culled as it is dead; told is why it died
+
+        asked = (await hers.start_kernel("fake"))["id"]
+        async with await JupyterChannels.connect(server.ws_url, asked, ada) as channels:
             await channels.send("shutdown_request", {"restart": False}, "control")
-            assert await ended(asked) == BY_CLIENT
+            assert await reason(stream, asked) == BY_CLIENT
 
 
 async def test_each_owner_sees_their_own(make_server: MakeServer) -> None:

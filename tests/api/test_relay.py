@@ -10,7 +10,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from app.managers.replicas.group import Way
 from app.managers.replicas.wire import Wire
 from app.settings import Settings
 from tests.support.processes import eventually
+from tests.support.streams import aborted
 
 WAIT = 30.0
 
@@ -357,9 +358,9 @@ async def test_silence_is_bounded_at_every_step(
         assert said == "it does not answer"
     # A stranger who says nothing, and a replica that asks for nothing.
     assert other.way.dial is not None
-    _, writer = await asyncio.open_connection(*other.way.dial)
-    await eventually(lambda: "has not shown who it is within" in caplog.text, WAIT)
-    writer.close()
+    with aborted(await asyncio.open_connection(*other.way.dial)):
+        await eventually(lambda: "has not shown who it is within" in caplog.text, WAIT)
+    monkeypatch.setattr(relay_links, "HANDSHAKE_SECONDS", WAIT)
     remote = await relay_links.dial(other.way, links._context)
     await eventually(lambda: remote.is_gone, WAIT)
     remote.close()
@@ -369,12 +370,12 @@ async def test_silence_is_bounded_at_every_step(
 async def test_a_request_that_was_given_up_before_it_began_is_not_done_late(other: Replica) -> None:
     assert other.near.socket is not None
     with address_of(other.near.socket) as name:
-        reader, writer = await asyncio.open_unix_connection(name)
-    writer.write(_pack("scope", (1, {**Client("/unread").scope, "frames": False})))
-    writer.write_eof()
-    assert await reader.read() == _pack("ready", None)
-    assert other.answered == 0
-    writer.close()
+        stream = await asyncio.open_unix_connection(name)
+    with aborted(stream) as (reader, writer):
+        writer.write(_pack("scope", (1, {**Client("/unread").scope, "frames": False})))
+        writer.write_eof()
+        assert await reader.read() == _pack("ready", None)
+        assert other.answered == 0
 
 
 async def test_who_is_declared_dead_and_takes_nothing_holds_no_request(links: Links) -> None:
@@ -408,10 +409,10 @@ async def test_strangers_are_bounded(
 ) -> None:
     monkeypatch.setattr(accepting, "STRANGERS", 2)
     assert other.way.dial is not None
-    writers = [(await asyncio.open_connection(*other.way.dial))[1] for _ in range(3)]
-    await eventually(lambda: "too many others are being looked at" in caplog.text, WAIT)
-    for writer in writers:
-        writer.close()
+    with ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(aborted(await asyncio.open_connection(*other.way.dial)))
+        await eventually(lambda: "too many others are being looked at" in caplog.text, WAIT)
 
     async def is_free() -> bool:
         try:
@@ -470,14 +471,14 @@ async def unix_server(
 async def test_an_earlier_release_asks(other: Replica) -> None:
     assert other.near.socket is not None
     with address_of(other.near.socket) as name:
-        reader, writer = await asyncio.open_unix_connection(name)
-    writer.write(_pack("scope", (1, {**Client("/a").scope, "frames": False})))
-    assert await _unpack(reader) == ("ready", None)
-    writer.write(_pack("event", {"type": "http.request", "body": b"b", "more_body": False}))
-    kinds = [await _unpack(reader) for _ in range(3)]
-    assert [kind for kind, _ in kinds] == ["event", "event", "end"]
-    assert kinds[1][1]["body"] == b"/a:b"
-    writer.close()
+        stream = await asyncio.open_unix_connection(name)
+    with aborted(stream) as (reader, writer):
+        writer.write(_pack("scope", (1, {**Client("/a").scope, "frames": False})))
+        assert await _unpack(reader) == ("ready", None)
+        writer.write(_pack("event", {"type": "http.request", "body": b"b", "more_body": False}))
+        kinds = [await _unpack(reader) for _ in range(3)]
+        assert [kind for kind, _ in kinds] == ["event", "event", "end"]
+        assert kinds[1][1]["body"] == b"/a:b"
     await eventually(lambda: not other.server._tasks, WAIT)
 
 

@@ -25,6 +25,8 @@ from tests.support.kernelspecs import write_kernelspec
 from tests.support.server import ServerProcess
 from tests.support.sshd import Sshd
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:

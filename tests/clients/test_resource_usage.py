@@ -20,6 +20,8 @@ from tests.support.rest import RestClient
 from tests.support.rooms import REPOSITORY
 from tests.support.server import ServerProcess
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:

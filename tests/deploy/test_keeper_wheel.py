@@ -16,6 +16,8 @@ from tests.support.home import Home
 from tests.support.joined import JoinedService, speak, start_keeper
 from tests.support.server import REPOSITORY
 
+pytestmark = pytest.mark.timeout(600)
+
 WHICH = """
 import ensurepip, sys, venv
 assert sys.version_info >= (3, 9) and sys.version_info.releaselevel == "final"

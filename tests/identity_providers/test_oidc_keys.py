@@ -102,6 +102,15 @@ def test_fetches_have_a_pause_between_them() -> None:
     assert ring.ageing(60 + RETRY_PAUSE)
 
 
+def test_keys_that_are_used_for_a_short_time_are_fetched_before_they_are_too_old() -> None:
+    ring = KeyRing(FETCH_PAUSE / 2)
+    ring.fetched(parse_keys(jwks([rsa_key()]), ALGORITHMS), 0)
+    assert not ring.ageing(FETCH_PAUSE / 4 - 0.1)
+    assert ring.ageing(FETCH_PAUSE / 4)
+    assert ring.usable(FETCH_PAUSE / 4)
+    assert ring.pause(FETCH_PAUSE / 2) == 0
+
+
 def test_which_keys_are_still_the_issuer_s() -> None:
     ring = KeyRing(100)
     old = parse_keys(jwks([rsa_key()]), ALGORITHMS)["first"][0]

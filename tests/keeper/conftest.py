@@ -169,12 +169,24 @@ class Client:
     async def ran(self, code: str) -> None:
         """Run code to its end."""
         request = self.run(code)
-        await eventually(lambda: self.has_reply(request), WAIT)
+        await eventually(lambda: self.has_ended(request), WAIT)
 
     def has_reply(self, request: ClientMessage) -> bool:
         return any(
             entry.message.channel == "shell"
             and entry.message.parent.msg_id == request.header.msg_id
+            for entry in self.look()
+        )
+
+    def has_ended(self, request: ClientMessage) -> bool:
+        """Whether all that the kernel says of it has come: a reply may overtake what was published.
+
+        The last that is published is that the kernel is idle.
+        """
+        return self.has_reply(request) and any(
+            entry.message.msg_type == "status"
+            and entry.message.parent.msg_id == request.header.msg_id
+            and b'"idle"' in bytes(entry.message.part(3))
             for entry in self.look()
         )
 

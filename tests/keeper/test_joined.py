@@ -139,7 +139,7 @@ async def test_a_link_that_breaks_in_mid_output_loses_and_repeats_nothing(
         await eventually(lambda: client.text("") >= number, WAIT)  # noqa: B023
         if (link := keeper._connection.link) is not None:
             link.abort()
-    await eventually(lambda: client.has_reply(asked), WAIT)
+    await eventually(lambda: client.has_ended(asked), WAIT)
     said = [
         json.loads(bytes(entry.message.part(3)))["text"].split()[0]
         for entry in client.look()

@@ -43,6 +43,7 @@ from tests.kernels.driver import free_ports
 from tests.support.home import Home
 from tests.support.kernelspecs import FAKE_KERNEL
 from tests.support.processes import eventually, is_alive, keepers
+from tests.support.streams import aborted
 
 
 def sleeping() -> subprocess.Popen[bytes]:
@@ -600,10 +601,9 @@ async def test_ours_lets_go_of_its_kernels_when_it_is_drained(
     with socket_address(directory, home.state_dir / "keeper") as address:
         connection.connect(address)
     os.close(directory)
-    reader, writer = await asyncio.open_unix_connection(sock=connection)
-    writer.write(pack({"ask": "drain", "reason": "of another version"}))
-    told = await asyncio.wait_for(reader.read(), WAIT)
-    writer.close()
+    with aborted(await asyncio.open_unix_connection(sock=connection)) as (reader, writer):
+        writer.write(pack({"ask": "drain", "reason": "of another version"}))
+        told = await asyncio.wait_for(reader.read(), WAIT)
     assert json.dumps(kept.start_time).encode() in told
 
     async def is_watched_by_another() -> bool:

@@ -187,7 +187,7 @@ async def test_an_answer_to_a_prompt_comes_although_there_was_no_keeper(
         parts[1] = bytes(prompt.message.part(0))
         assert client.traffic.submit(ClientMessage("stdin", header, parts), CLIENT)
         await asyncio.sleep(0.3)
-    await eventually(lambda: client.has_reply(request), WAIT)
+    await eventually(lambda: client.has_ended(request), WAIT)
     assert client.text("Ada") == 1
 
 

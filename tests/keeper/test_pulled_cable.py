@@ -59,7 +59,7 @@ async def test_nothing_is_missing_and_nothing_comes_twice(network: Network, home
             await asyncio.sleep(AWAY_SECONDS)
             assert not client.has_reply(asked)
             network.plug_cable()
-            await eventually(lambda: client.has_reply(flood), 2 * WAIT)
+            await eventually(lambda: client.has_ended(flood), 2 * WAIT)
             await eventually(lambda: client.has_reply(asked), WAIT)
             assert keeper._connection.link is not link
             said = [

@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,14 @@ class Other:
 
 
 @pytest.fixture
-def other(home: Home) -> Iterator[Other]:
+async def other(home: Home) -> AsyncIterator[Other]:
     """Another server, in whose place a process sleeps."""
-    process = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    process = await asyncio.to_thread(subprocess.Popen, ["sleep", "1000"], start_new_session=True)
     other = Other(home, process)
     yield other
     other.end()
+    if other._writer is not None:
+        other._writer.transport.abort()
 
 
 async def with_a_kernel(home: Home) -> int:

@@ -30,6 +30,7 @@ from tests.keeper.conftest import WAIT, Open, connected, ended, launch
 from tests.support.home import Home
 from tests.support.keeper_relay import Cut, Relay, Side
 from tests.support.processes import eventually, is_alive, keepers
+from tests.support.streams import Stream, aborted
 
 SHORT = 0.5
 """Seconds for an answer, where it is not to come."""
@@ -65,17 +66,18 @@ def sleepers(home: Home) -> list[int]:
     return found
 
 
-async def connection(home: Home) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+@asynccontextmanager
+async def connection(home: Home) -> AsyncIterator[Stream]:
     """A connection on which anything can be asked, behind the keeper's greeting."""
     directory = os.open(keeper_dir(home.state_dir), os.O_RDONLY)
     stream = socket.socket(socket.AF_UNIX)
     with socket_address(directory, keeper_dir(home.state_dir)) as address:
         stream.connect(address)
     os.close(directory)
-    reader, writer = await asyncio.open_unix_connection(sock=stream)
-    greeting, _ = await receive(reader)
-    assert greeting["keeper"] == PROTOCOL
-    return reader, writer
+    with aborted(await asyncio.open_unix_connection(sock=stream)) as (reader, writer):
+        greeting, _ = await receive(reader)
+        assert greeting["keeper"] == PROTOCOL
+        yield reader, writer
 
 
 HEAR: Fields = {"session": "s", "epoch": "0123456789abcdef", "info": None, "anew": False}
@@ -130,7 +132,6 @@ async def test_what_cannot_be_done_is_told_to_who_asked_for_it_alone(
     await launch(keeper, home, "exec sleep 1000")
     await eventually(lambda: len(sleepers(home)) == 1)  # the shell has become it
     (known,) = sleepers(home)
-    reader, writer = await connection(home)
     whole = {
         "kernel_id": "other",
         "launch": "x",
@@ -140,15 +141,15 @@ async def test_what_cannot_be_done_is_told_to_who_asked_for_it_alone(
         "output": str(home.state_dir / "output" / "other.log"),
     }
     # All at once: each has its own answer, and what is sound among them is done.
-    for number, (name, request) in enumerate(REQUESTS.items()):
-        writer.write(pack({**whole, **request, "id": [number, name]}))
-        writer.write(pack({"ask": "kept", "id": number}))
-    for number, name in enumerate(REQUESTS):
-        answer, _ = await asyncio.wait_for(receive(reader), WAIT)
-        assert (answer["id"], "error" in answer) == ([number, name], True), answer
-        answer, _ = await asyncio.wait_for(receive(reader), WAIT)
-        assert [kept["pid"] for kept in answer["answer"]] == [known], name
-    writer.close()
+    async with connection(home) as (reader, writer):
+        for number, (name, request) in enumerate(REQUESTS.items()):
+            writer.write(pack({**whole, **request, "id": [number, name]}))
+            writer.write(pack({"ask": "kept", "id": number}))
+        for number, name in enumerate(REQUESTS):
+            answer, _ = await asyncio.wait_for(receive(reader), WAIT)
+            assert (answer["id"], "error" in answer) == ([number, name], True), answer
+            answer, _ = await asyncio.wait_for(receive(reader), WAIT)
+            assert [kept["pid"] for kept in answer["answer"]] == [known], name
     assert sleepers(home) == [known]
     assert (keeper.pid, len(await keeper.kept())) == (pid, 1)
     with pytest.raises(ValueError, match="no command"):
@@ -458,8 +459,10 @@ async def test_there_is_a_bound_on_what_waits_for_a_keeper_that_reads_nothing(
             asyncio.create_task(launch(keeper, home, f"true {'x' * 100_000}", str(number)))
             for number in range(20)
         ]
-        done, waiting = await asyncio.wait(large, timeout=1)
-        assert 10 < len(done) < 20
+        await eventually(lambda: sum(task.done() for task in large) > 10, WAIT)
+        done = [task for task in large if task.done()]
+        waiting = [task for task in large if not task.done()]
+        assert waiting
         for task in done:
             with pytest.raises(KeeperUnavailable, match="has not read what it was asked before"):
                 task.result()

@@ -286,9 +286,12 @@ class FalseKeeper:
             writer.close()
 
 
+GREETING = 3.0  # seconds for which a greeting is waited for; a launch takes less
+
+
 @pytest.fixture
 async def false_keeper(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[FalseKeeper]:
-    monkeypatch.setattr(keeper_link, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(keeper_link, "ANSWER_SECONDS", GREETING)
     (home.state_dir / "output").mkdir(mode=0o700)
     keeper = FalseKeeper(home)
     await keeper.start()
@@ -313,7 +316,7 @@ async def test_one_that_does_not_greet_costs_new_kernels_nothing_and_may_do_so_l
         }
     ]
     assert await keepers.kept() == {}
-    async with asyncio.timeout(1.0):
+    async with asyncio.timeout(GREETING):
         ear = Ear(keepers, "new")
         await ear.line.hear(home.path / "new", None)
         await keepers.launch("new", ["sleep", "1000"], env={}, cwd="/", output=home.path / "o")

@@ -67,6 +67,16 @@ class ConsolePage:
         await self.ends(cell, state)
         return cell
 
+    async def run_on(self, code: str) -> Locator:
+        """Run code that does not end by itself; returns its cell when the code has begun.
+
+        ipykernel ignores an interrupt, or sends no reply, between its busy status and that.
+        """
+        cell = await self.run(f"print('begun', flush=True)\n{code}")
+        await expect(cell.locator(".console-output")).to_contain_text("begun", timeout=WAIT_MS)
+        await self.ends(cell, "running")
+        return cell
+
     async def ends(self, cell: Locator, state: str = "ok") -> None:
         await expect(cell).to_have_attribute("data-state", state, timeout=WAIT_MS)
 

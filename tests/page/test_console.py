@@ -50,8 +50,7 @@ async def test_enter_makes_a_new_line_until_the_code_is_complete(
     await console.ends(console.last)
     await expect(console.last).to_contain_text("10\n11")
     # While the kernel is busy nobody answers, and Enter goes by the looks of the code.
-    running = await console.run("import time; time.sleep(600)")
-    await console.ends(running, "running")
+    running = await console.run_on("import time; time.sleep(600)")
     await console.page.keyboard.type("if 1:")
     await console.press("Enter")
     await console.has_code("if 1:\n    ")
@@ -194,15 +193,13 @@ async def test_output_cannot_forge_a_prompt(python: str, open_page: OpenPage) ->
 
 async def test_what_runs_away_is_interrupted(python: str, open_page: OpenPage) -> None:
     console = await open_console(open_page, python)
-    cell = await console.run("while True: pass")
-    await console.ends(cell, "running")
+    cell = await console.run_on("while True: pass")
     await console.page.get_by_role("button", name="Interrupt").click()
     await console.ends(cell, "error")
     await expect(cell).to_contain_text("KeyboardInterrupt")
     heard = console.page.locator(".console > [role=status]")
     await expect(heard).to_have_text(re.compile(r"In\[\d+\] has failed"))
-    cell = await console.run("while True: pass")
-    await console.ends(cell, "running")
+    cell = await console.run_on("while True: pass")
     await console.press("Control+c")
     await console.ends(cell, "error")
     await expect(await console.run_through("1 + 1")).to_contain_text("2")

@@ -231,6 +231,37 @@ async def test_following_ends_by_scrolling_up_and_begins_at_the_end(
     await expect(page.get_by_label("Follow")).to_be_checked()
 
 
+PRESSED_BEFORE_THE_EVENT = """
+async () => {
+    const list = document.querySelector(".transcript");
+    for (let top = list.scrollTop; list.scrollTop <= top + 2; ) {
+        top = list.scrollTop;
+        await new Promise(requestAnimationFrame);
+        await new Promise(setTimeout);
+    }
+    list.dispatchEvent(new KeyboardEvent("keydown", {key: "PageUp", bubbles: true}));
+}
+"""
+"""Presses PageUp when the page has followed what was said, and was not told yet that it scrolled.
+
+A key that is made so does not scroll.
+"""
+
+
+async def test_that_the_page_itself_has_scrolled_does_not_bring_the_end_back(
+    open_page: OpenPage, start: KernelStarter
+) -> None:
+    kernel = await start("fake")
+    await Executions(kernel.rest, kernel.id).begin("flood 100000 30 100")
+    page, _ = await open_page(f"#/kernels/{kernel.id}/output")
+    await expect(transcript(page)).to_contain_text(" x")
+    await is_higher_than(page, 2000)
+    await page.evaluate(PRESSED_BEFORE_THE_EVENT)
+    await expect(page.get_by_label("Follow")).not_to_be_checked()
+    await is_higher_than(page, await page.evaluate(HEIGHT))
+    await expect(page.get_by_label("Follow")).not_to_be_checked()
+
+
 async def is_higher_than(page: Page, height: int) -> None:
     """Returns when the list has more lines than go into so many pixels."""
 

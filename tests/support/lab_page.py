@@ -16,7 +16,7 @@ from tests.support.jupyterlab import JupyterLab
 
 __all__ = ["lab_page", "output_of", "run_cell", "write_notebook"]
 
-LOAD_MS = 90_000
+LOAD_MS = 180_000
 """How long JupyterLab may take to open a notebook."""
 
 

@@ -22,6 +22,7 @@ from tests.support.kernelspecs import shell_spec, write_kernelspec
 from tests.support.processes import eventually
 from tests.support.running import KernelStarter, RunningKernel, kernels_of
 from tests.support.server import ServerProcess, UvicornServer
+from tests.support.streams import Stream, aborted
 from tests.ws.test_floods import UPGRADE, frame
 
 A_WHILE = 0.5  # seconds, to see that nothing comes
@@ -176,11 +177,15 @@ async def test_after_kernel_info_timeout_it_is_accepted_all_the_same(
 
 async def test_one_that_goes_away_is_forgotten(server: ServerProcess, start: KernelStarter) -> None:
     gate = await gated(server, start, "leaves")
-    before = len(psutil.Process(server.pid).net_connections())
-    _, writer = await request(server, gate.kernel)
-    assert len(psutil.Process(server.pid).net_connections()) == before + 1
-    writer.transport.abort()
-    await eventually(lambda: len(psutil.Process(server.pid).net_connections()) == before)
+    async with asking(server, gate.kernel) as (_, writer):
+        own = writer.get_extra_info("sockname")
+
+        def is_known() -> bool:
+            return own in [one.raddr for one in psutil.Process(server.pid).net_connections()]
+
+        assert is_known()
+        writer.transport.abort()
+        await eventually(lambda: not is_known(), REPLY_TIMEOUT)
     gate.let_go()
     assert (await gate.kernel.channels.execute("print a")).text == "a\n"
     assert (await gate.kernel.model())["connections"] == 1
@@ -194,9 +199,8 @@ async def test_one_that_does_not_wait_harms_nobody(
     server: ServerProcess, start: KernelStarter, early: bytes
 ) -> None:
     gate = await gated(server, start, f"early-{early[:1].hex()}")
-    reader, writer = await request(server, gate.kernel)
-    writer.write(early * 100)
-    async with asyncio.timeout(REPLY_TIMEOUT):
+    async with asking(server, gate.kernel) as (reader, writer), asyncio.timeout(REPLY_TIMEOUT):
+        writer.write(early * 100)
         await writer.drain()
         gate.let_go()
         assert (await gate.kernel.channels.execute("print a")).text == "a\n"
@@ -206,14 +210,13 @@ async def test_one_that_does_not_wait_harms_nobody(
     assert "Traceback" not in server.output()
 
 
-async def request(
-    server: ServerProcess, kernel: RunningKernel
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+@asynccontextmanager
+async def asking(server: ServerProcess, kernel: RunningKernel) -> AsyncIterator[Stream]:
     """A client without a session that has asked for its handshake, and has no answer."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    path = f"/api/kernels/{kernel.id}/channels?token={server.token}"
-    writer.write(f"GET {path} HTTP/1.1\r\n".encode() + UPGRADE)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(A_WHILE):
-            await reader.read(1)
-    return reader, writer
+    with aborted(await asyncio.open_connection("127.0.0.1", server.port)) as (reader, writer):
+        path = f"/api/kernels/{kernel.id}/channels?token={server.token}"
+        writer.write(f"GET {path} HTTP/1.1\r\n".encode() + UPGRADE)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(A_WHILE):
+                await reader.read(1)
+        yield reader, writer

@@ -16,6 +16,7 @@ from tests.conftest import MakeServer
 from tests.support.processes import eventually
 from tests.support.running import kernels_of
 from tests.support.server import ServerProcess
+from tests.support.streams import aborted
 
 PING, CLOSE = 0x9, 0x8  # opcodes [RFC 6455, section 5.2]
 INTERVAL, TIMEOUT = 0.5, 3.0
@@ -45,25 +46,24 @@ class RawClient:
 
 @asynccontextmanager
 async def raw_client(server: ServerProcess, kernel_id: str) -> AsyncIterator[RawClient]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(
-        f"GET /api/kernels/{kernel_id}/channels HTTP/1.1\r\n"
-        f"Host: 127.0.0.1:{server.port}\r\n"
-        f"Authorization: token {server.token}\r\n"
-        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
-    )
-    async with asyncio.timeout(30):
-        response = await reader.readuntil(b"\r\n\r\n")
-    assert response.startswith(b"HTTP/1.1 101 ")
-    client = RawClient(reader)
-    reading = asyncio.create_task(client.read())
-    try:
-        yield client
-    finally:
-        reading.cancel()
-        await asyncio.wait({reading}, timeout=10)
-        writer.transport.abort()
+    with aborted(await asyncio.open_connection("127.0.0.1", server.port)) as (reader, writer):
+        writer.write(
+            f"GET /api/kernels/{kernel_id}/channels HTTP/1.1\r\n"
+            f"Host: 127.0.0.1:{server.port}\r\n"
+            f"Authorization: token {server.token}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(30):
+            response = await reader.readuntil(b"\r\n\r\n")
+        assert response.startswith(b"HTTP/1.1 101 ")
+        client = RawClient(reader)
+        reading = asyncio.create_task(client.read())
+        try:
+            yield client
+        finally:
+            reading.cancel()
+            await asyncio.wait({reading}, timeout=10)
 
 
 async def test_one_that_answers_no_ping_is_cut_and_one_that_is_only_silent_is_not(

@@ -28,6 +28,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unanswered.Subshells, "pauses", (0.05, 0.1))
 
 
+@pytest.fixture
+def patient(soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server waits for an answer that a test gives, however slow the machine is."""
+    monkeypatch.setattr(unanswered, "REPLY_SECONDS", 60.0)
+
+
 def submit(
     kernel: ScriptedKernel, msg_type: str, channel: str = "shell", subshell: str | None = None
 ) -> bytes:
@@ -130,6 +136,7 @@ async def answers_something_else(kernel: ScriptedKernel, number: int = 0) -> Non
     )
 
 
+@pytest.mark.usefixtures("patient")
 async def test_an_execution_ends_when_it_is_clear_that_no_reply_will_come() -> None:
     kernel = ScriptedKernel()
     reader = kernel.traffic.clients.attach("client")
@@ -146,6 +153,7 @@ async def test_an_execution_ends_when_it_is_clear_that_no_reply_will_come() -> N
     assert reply == {"status": "aborted"}
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_an_error_that_was_published_is_known_without_the_reply(cancelled: bool) -> None:
     kernel = ScriptedKernel()
@@ -163,6 +171,7 @@ async def test_an_error_that_was_published_is_known_without_the_reply(cancelled:
     assert behind.state == ("queued" if cancelled else "aborted")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_reply_that_comes_first_is_what_counts() -> None:
     kernel = ScriptedKernel()
     execution = kernel.run()
@@ -261,7 +270,7 @@ def looked_for_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unanswered.Dropped, "pauses", (0.05, 0.1))
 
 
-@pytest.mark.usefixtures("looked_for_soon")
+@pytest.mark.usefixtures("looked_for_soon", "patient")
 async def test_an_execution_that_the_kernel_drops_ends_and_those_behind_it_run() -> None:
     kernel = ScriptedKernel()
     reader = kernel.traffic.clients.attach("client")
@@ -275,7 +284,7 @@ async def test_an_execution_that_the_kernel_drops_ends_and_those_behind_it_run()
     assert reply == {"status": "aborted"}
 
 
-@pytest.mark.usefixtures("looked_for_soon")
+@pytest.mark.usefixtures("looked_for_soon", "patient")
 async def test_one_that_begins_while_the_kernel_is_asked_goes_on() -> None:
     kernel = ScriptedKernel()
     execution = kernel.execution(kernel.send())

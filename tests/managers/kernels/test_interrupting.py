@@ -66,7 +66,7 @@ async def test_code_that_awaits_longer_than_its_timeout_does_not_cost_the_kernel
     kernel = await start("python3")
     executions = Executions(kernel.rest, kernel.id)
     await executions.run("x = 1")
-    ended = await executions.run(AWAIT, timeout=0.5)
+    ended = await executions.run(AWAIT, timeout=2)
     assert ended["state"] == "error"
     assert ended["outputs"][-1]["ename"] == "CancelledError"
     assert [step["step"] for step in ended["steps"]] == ["timeout", "interrupt"]

@@ -17,7 +17,7 @@ from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
-IDLE, LIFETIME = 1.0, 2.0
+IDLE, LIFETIME = 3.0, 5.0  # in which a kernel is started, and asked to run something
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ async def test_idle_time_is_over_when_nothing_was_run_for_so_long(
     async with RestClient(server.url, token("idle")) as rest:
         kernel = (await rest.start_kernel("fake"))["id"]
         # One that works is not idle, however long that takes.
-        await Executions(rest, kernel).run(f"sleep {2 * IDLE}")
+        await Executions(rest, kernel).run(f"sleep {IDLE + 1}")
         began = time.monotonic()
         told = await events.turn("ends_soon", kernel_id=kernel)
         assert told["limit"] == "idle_timeout"

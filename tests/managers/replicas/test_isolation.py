@@ -11,6 +11,8 @@ import pytest
 from tests.support.isolated import IDS, Owner
 from tests.support.replicas import TAKEOVER_SECONDS, IsolatingReplicas
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture
 def replicas(url: str) -> Iterator[IsolatingReplicas]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from playwright.async_api import expect
 
 from tests.support.balancer import Balancer, free_port
 from tests.support.jupyterlab import JupyterLab
 from tests.support.lab_page import LOAD_MS, lab_page, output_of, run_cell, write_notebook
 from tests.support.replicas import Replicas
+
+pytestmark = pytest.mark.timeout(600)
 
 COUNT = 60
 AGAIN = 10

@@ -50,9 +50,13 @@ export function Transcribed(props: Props) {
     if (scroller.current !== null) scroller.current.scrollTop = 0;
   }, [transcript]);
   const held = useRef(false);
+  const top = useRef(0);
   useLayoutEffect(() => {
     const element = scroller.current;
-    if (following && !held.current && element !== null) element.scrollTop = element.scrollHeight;
+    if (!following || held.current || element === null) return;
+    element.scrollTop = element.scrollHeight;
+    // The event comes later. By then a key may have ended this, and it must not look as if a hand had scrolled.
+    top.current = element.scrollTop;
   });
   // The browser scrolls some time after the hand, and what comes meanwhile must not bring the end back.
   // This is said whatever the last drawing has shown: an event before this one may have begun to follow.
@@ -76,7 +80,6 @@ export function Transcribed(props: Props) {
     addEventListener("pointerup", () => (held.current = false), { once: true });
   };
   const finger = useRef(0);
-  const top = useRef(0);
   const onScroll = (): void => {
     const element = scroller.current;
     if (element === null) return;

@@ -54,6 +54,8 @@ from tests.support.rest import RestClient, RestError
 from tests.support.server import REPOSITORY, ServerProcess
 from tests.support.slurm import Slurm
 
+pytestmark = pytest.mark.timeout(600)
+
 DOWN_SECONDS = 30.0
 
 

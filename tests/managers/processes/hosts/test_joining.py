@@ -33,6 +33,7 @@ from app.managers.processes.hosts.joining import Joining
 from app.managers.processes.keeper.remote import RemoteKeeper
 from tests.support.joined import LOGS, JoinedService
 from tests.support.processes import eventually
+from tests.support.streams import aborted
 
 WAIT = 30.0
 
@@ -253,11 +254,10 @@ async def test_who_makes_no_sense_is_sent_away(
 async def test_who_speaks_no_tls_is_sent_away(
     service: JoinedService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-    writer.write(b"GET / HTTP/1.1\r\n\r\n")
-    async with asyncio.timeout(WAIT):
-        await reader.read()
-    writer.close()
+    with aborted(await asyncio.open_connection("127.0.0.1", service.port)) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        async with asyncio.timeout(WAIT):
+            await reader.read()
     await eventually(lambda: "was refused" in caplog.text, WAIT)
 
 
@@ -267,14 +267,13 @@ async def test_who_says_nothing_has_its_time_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(listener, "STRANGER_SECONDS", 0.3)
-    silent, talking = await asyncio.open_connection("127.0.0.1", service.port)
-    reader, _ = await dialler.dial()
-    async with asyncio.timeout(WAIT):
-        await silent.read()
-        assert await reader.read() == b""
-    talking.close()
-    assert "has not shown who it is within 0.3 s" in caplog.text
+    monkeypatch.setattr(listener, "STRANGER_SECONDS", 1.0)  # in which a dialler ends its handshake
+    with aborted(await asyncio.open_connection("127.0.0.1", service.port)) as (silent, _):
+        reader, _ = await dialler.dial()
+        async with asyncio.timeout(WAIT):
+            await silent.read()
+            assert await reader.read() == b""
+    assert "has not shown who it is within 1 s" in caplog.text
 
 
 async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
@@ -284,15 +283,16 @@ async def test_strangers_are_bounded_and_keepers_come_in_when_they_are_gone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(accepting, "STRANGERS", 3)
-    strangers = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(3)]
     listening = service.joining._listener
     assert listening is not None
-    await eventually(lambda: len(listening._accepting.strangers) == 3, WAIT)
-    with pytest.raises((OSError, EOFError)):
-        await dialler.dial()
-    assert "too many others" in caplog.text
-    for _, writer in strangers:
-        writer.transport.abort()
+    with contextlib.ExitStack() as strangers:
+        for _ in range(3):
+            stream = await asyncio.open_connection("127.0.0.1", service.port)
+            strangers.enter_context(aborted(stream))
+        await eventually(lambda: len(listening._accepting.strangers) == 3, WAIT)
+        with pytest.raises((OSError, EOFError)):
+            await dialler.dial()
+        assert "too many others" in caplog.text
     await eventually(lambda: not listening._accepting.strangers, WAIT)
     invitation = await service.joining.invite("k")
     asyncio.ensure_future(dialler.say(hello_of(invitation.document)))  # noqa: RUF006

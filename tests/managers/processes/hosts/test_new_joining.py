@@ -21,6 +21,7 @@ from app.settings import Settings
 from tests.conftest import MakeServer
 from tests.support.home import Home
 from tests.support.server import run_server
+from tests.support.streams import aborted
 
 
 def settings(tmp_path: Path, **options: object) -> Settings:
@@ -110,10 +111,8 @@ async def test_a_server_listens_and_sends_strangers_away(make_server: MakeServer
     directory = server.home.state_dir / "authority"
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     context = ssl.create_default_context(cafile=str(directory / "authority.pem"))
-    reader, writer = await asyncio.open_connection(
-        "127.0.0.1", port, ssl=context, server_hostname="127.0.0.1"
-    )
-    writer.write(pack({"join": 1, "keeper": "k", "secret": "s"}))
-    answer, _ = await receive(reader)
-    assert answer["refused"] == "join_secret_unknown"
-    writer.transport.abort()
+    dialled = asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="127.0.0.1")
+    with aborted(await dialled) as (reader, writer):
+        writer.write(pack({"join": 1, "keeper": "k", "secret": "s"}))
+        answer, _ = await receive(reader)
+        assert answer["refused"] == "join_secret_unknown"
