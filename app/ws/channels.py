@@ -286,6 +286,11 @@ class ChannelsConnection:
             event = await self._websocket.receive()
             if event["type"] == "websocket.disconnect":
                 return event.get("code") not in _NOT_OF_THE_CLIENT
+            if not self.is_permitted():
+                # The pump was woken by the end of the share, and has not run yet: the client's
+                # frame came in the same turn of the loop. The end of this cancels the pump.
+                await self._close_at_once()
+                return False
             try:
                 message = self._decode(event.get("text"), event.get("bytes"))
             except _WrongType as error:
@@ -294,29 +299,21 @@ class ChannelsConnection:
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
                 return False
+            # Nothing awaits between a look at the permission and the call of `_submit`.
             asking = traffic.submissions.place(message, self._session)
             if asking is None:
-                is_permitted = self._submit(message)
+                self._submit(message)
             else:
                 # The client's next frames wait meanwhile: they come to the kernel in their order.
                 async with asking as place:
-                    is_permitted = self._submit(message, place)
-            if not is_permitted:
-                # The pump was woken by the end of the share, and has not run yet: the client's
-                # frame came in the same turn of the loop. The end of this cancels the pump.
-                await self._close_at_once()
-                return False
+                    if self.is_permitted():
+                        self._submit(message, place)
             if not traffic.has_room:
                 await self._hold_back(sender)
 
-    def _submit(self, message: ClientMessage, place: QueuePlace | None = None) -> bool:
-        """Hand a request to the kernel; False if the client may not use the kernel any more."""
-        # Nothing awaits in here, behind the look at the permission.
-        if not self.is_permitted():
-            return False
+    def _submit(self, message: ClientMessage, place: QueuePlace | None = None) -> None:
         passed = self._kernel.traffic.submit(message, self._session, place)
         self._kernel.reports.received(message, self._session, passed=passed)
-        return True
 
     async def _hold_back(self, sender: Sender) -> None:
         """Return when the kernel takes more requests, or when the connection is lost.

@@ -24,7 +24,8 @@ async def sessions(rest: RestClient) -> AsyncIterator[Sessions]:
 async def test_a_session_is_renamed(sessions: Sessions) -> None:
     session = await sessions.create("a", name="a")
     changed = await sessions.change(session["id"], path="b/c", name="c")
-    assert changed == await sessions.get(session["id"])
+    found = await sessions.get(session["id"])
+    assert changed | {"kernel": None} == found | {"kernel": None}  # the kernel starts meanwhile
     assert (changed["id"], changed["path"], changed["name"]) == (session["id"], "b/c", "c")
     assert changed["notebook"] == {"path": "b/c", "name": "c"}
     assert changed["kernel"]["id"] == session["kernel"]["id"]

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT = 90  # seconds; one is work enough, on a machine with nothing else to do
 STOP_TIMEOUT = 30  # seconds
 # Seconds for processes that were killed together with the server to vanish from the process table.
-SETTLE_TIMEOUT = 3
+SETTLE_TIMEOUT = 15
 # A server may end by itself after SIGTERM, or by raising the signal again, as uvicorn does.
 GRACEFUL = (0, -signal.SIGTERM)
 

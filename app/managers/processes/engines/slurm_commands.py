@@ -96,9 +96,17 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     """Kill a command and what it has started; one that the kernel holds ends by itself later."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # it is the leader of its session
+    # A pipe is closed at its end, and the loop reads no further while nobody takes what has come.
+    # What a process of another session goes on to write is read in vain until the time is over.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(KILL_SECONDS):
+            await asyncio.gather(_to_its_end(process.stdout), _to_its_end(process.stderr))
             await process.wait()
+
+
+async def _to_its_end(stream: asyncio.StreamReader | None) -> None:
+    while stream is not None and await stream.read(2**16):
+        pass
 
 
 async def _conversation(
@@ -115,9 +123,13 @@ async def _conversation(
                     process.stdin.write(given)
                     process.stdin.close()
             # Both at once: a command that fills one pipe waits until it is read.
-            output, _ = await asyncio.gather(
-                _all_of(process.stdout, name), _tail_of(process.stderr, said)
-            )
+            tail = asyncio.create_task(_tail_of(process.stderr, said))
+            try:
+                output = await _all_of(process.stdout, name)
+                await tail
+            finally:
+                tail.cancel()
+                await asyncio.wait({tail})
             status = await process.wait()
     except TimeoutError:
         text = f"Slurm does not answer within {seconds:g} s ({name})"

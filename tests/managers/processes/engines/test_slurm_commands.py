@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import uvloop
 
 from app.managers.processes.engines import slurm_commands
 from app.managers.processes.engines.slurm_commands import Answer, Commands
 from app.managers.processes.hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable
-from tests.support.processes import is_alive
+from tests.support.processes import eventually, is_alive
 
 
 @pytest.fixture
@@ -95,8 +96,10 @@ async def test_one_that_says_too_much_is_ended(
 ) -> None:
     monkeypatch.setattr(slurm_commands, "OUTPUT_BYTES", 1000)
     write(tmp_path, "exec yes")
+    before = psutil.Process().num_fds()
     with pytest.raises(HostUnreachable, match="says more than 1000 bytes"):
         await commands.run("slurm", seconds=30)
+    await eventually(lambda: psutil.Process().num_fds() == before)  # its pipes are closed
 
 
 async def test_one_that_is_not_there(tmp_path: Path, commands: Commands) -> None:
