@@ -351,7 +351,7 @@ async def test_what_keeps_a_job_from_starting_is_told(
     )
     assert await rest.kernels() == []
     await eventually(lambda: slurm.jobs() == [], 60, 0.5)
-    assert [*slurm.shared.iterdir()] == []
+    await eventually(lambda: [*slurm.shared.iterdir()] == [], 60, 0.5)
 
     # One that waits says what for, until it can run or is given up.
     write_kernelspec(home.jupyter_path, "job", slurm.spec({"cpus": 8, "constraint": "node1"}))
