@@ -24,7 +24,7 @@ from tests.support.rest import RestClient
 from tests.support.running import RunningKernel, kernels_of, not_ready
 from tests.support.server import ServerProcess
 
-BOUND = 20.0  # seconds from the signal to the end; 7 of them are patience with a stubborn kernel
+BOUND = 12.0  # seconds from the signal to the end; 7 of them are patience with a stubborn kernel
 KERNELS = ["fake-stubborn", "fake-children", "fake-slow", *["fake"] * 17]
 
 RESTART = Close(1012, "the server is shutting down")

@@ -91,12 +91,14 @@ class Fate:
 
     async def _follow(self, execution_id: str) -> list[Json]:
         """Its events; none if the kernel was culled before they were asked for."""
+        events: list[Json] = []
         try:
-            return await self.executions.all_events(execution_id, NDJSON)
-        except AssertionError:  # of another status than 200
-            if not await self.is_gone():
+            async for event in self.executions.events(execution_id, NDJSON):
+                events.append(event)
+        except AssertionError:  # of another status than 200, which comes before any event
+            if events or not await self.is_gone():
                 raise
-            return []
+        return events
 
     async def kill(self) -> None:
         for pid in _kernel_processes(self.kernel.id):

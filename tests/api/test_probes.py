@@ -107,7 +107,7 @@ async def test_a_server_whose_keeper_hangs_is_not_ready(limited: ServerProcess) 
         (keeper,) = keepers(psutil.Process(limited.pid).children())
 
         async def answers(status: int) -> bool:
-            response = await rest.http.get("/readyz", timeout=20)
+            response = await rest.http.get("/readyz", timeout=2)
             return response.status_code == status
 
         assert await answers(200)

@@ -42,8 +42,6 @@ async def owners(server: ServerProcess) -> AsyncIterator[Owners]:
             await asyncio.gather(*(admin.delete(one["id"]) for one in await admin.kernels()))
 
 
-SOON = 10  # seconds; what waits for something else waits for 30
-
 READS = ["", "/executions", "/messages"]
 
 
@@ -157,7 +155,7 @@ async def test_streams_of_a_kernel_that_says_nothing_end_with_the_share(
         await anext(lines)
         await anext(own)
         await end_share(anna, kernel_id, name="ben")
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(1):
             told = "".join([line async for line in lines])
         assert "shut down" not in told
         assert "closing" not in told
@@ -178,7 +176,7 @@ async def test_a_request_that_waits_ends_with_the_share(owners: Owners) -> None:
     await asyncio.wait({his, hers}, timeout=0.5)  # until both wait, or he is refused at once
     await share(anna, kernel_id, name="carl", access="read")  # which concerns neither
     await end_share(anna, kernel_id, name="ben")
-    async with asyncio.timeout(SOON):
+    async with asyncio.timeout(1):
         error_of(await his, 404, "kernel_not_found")
     assert not hers.done()
     await executions.cancel(running)
@@ -195,7 +193,7 @@ async def test_a_handshake_that_is_held_ends_with_the_share(owners: Owners) -> N
     assert not done
     await end_share(anna, kernel_id, name="ben")
     with pytest.raises(InvalidStatus) as refusal:
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(1):
             await held
     assert refusal.value.response.status_code == 404
     assert b"kernel_not_found" in refusal.value.response.body

@@ -116,6 +116,6 @@ async def test_a_siege_is_held(make_server: MakeServer) -> None:
     server = make_server(kind=CrampedServer)
     found = await Siege(server, heads=700, bodies=50, floods=10).hold(5)
     assert found.failures == []
-    assert max(*found.livez, *found.executions) < 15, found  # a second, on a machine of its own
+    assert max(*found.livez, *found.executions) < 5, found  # a second, on a machine of its own
     assert found.memory_peak < found.memory_before + 100 * 2**20, found
     assert 0 <= found.recovered_after < 30, found

@@ -40,7 +40,7 @@ from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess, UvicornServer, run_server
 
-SECONDS = 6.0
+SECONDS = 2.0
 """A second is promised; the rest is for a busy machine."""
 
 

@@ -282,7 +282,7 @@ async def test_an_issuer_that_hangs(service: Service, clock: Clock) -> None:
         started = time.monotonic()
         with pytest.raises(IdentityUnavailable):
             await oidc.identify(token(service))
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 2
     service.answers[DISCOVERY] = never
     clock.now += 10
     question = asyncio.create_task(oidc.identify(token(service)))

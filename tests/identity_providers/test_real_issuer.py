@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,8 +65,9 @@ async def test_users_of_an_issuer(issuer: Issuer, make_server: MakeServer, tmp_p
             # A new key signs, and the old one is still shown: both kinds of tokens are good.
             issuer.show("second", "first")
             fresh = issuer.new_token("anna", *KERNELS)
-            # After the pause between two fetches.
+            began = time.monotonic()
             assert await eventually(lambda: _gets(server.url, fresh, 200), 30, 0.5)
+            assert time.monotonic() - began < 15  # the pause between two fetches, and some
             assert await _gets(server.url, anna, 200)
             assert (await channels.execute("print two")).text == "two\n"
         # Another server's tokens, and none at all.

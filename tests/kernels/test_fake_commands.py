@@ -30,7 +30,7 @@ async def test_flood_is_complete_and_in_order(kernel: Kernel, count: int, size: 
 async def test_flood_at_a_rate(kernel: Kernel) -> None:
     start = time.monotonic()
     await kernel.run("flood 100 50 200")
-    assert 0.45 < time.monotonic() - start < 20
+    assert 0.45 < time.monotonic() - start < 5
 
 
 async def test_flood_leaves_control_and_interrupt(kernel: Kernel) -> None:
@@ -40,7 +40,7 @@ async def test_flood_leaves_control_and_interrupt(kernel: Kernel) -> None:
     await kernel.reply(kernel.send("kernel_info_request"), "control")
     await kernel.reply(kernel.send("interrupt_request"), "control")
     assert (await kernel.reply(running)).content["ename"] == "KeyboardInterrupt"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 5
 
 
 async def test_display_buffers_and_huge(kernel: Kernel) -> None:

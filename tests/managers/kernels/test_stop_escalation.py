@@ -22,7 +22,7 @@ from tests.support.server import ServerProcess
 
 WAIT = 2.0  # seconds that a kernel has to end by itself, as an option of the server
 TERMINATED = 2.0  # and from SIGTERM to SIGKILL
-SLACK = 15.0  # seconds that a loaded machine may need besides; what was said tells the step
+SLACK = 5.0  # seconds that a loaded machine may need besides; what was said tells the step
 
 FORCED = WAIT + TERMINATED
 

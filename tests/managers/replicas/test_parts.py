@@ -218,10 +218,10 @@ async def test_nobody_waits_for_a_replica_that_is_stopped_or_gone(postgresql: Po
             await stream.holds(lambda rows: kernel in rows)
             replicas.send("second", signal.SIGSTOP)
             began = time.monotonic()
-            for _ in range(10):
+            for _ in range(3):
                 status = await told(rest, "/api/status")
             # The first of these waits for it, for a second.
-            assert time.monotonic() - began < 9
+            assert time.monotonic() - began < 3
             assert status["kernels"] == 1
             assert [row["kernel"]["id"] for row in await told(rest, "/api/overview")] == [kernel]
             await asyncio.to_thread(replicas.end, "second")
