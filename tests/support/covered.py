@@ -215,7 +215,7 @@ PROTOCOL: Final = "app.protocol."
 PURE: Final = frozenset(
     f"app.{name}"
     for name in (
-        *("callers", "option_types", "signals"),
+        *("callers", "name_patterns", "option_types", "signals"),
         *("api.awaiting", "api.bodies", "api.etags", "api.prefix", "api.request_ids"),
         *(
             "api.heads",

@@ -66,6 +66,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "limit_options",
             "log_formats",
             "machine",
+            "name_patterns",
             "option_types",
             "options",
         ),

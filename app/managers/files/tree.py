@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ...name_patterns import matcher
 from ..errors import KernelkeepError
 from .errors import ContentsExist, ContentsForbidden, ContentsNotFound, InvalidContents, NoSpace
 
@@ -18,6 +18,8 @@ __all__ = ["Place", "Tree", "filesystem_errors"]
 
 UNLISTED: Final = ("__pycache__", "*.pyc", "*.pyo", "*~")
 """Names that a listing leaves out, as Jupyter servers do; such a file can be asked for by name."""
+
+_is_unlisted: Final = matcher(UNLISTED)
 
 
 class Place(NamedTuple):
@@ -100,7 +102,7 @@ class Tree:
         """The visible files and directories in a directory, sorted by name. Raises `OSError`."""
         # By name, and each looked up by `find`: a link in here may lead to what is not shown.
         for name in sorted(os.listdir(place.target)):
-            if any(fnmatch(name, pattern) for pattern in UNLISTED) or not _is_text(name):
+            if _is_unlisted(name) or not _is_text(name):
                 continue
             try:
                 child = self.find(place.child(name))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from ...name_patterns import matcher
 from ...settings import Settings
 from ..owners.ownership import Ownership
 from ..processes.engines.quantities import Value
@@ -139,7 +139,7 @@ def plan(
     changed = {
         name for name in env.keys() | new_env.keys() if env.get(name) != new_env.get(name)
     } - spec_env.keys()
-    if any(fnmatchcase(name, pattern) for name in changed for pattern in READ_AT_START):
+    if any(map(matcher(READ_AT_START), changed)):
         return None
     if changed and any("$" in value for value in spec_env.values()):
         return None  # the kernelspec makes its own entries from variables that change

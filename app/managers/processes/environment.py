@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import Final
 
+from ...name_patterns import matcher
 from ..errors import InvalidEnvironment
 
 __all__ = ["QUIET", "is_code", "kernel_environment", "needs_execute", "without_password"]
@@ -52,11 +52,13 @@ _CODE: Final = (
 )
 """Variables by which a loader, a shell or an interpreter finds code to run."""
 
+_is_code: Final = matcher(_CODE)
+
 
 def is_code(name: str) -> bool:
     """Whether a variable of this name can make a process run code of its author's choice."""
     upper = name.upper()  # Windows ignores case, and some libraries look for either
-    return any(fnmatchcase(upper, pattern) for pattern in _CODE)
+    return _is_code(upper)
 
 
 def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
@@ -65,15 +67,8 @@ def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
     ``allowed`` has patterns for the names that any caller may set. A variable that `is_code` needs
     the right whatever the patterns say.
     """
-    patterns = list(allowed)
-    return next(
-        (
-            name
-            for name in names
-            if is_code(name) or not any(fnmatchcase(name, pattern) for pattern in patterns)
-        ),
-        None,
-    )
+    is_allowed = matcher(allowed)
+    return next((name for name in names if is_code(name) or not is_allowed(name)), None)
 
 
 def kernel_environment(
@@ -85,12 +80,11 @@ def kernel_environment(
     a requested name or value that no process can be given.
     """
     _check(requested)
-    patterns = list(allowed)
+    passes = matcher(allowed)
     environment = {
         name: without_password(value) if name.upper().endswith("_PROXY") else value
         for name, value in server.items()
-        if not name.upper().startswith(OWN_PREFIX)
-        and any(fnmatchcase(name, pattern) for pattern in patterns)
+        if passes(name) and not name.upper().startswith(OWN_PREFIX)
     }
     environment.update(requested)
     return environment

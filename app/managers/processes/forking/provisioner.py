@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from string import Template
 from typing import Any, Final, Literal
 
@@ -26,6 +25,7 @@ from traitlets import Dict, Integer, List, TraitError, Unicode
 from ....keeper.output import lasting_pipe
 from ....keeper.processes import start_time
 from ....log_formats import about
+from ....name_patterns import matcher
 from ....options import FORK_AUTOMATICALLY, FORK_NONE
 from ...errors import IsolationUnavailable
 from ..engines.kinds import KINDS
@@ -386,12 +386,11 @@ def parse_command(cmd: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 def read_once(env: Mapping[str, str], preload: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """The variables that cannot be changed in a process that has started with these preloads."""
-    patterns = (*READ_ONCE, *READ_WHEN_LOADED) if preload else READ_ONCE
+    is_read = matcher((*READ_ONCE, *READ_WHEN_LOADED) if preload else READ_ONCE)
     return tuple(
         sorted(
             (name, value)
             for name, value in env.items()
-            if any(fnmatchcase(name, pattern) for pattern in patterns)
-            and name != "PYTHONEXECUTABLE"  # provisioners give it to no Python
+            if is_read(name) and name != "PYTHONEXECUTABLE"  # provisioners give it to no Python
         )
     )

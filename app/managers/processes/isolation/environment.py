@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
+
+from ....name_patterns import matcher
 
 __all__ = ["own_environment"]
 
@@ -24,12 +25,12 @@ def own_environment(
 
     A place that a client has set stays, unless it is the service's.
     """
+    is_place = matcher(_PLACES)
     own = {
         variable: value
         for variable, value in env.items()
         # A variable that has the server's value has come from there: what a client sets to the same
         # value cannot be told from it, and is of no use to another user anyhow.
-        if server.get(variable) != value
-        or not any(fnmatchcase(variable, pattern) for pattern in _PLACES)
+        if server.get(variable) != value or not is_place(variable)
     }
     return {**own, "HOME": str(home), "USER": name, "LOGNAME": name}

@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
 
 from ....keeper.protocol import keeper_dir
+from ....name_patterns import matcher
 
 __all__ = ["execute_keeper"]
 
@@ -63,11 +63,8 @@ def _environment(server: Mapping[str, str]) -> dict[str, str]:
     It holds nothing else, for code in a kernel can read the environment of its parent process. A
     kernel's own environment comes with the request to launch it.
     """
-    env = {
-        name: value
-        for name, value in server.items()
-        if any(fnmatchcase(name, pattern) for pattern in KEEPER_ENVIRONMENT)
-    }
+    is_needed = matcher(KEEPER_ENVIRONMENT)
+    env = {name: value for name, value in server.items() if is_needed(name)}
     root = str(Path(str(sys.modules[PACKAGE].__file__)).parents[1])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
     return env
