@@ -10,9 +10,11 @@ hosts it is TLS (`relay_links.py`).
 A connection carries one request at a time. The first frame of each has the version of this format
 and the request's scope. A WebSocket's frames to the client go as bytes that the other end writes as
 they stand, where both ends have the extension (`FrameWriter`); what the client has acknowledged
-comes back. The end of the answer is said, and then, by the replica that has asked, the end of the
-request (``over``): the next one may follow. A replica of an earlier release closes the connection
-instead, at whichever end it is.
+comes back. A request that changes nothing and has no body goes with its only event behind the
+scope, which saves a round trip; all others wait until the other replica is ready. The end of the
+answer is said, and then, by the replica that has asked, the end of the request (``over``): the next
+one may follow. A replica of an earlier release closes the connection instead, at whichever end it
+is.
 """
 
 from __future__ import annotations
@@ -24,16 +26,15 @@ import os
 import socket
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from pathlib import Path
-from struct import Struct
 from typing import Any, Final
 
-import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..keeper.protocol import address_of, cut_off, is_own_peer
 from ..managers.log.entries import Position
 from ..ws.sending import EXTENSION, FrameWriter
 from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
+from .relay_frames import ENDS, Frames, event_of, plain
 
 __all__ = ["RELAYED", "Broken", "RelayServer", "Remote"]
 
@@ -47,7 +48,6 @@ SPOKEN: Final = (VERSION,)
 RELAYED: Final = "kernelkeep.relayed"
 """The key of a scope that another replica has sent. Such a request is not sent on."""
 
-MAX_FRAME: Final = 2**30
 FIRST_SECONDS: Final = 10.0
 """How long the first frame of either end may take. It is sent in the next turn of a loop, so that
 a replica which takes longer is stopped, or hangs."""
@@ -71,10 +71,6 @@ _SCOPE: Final = (
     *("headers", "client", "server", "subprotocols"),
 )
 
-_LENGTH: Final = Struct("!I")
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder().decode
-
 
 class Broken(Exception):
     """The other replica is gone. ``begun``: it may have done something of the request already.
@@ -88,38 +84,22 @@ class Broken(Exception):
         self.silent = silent
 
 
-def _pack(kind: str, value: object) -> bytes:
-    body = _encode((kind, value))
-    return _LENGTH.pack(len(body)) + body
+_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+_BODY_HEADERS: Final = frozenset({b"content-length", b"transfer-encoding"})
 
 
-def _say(writer: asyncio.StreamWriter, kind: str, value: object) -> None:
-    """Send a frame. Raises `ConnectionResetError` if the other end is gone.
+def _is_safe_without_body(scope: Scope) -> bool:
+    """Whether a request changes nothing, so that two replicas may answer it, and has no body.
 
-    uvloop has a `RuntimeError` for that, which says nothing else than that.
+    In HTTP/1.1 only these two headers tell of a body [RFC 9112, section 6.3].
     """
-    if writer.is_closing():
-        raise ConnectionResetError("the other replica has hung up")
-    writer.write(_pack(kind, value))
-
-
-async def _unpack(reader: asyncio.StreamReader) -> tuple[str, Any]:
-    """The next frame. Raises `OSError`, `EOFError` and `ValueError`."""
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > MAX_FRAME:
-        raise ValueError("a frame is too long")
-    kind, value = _decode(await reader.readexactly(length))
-    return kind, value
-
-
-_ENDS: Final = (OSError, EOFError, ValueError, msgspec.MsgspecError)
-
-
-def _event(value: Any) -> Message:
-    """An event as ASGI has it: its headers are pairs."""
-    if "headers" in value:
-        value["headers"] = [tuple(pair) for pair in value["headers"]]
-    return dict(value)
+    return (
+        scope.get("method") in ("GET", "HEAD")
+        and scope["http_version"] in ("1.0", "1.1")
+        and not any(
+            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
+        )
+    )
 
 
 # The replica that has the request
@@ -129,8 +109,7 @@ class Remote:
     """Another replica's end of a connection, to which `run` sends one request after another."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+        self._link = Frames(reader, writer)
         self.is_kept = False
         """Whether the last request has ended as it should, so that another may follow."""
         self.is_heard = False
@@ -147,15 +126,15 @@ class Remote:
     @property
     def is_gone(self) -> bool:
         """Whether the other replica has hung up."""
-        return self._writer.transport.is_closing() or self._reader.at_eof()
+        return self._link.is_gone
 
     def close(self) -> None:
         """Hang up, once the other replica has taken what waits to be sent."""
-        self._writer.close()
+        self._link.close()
 
     def cut_off(self) -> None:
         """Hang up at once. A replica that is stopped would never take what waits to be sent."""
-        cut_off(self._writer.transport)
+        self._link.cut_off()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Send a request, and its client what is answered; False if the kernel is not there.
@@ -170,16 +149,18 @@ class Remote:
         tasks: list[asyncio.Task[Any]] = []
         loop = asyncio.get_running_loop()
         try:
-            kind, value = await self._first(fields)
+            told = _NO_BODY if _is_safe_without_body(scope) else None
+            kind, value = await self._first(fields, told)
             self.is_heard = True
             if kind == "version":
                 raise Broken(f"it speaks version {value}, and this replica {VERSION}", begun=False)
             if kind != "ready":
-                self.is_kept = kind == "elsewhere"
+                # Behind an event that nobody has read, no other request could follow.
+                self.is_kept = kind == "elsewhere" and told is None
                 return False
             # Only now is anything received of the client. So whoever was refused until here can be
             # sent to another replica with the whole of its request.
-            tasks = [loop.create_task(self._upstream(receive))]
+            tasks = [loop.create_task(self._upstream(receive, told))]
             if self._frames is not None:
                 tasks.append(loop.create_task(self._acknowledge(self._frames)))
             self.is_kept = await self._downstream(send, scope["type"])
@@ -188,35 +169,41 @@ class Remote:
             for task in tasks:
                 task.cancel()
             if tasks:
-                # A task that is cancelled leaves no half of a frame behind: `_say` writes a whole
+                # A task that is cancelled leaves no half of a frame behind: `say` takes a whole
                 # one without awaiting.
                 await asyncio.wait(tasks)
                 with contextlib.suppress(OSError):
-                    _say(self._writer, "over", None)
+                    self._link.say("over", None)
             if not self.is_kept:
                 self.close()
 
-    async def _first(self, fields: dict[str, Any]) -> tuple[str, Any]:
+    async def _first(self, fields: dict[str, Any], told: Message | None) -> tuple[str, Any]:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
-                _say(self._writer, "scope", (VERSION, fields))
-                await self._writer.drain()
-                return await _unpack(self._reader)
+                self._link.say("scope", (VERSION, fields))
+                if told is not None:
+                    self._link.say("event", told)
+                await self._link.drain()
+                return await self._link.next()
         except TimeoutError:
             raise Broken("it does not answer", begun=False, silent=True) from None
         except EOFError:
             raise Broken("it has hung up", begun=False) from None
-        except _ENDS as error:
+        except ENDS as error:
             raise Broken(str(error), begun=False) from None
 
-    async def _upstream(self, receive: Receive) -> None:
-        with contextlib.suppress(*_ENDS):  # `_downstream` sees it, too
+    async def _upstream(self, receive: Receive, told: Message | None) -> None:
+        """Send what the client says; ``told`` is the first event, if that is sent already."""
+        with contextlib.suppress(*ENDS):  # `_downstream` sees it, too
             while True:
                 event = await receive()
                 # Before it is sent: the connection may take it, and break, before this goes on.
                 self._asked = True
-                _say(self._writer, "event", dict(event))
-                await self._writer.drain()
+                if event == told:
+                    told = None
+                    continue
+                self._link.say("event", dict(event))
+                await self._link.drain()
                 if event["type"].endswith(".disconnect"):
                     return
 
@@ -224,8 +211,8 @@ class Remote:
         """Send the client what is answered; whether the answer has come to its end."""
         while True:
             try:
-                kind, value = await _unpack(self._reader)
-            except _ENDS:
+                kind, value = await self._link.next()
+            except ENDS:
                 await self._on_end(send, kind_of)
                 return False
             if kind == "end":
@@ -233,7 +220,7 @@ class Remote:
             # Before the client gets it: if the connection breaks meanwhile, the answer has begun.
             self._begun = True
             if kind == "event":
-                await send(_event(value))
+                await send(event_of(value))
             elif self._frames is not None and kind == "write":
                 place, data = value
                 await self._frames.write([data], None if place is None else Position(*place))
@@ -250,12 +237,12 @@ class Remote:
 
     async def _acknowledge(self, frames: FrameWriter) -> None:
         """Tell what the client has acknowledged, as far as that is new."""
-        with contextlib.suppress(*_ENDS):
+        with contextlib.suppress(*ENDS):
             while True:
                 await asyncio.sleep(ACKNOWLEDGED_SECONDS)
                 if frames.acknowledged is not None and frames.acknowledged != self._told:
                     self._told = frames.acknowledged
-                    _say(self._writer, "acknowledged", tuple(self._told))
+                    self._link.say("acknowledged", tuple(self._told))
 
 
 # The replica that has the kernel
@@ -313,11 +300,11 @@ class RelayServer:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        seconds = FIRST_SECONDS
+        link, seconds = Frames(reader, writer), FIRST_SECONDS
         try:
-            while await self._serve_one(reader, writer, seconds):
+            while await self._serve_one(link, seconds):
                 seconds = KEPT_SECONDS
-        except (*_ENDS, TimeoutError) as error:
+        except (*ENDS, TimeoutError) as error:
             logger.debug("a request of another replica was broken off: %s", error)
         except asyncio.CancelledError:
             pass  # the server ends
@@ -325,25 +312,23 @@ class RelayServer:
             logger.exception("a request of another replica has failed")
         finally:
             self._tasks.discard(task)
-            writer.close()
+            link.close()
 
-    async def _serve_one(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
-    ) -> bool:
+    async def _serve_one(self, link: Frames, seconds: float) -> bool:
         """Take a request, which has so many seconds to come; whether another may follow."""
         async with asyncio.timeout(seconds):
-            kind, (version, fields) = await _unpack(reader)
+            kind, (version, fields) = await link.next()
         if kind != "scope" or version not in SPOKEN:
-            _say(writer, "version", SPOKEN)
-            await writer.drain()
+            link.say("version", SPOKEN)
+            await link.drain()
             return False
         scope = self._scope(fields)
         if not self._is_here(scope):
-            _say(writer, "elsewhere", None)
-            await writer.drain()
+            link.say("elsewhere", None)
+            await link.drain()
             return True
-        _say(writer, "ready", None)
-        served = _Served(reader, writer, scope)
+        link.say("ready", None)
+        served = _Served(link, scope)
         if fields.get("frames"):
             scope["extensions"] = {**scope["extensions"], EXTENSION: served}
         try:
@@ -353,8 +338,8 @@ class RelayServer:
             if not await served.begun():
                 return False
             await self._app(scope, served.receive, served.send)
-            _say(writer, "end", None)
-            await writer.drain()
+            link.say("end", None)
+            await link.drain()
             return await served.over()
         finally:
             await served.close()
@@ -379,12 +364,9 @@ def _is_websocket(scope: Scope) -> bool:
 class _Served:
     """One request of another replica; it is the `FrameWriter` of a WebSocket's connection."""
 
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, scope: Scope
-    ) -> None:
+    def __init__(self, link: Frames, scope: Scope) -> None:
         self.acknowledged: Position | None = None
-        self._reader = reader
-        self._writer = writer
+        self._link = link
         self._gone: Message = {"type": "http.disconnect"}
         if _is_websocket(scope):
             self._gone = {"type": "websocket.disconnect", "code": 1006, "reason": None}
@@ -399,17 +381,17 @@ class _Served:
         is_told = False
         try:
             while not is_told:
-                kind, value = await _unpack(self._reader)
+                kind, value = await self._link.next()
                 is_told = kind == "over"
                 # When `WAITING_EVENTS` wait, this reads no further, and the socket's own
                 # back-pressure holds the client up. Neither an acknowledgement nor the end of the
                 # connection is seen then, as with a client's own socket that is not read.
                 if kind == "event" and not self._is_over:
                     self._tell_begun(True)
-                    await self._events.put(_event(value))
+                    await self._events.put(event_of(value))
                 elif kind == "acknowledged":
                     self.acknowledged = Position(*value)
-        except _ENDS:
+        except ENDS:
             pass
         self._tell_begun(False)
         self._lost.set()
@@ -436,8 +418,8 @@ class _Served:
         """Send an event to the client."""
         if self._lost.is_set():
             raise OSError("the other replica, or its client, is gone")
-        _say(self._writer, "event", _plain(message))
-        await self._writer.drain()
+        self._link.say("event", plain(message))
+        await self._link.drain()
 
     # FrameWriter
 
@@ -451,8 +433,8 @@ class _Served:
         if self._lost.is_set():
             raise OSError("the other replica, or its client, is gone")
         where = None if place is None else tuple(place)
-        _say(self._writer, "write", (where, b"".join(chunks)))
-        await self._writer.drain()
+        self._link.say("write", (where, b"".join(chunks)))
+        await self._link.drain()
 
     async def lost(self) -> None:
         """As `FrameWriter.lost`."""
@@ -461,7 +443,7 @@ class _Served:
     def abort(self) -> None:
         """As `FrameWriter.abort`."""
         with contextlib.suppress(OSError):
-            _say(self._writer, "abort", None)
+            self._link.say("abort", None)
 
     async def over(self) -> bool:
         """The application has ended; whether the request has, too, so that another may follow."""
@@ -477,13 +459,3 @@ class _Served:
         """Take nothing more of the request."""
         self._reading.cancel()
         await asyncio.wait({self._reading})
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    """An event without what only servers of this process understand."""
-    fields = dict(message)
-    if "headers" in fields:
-        fields["headers"] = [(bytes(name), bytes(value)) for name, value in fields["headers"]]
-    if isinstance(fields.get("body"), memoryview):
-        fields["body"] = bytes(fields["body"])
-    return fields

@@ -57,6 +57,7 @@ def asked(**more: Any) -> Scope:
     """A request for the status."""
     return {
         **{"type": "http", "method": "GET", "path": "/api/status", "query_string": b"a=b"},
+        "http_version": "1.1",
         "headers": [
             (b"authorization", b"token secret"),
             (b"accept", b"text/event-stream"),

@@ -18,7 +18,8 @@ import uvloop
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api import relay, relay_links
-from app.api.relay import RELAYED, Broken, RelayServer, _pack, _unpack
+from app.api.relay import RELAYED, Broken, RelayServer
+from app.api.relay_frames import Frames, pack
 from app.api.relay_links import Door, Links
 from app.keeper.protocol import address_of
 from app.managers.processes.hosts import accepting
@@ -232,13 +233,16 @@ async def test_a_connection_to_a_host_that_vanishes_ends_at_both_ends(
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_an_idle_connection_that_was_lost_costs_no_request(
-    other: Replica, links: Links
+    other: Replica, links: Links, method: str
 ) -> None:
     for _ in range(3):
-        await Client().by(links, other.way)
+        client = Client()
+        client.scope["method"] = method
+        await client.by(links, other.way)
         ((remote, _),) = links._idle["id-other"]
-        remote._writer.transport.abort()
+        remote.cut_off()
     assert (other.answered, other.accepted) == (3, 3)
 
 
@@ -372,9 +376,9 @@ async def test_a_request_that_was_given_up_before_it_began_is_not_done_late(othe
     with address_of(other.near.socket) as name:
         stream = await asyncio.open_unix_connection(name)
     with aborted(stream) as (reader, writer):
-        writer.write(_pack("scope", (1, {**Client("/unread").scope, "frames": False})))
+        writer.write(pack("scope", (1, {**Client("/unread").scope, "frames": False})))
         writer.write_eof()
-        assert await reader.read() == _pack("ready", None)
+        assert await reader.read() == pack("ready", None)
         assert other.answered == 0
 
 
@@ -382,13 +386,14 @@ async def test_who_is_declared_dead_and_takes_nothing_holds_no_request(links: Li
     forever = asyncio.Event()
 
     async def stopped(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await _unpack(reader)
-        writer.write(_pack("ready", None))
+        await Frames(reader, writer).next()
+        writer.write(pack("ready", None))
         await forever.wait()
 
     def has_unsent() -> bool:
         return any(
-            one._writer.transport.get_write_buffer_size() for one in links._busy.get("id-x", ())
+            one._link._writer.transport.get_write_buffer_size()
+            for one in links._busy.get("id-x", ())
         )
 
     async with unix_server(stopped) as way:
@@ -423,6 +428,56 @@ async def test_strangers_are_bounded(
     await eventually(is_free, WAIT)
 
 
+@pytest.mark.parametrize(
+    ("method", "headers", "is_told"),
+    [
+        ("GET", [], True),
+        ("HEAD", [(b"accept", b"*/*")], True),
+        ("GET", [(b"content-length", b"1")], False),
+        ("GET", [(b"transfer-encoding", b"chunked")], False),
+        ("DELETE", [], False),
+        ("POST", [], False),
+    ],
+)
+async def test_only_a_request_that_changes_nothing_and_has_no_body_does_not_wait_for_the_replica(
+    links: Links, method: str, headers: list[tuple[bytes, bytes]], is_told: bool
+) -> None:
+    came: list[str] = []
+
+    async def replica(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kinds = [(await Frames(reader, writer).next())[0]]
+        if is_told:
+            kinds.append((await Frames(reader, writer).next())[0])
+        writer.write(pack("ready", None))
+        if not is_told:
+            kinds.append((await Frames(reader, writer).next())[0])
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
+        writer.write(pack("event", start))
+        writer.write(pack("event", {"type": "http.response.body", "body": b"answer"}))
+        writer.write(pack("end", None))
+        # The event is not sent a second time.
+        kinds.append((await Frames(reader, writer).next())[0])
+        came.extend(kinds)
+
+    client = Client("/")
+    client.scope.update(method=method, headers=headers)
+    async with unix_server(replica) as way:
+        assert await client.by(links, way) == b"answer"
+        await eventually(lambda: len(came) == 3, WAIT)
+    assert came == ["scope", "event", "over"]
+
+
+async def test_an_event_that_nobody_has_read_does_not_get_into_the_next_request(
+    other: Replica, links: Links
+) -> None:
+    for path in ("/elsewhere", "/here", "/elsewhere", "/here", "/here"):
+        client = Client(path)
+        client.scope["method"] = "GET"
+        is_here = await links.run(other.way, client.scope, client.to_send.get, client.send)
+        assert is_here == (path == "/here")
+    assert other.answered == 3
+
+
 # Replicas of an earlier release close the connection when a request has ended, at either end.
 
 
@@ -431,15 +486,15 @@ async def test_an_earlier_release_is_asked(links: Links) -> None:
 
     async def earlier(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal served
-        kind, (version, _) = await _unpack(reader)
+        kind, (version, _) = await Frames(reader, writer).next()
         assert (kind, version) == ("scope", 1)
-        writer.write(_pack("ready", None))
-        kind, _ = await _unpack(reader)
+        writer.write(pack("ready", None))
+        kind, _ = await Frames(reader, writer).next()
         assert kind == "event"
         start = {"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]}
-        writer.write(_pack("event", start))
-        writer.write(_pack("event", {"type": "http.response.body", "body": b"earlier"}))
-        writer.write(_pack("end", None))
+        writer.write(pack("event", start))
+        writer.write(pack("event", {"type": "http.response.body", "body": b"earlier"}))
+        writer.write(pack("end", None))
         await writer.drain()
         served += 1
 
@@ -473,10 +528,10 @@ async def test_an_earlier_release_asks(other: Replica) -> None:
     with address_of(other.near.socket) as name:
         stream = await asyncio.open_unix_connection(name)
     with aborted(stream) as (reader, writer):
-        writer.write(_pack("scope", (1, {**Client("/a").scope, "frames": False})))
-        assert await _unpack(reader) == ("ready", None)
-        writer.write(_pack("event", {"type": "http.request", "body": b"b", "more_body": False}))
-        kinds = [await _unpack(reader) for _ in range(3)]
+        writer.write(pack("scope", (1, {**Client("/a").scope, "frames": False})))
+        assert await Frames(reader, writer).next() == ("ready", None)
+        writer.write(pack("event", {"type": "http.request", "body": b"b", "more_body": False}))
+        kinds = [await Frames(reader, writer).next() for _ in range(3)]
         assert [kind for kind, _ in kinds] == ["event", "event", "end"]
         assert kinds[1][1]["body"] == b"/a:b"
     await eventually(lambda: not other.server._tasks, WAIT)
@@ -494,13 +549,13 @@ async def test_a_version_that_is_not_spoken_is_told(
 def test_a_frame_for_one_that_is_gone_is_a_connection_that_is_reset() -> None:
     """uvloop raises a `RuntimeError` where asyncio's own loop says nothing."""
 
-    async def say() -> None:
+    async def say_it() -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            _, writer = await asyncio.open_unix_connection(sock=ours)
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
             writer.transport.abort()
             await asyncio.sleep(0)
             with pytest.raises(ConnectionResetError):
-                relay._say(writer, "event", {})
+                Frames(reader, writer).say("event", {})
 
-    uvloop.run(say())
+    uvloop.run(say_it())
