@@ -121,7 +121,7 @@ class KernelShares:
         self._asked[owner] += 1
         try:
             try:
-                await self._shares.place_together(ExecutionsLimit, owner, limit)
+                await self._shares.admit_together(ExecutionsLimit, owner, limit)
                 place = QueuePlace()
             except KernelkeepError as error:
                 place = QueuePlace(error)

@@ -71,7 +71,7 @@ class Counting(Protocol):
         There need be no room for an amount that ``is_used`` already. ``capacity`` is above 0.
         """
 
-    async def place(self, limit: str, owner: str, most: int) -> int | None:
+    async def admit(self, limit: str, owner: str, most: int) -> int | None:
         """Count one more of `Counts`, if there are fewer than ``most`` at all servers; else how
         many there are.
 
@@ -103,8 +103,8 @@ class CountingAlone:
         """As `Counting.take`."""
         return None
 
-    async def place(self, limit: str, owner: str, most: int) -> int | None:  # noqa: ARG002
-        """As `Counting.place`."""
+    async def admit(self, limit: str, owner: str, most: int) -> int | None:  # noqa: ARG002
+        """As `Counting.admit`."""
         return None
 
     def changed(self, owner: str) -> None:

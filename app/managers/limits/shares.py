@@ -133,7 +133,7 @@ class Shares:
         if limit is None:
             return
         try:
-            await self.place_together(WebSocketsLimit, principal.owner, limit)
+            await self.admit_together(WebSocketsLimit, principal.owner, limit)
         except BaseException:
             use.websockets -= 1
             raise
@@ -194,13 +194,13 @@ class Shares:
             kind.limit, kind(limit, used) if limit else BeyondLimit(kind.limit, limit, 1)
         )
 
-    async def place_together(self, kind: type[LimitReached], owner: str, limit: int) -> None:
-        """Count one more at all servers, which counts here already (`Counting.place`).
+    async def admit_together(self, kind: type[LimitReached], owner: str, limit: int) -> None:
+        """Count one more at all servers, which counts here already (`Counting.admit`).
 
         Raises an error of this kind: then, and if this is cancelled, it has to count here no more
         before anything else is awaited.
         """
-        used = await self.counting.place(kind.limit, owner, limit)
+        used = await self.counting.admit(kind.limit, owner, limit)
         if used is not None:
             raise self._refused(kind.limit, kind(limit, used))
 

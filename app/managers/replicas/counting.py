@@ -1,6 +1,6 @@
 """What owners use at all replicas, as one of them counts it with the others.
 
-What is asked for is placed in the registry before it is there (`place`). What is there no more is
+What is asked for is counted in the registry before it is there (`admit`). What is there no more is
 written behind that, as is everything that was not asked for: executions that wait at a kernel which
 was taken over, or what the registry has lost. One task does both, one statement after the other, so
 that no write overtakes another.
@@ -17,9 +17,9 @@ from typing import Any
 
 from ..handover.store import StoreAway
 from ..limits.counting import NOTHING, Counts, Here, Taken
+from .counts import Admitted, Asked, admit, store
 from .database import Connection
 from .meters import take
-from .places import Asked, Placed, place, store
 from .reservations import Asks
 
 __all__ = ["SharedCounting"]
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Ask:
-    """A call of `SharedCounting.place`; ``decided`` is how many there are if it was refused."""
+    """A call of `SharedCounting.admit`; ``decided`` is how many there are if it was refused."""
 
     __slots__ = ("asked", "decided", "is_granted")
 
@@ -75,8 +75,8 @@ class SharedCounting:
         taken: Taken | None = await self._answer(work)
         return taken
 
-    async def place(self, limit: str, owner: str, most: int) -> int | None:
-        """As `Counting.place`."""
+    async def admit(self, limit: str, owner: str, most: int) -> int | None:
+        """As `Counting.admit`."""
         if self._is_away:
             self._stored[owner] = None  # the next beat has the others know
             return None
@@ -162,15 +162,15 @@ class SharedCounting:
         if not asks:  # they were cancelled
             return
         work = partial(
-            place,
+            admit,
             replica_id=self._replica,
             owner=owner,
             own=self._own(owner),
             asked=[ask.asked for ask in asks],
         )
-        placed: Placed = await self._answer(work) or Placed([None] * len(asks), None)
-        self._note(owner, placed.stored)
-        for ask, used in zip(asks, placed.found, strict=True):
+        admitted: Admitted = await self._answer(work) or Admitted([None] * len(asks), None)
+        self._note(owner, admitted.stored)
+        for ask, used in zip(asks, admitted.found, strict=True):
             if not ask.decided.done():
                 ask.is_granted = used is None
                 ask.decided.set_result(used)

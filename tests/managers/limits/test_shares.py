@@ -158,7 +158,7 @@ class Others(CountingAlone):
         self.asked.append((limit, owner, amount, capacity, is_used))
         return self.answer
 
-    async def place(self, limit: str, owner: str, most: int) -> int | None:
+    async def admit(self, limit: str, owner: str, most: int) -> int | None:
         self.asked.append((limit, owner, 1, most, False))
         return self.used
 

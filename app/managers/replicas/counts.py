@@ -13,11 +13,10 @@ from typing import Final, NamedTuple
 from ..limits.counting import NOTHING, Counts
 from .database import Connection
 
-__all__ = ["Asked", "Placed", "place", "store"]
+__all__ = ["Admitted", "Asked", "admit", "store"]
 
-_PLACING: Final = 0x6B656570
-"""The class of the advisory locks under which one replica at a time places something for an owner.
-"""
+_ADMITTING: Final = 0x6B656570
+"""The class of the locks under which one replica at a time admits something of an owner."""
 
 
 class Asked(NamedTuple):
@@ -27,7 +26,7 @@ class Asked(NamedTuple):
     most: int
 
 
-class Placed(NamedTuple):
+class Admitted(NamedTuple):
     """What was found: of each that was asked for, how many there are if there is no room for it."""
 
     found: list[int | None]
@@ -35,10 +34,10 @@ class Placed(NamedTuple):
     """What the registry has of this replica now; None if it knows the replica no more."""
 
 
-def place(
+def admit(
     connection: Connection, replica_id: str, owner: str, own: Counts, asked: Sequence[Asked]
-) -> Placed:
-    """Place what is asked for, one after the other, as far as there is room.
+) -> Admitted:
+    """Count what is asked for, one after the other, as far as there is room.
 
     ``own`` is what the replica has without that.
     """
@@ -47,7 +46,7 @@ def place(
     is_joined = _is_joined(connection, replica_id)
     # To the end of the transaction. Without the lock two replicas would each count the last place
     # as free. Two owners with one number wait for each other, which does no harm.
-    execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_PLACING, owner))
+    execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_ADMITTING, owner))
     row = execute(
         "SELECT coalesce(sum(websockets), 0), coalesce(sum(queued_executions), 0) "
         "FROM kernelkeep.share WHERE owner = %s AND replica <> %s",
@@ -62,9 +61,9 @@ def place(
             own = own._replace(**{limit: here + 1})
     # One that was declared dead has nothing that others count, until it has joined them again.
     if not is_joined:
-        return Placed(found, None)
+        return Admitted(found, None)
     _put(connection, replica_id, {owner: own})
-    return Placed(found, own)
+    return Admitted(found, own)
 
 
 def store(

@@ -10,17 +10,17 @@ import psycopg
 import pytest
 
 from app.managers.limits.counting import NOTHING, Counts
+from app.managers.replicas.counts import Admitted, Asked, admit, store
 from app.managers.replicas.membership import beat, declare_dead, leave
-from app.managers.replicas.places import Asked, Placed, place, store
 from tests.managers.replicas.asking import Replica
 from tests.support.processes import eventually
 
 SOCKET, EXECUTION = Asked("websockets", 3), Asked("queued_executions", 2)
 
 
-async def ask(replica: Replica, own: Counts, *asked: Asked, owner: str = "anna") -> Placed:
-    work = partial(place, replica_id=replica.replica.id, owner=owner, own=own, asked=asked)
-    found: Placed = await replica.ask(work)
+async def ask(replica: Replica, own: Counts, *asked: Asked, owner: str = "anna") -> Admitted:
+    work = partial(admit, replica_id=replica.replica.id, owner=owner, own=own, asked=asked)
+    found: Admitted = await replica.ask(work)
     return found
 
 
@@ -40,15 +40,15 @@ async def test_what_is_asked_for_has_a_place_while_there_is_room_at_all_of_them(
 ) -> None:
     first, second, _ = replicas
     found = await ask(first, NOTHING, SOCKET, EXECUTION, SOCKET)
-    assert found == Placed([None, None, None], Counts(2, 1))
+    assert found == Admitted([None, None, None], Counts(2, 1))
     assert rows(first) == {("anna", "id-first", 2, 1)}
     found = await ask(second, NOTHING, SOCKET, SOCKET, EXECUTION, EXECUTION)
-    assert found == Placed([None, 3, None, 2], Counts(1, 1))
+    assert found == Admitted([None, 3, None, 2], Counts(1, 1))
     # Once more, as if the answer was lost: nothing is added to what is there.
     assert await ask(second, NOTHING, SOCKET, SOCKET, EXECUTION, EXECUTION) == found
     assert rows(first) == {("anna", "id-first", 2, 1), ("anna", "id-second", 1, 1)}
     # Another owner, and another limit: that of the one who asks counts.
-    assert await ask(second, NOTHING, SOCKET, owner="ben") == Placed([None], Counts(1, 0))
+    assert await ask(second, NOTHING, SOCKET, owner="ben") == Admitted([None], Counts(1, 0))
     assert (await ask(first, Counts(2, 1), SOCKET._replace(most=4))).found == [None]
 
 
@@ -85,7 +85,7 @@ async def test_one_that_was_declared_dead_is_told_what_there_is_and_stores_nothi
     first, second, _ = replicas
     await ask(second, NOTHING, SOCKET, SOCKET)
     first.database.run(lambda one: leave(one, first.replica.id))
-    assert await ask(first, NOTHING, SOCKET, SOCKET) == Placed([None, 3], None)
+    assert await ask(first, NOTHING, SOCKET, SOCKET) == Admitted([None, 3], None)
     assert not await put(first, {"anna": Counts(1, 0)})
     assert rows(first) == {("anna", "id-second", 2, 0)}
     first.join()
@@ -98,7 +98,7 @@ async def test_an_owner_s_place_waits_for_that_of_no_other(
 ) -> None:
     first, second, _ = replicas
     with psycopg.connect(url) as another:
-        place(another, "id-third", "anna", NOTHING, [SOCKET])
+        admit(another, "id-third", "anna", NOTHING, [SOCKET])
         anna = asyncio.create_task(ask(first, NOTHING, SOCKET))
 
         def waiting() -> int:
