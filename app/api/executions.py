@@ -62,7 +62,7 @@ from .dependencies import (
     fingerprint,
 )
 from .idempotency import KEY_SECONDS, Making
-from .openapi import BODY, FILE, errors, json_errors, links, stream_of
+from .openapi import BODY, FILE, errors, links, stream_of
 from .requests import CancelExecution, InputModel, RunCode
 from .schemas import schema_of, union_of
 from .streams import (
@@ -354,7 +354,7 @@ async def get_execution(
             },
         },
         204: {"description": "It has ended, and the client has all its events."},
-        **json_errors(InvalidRequest, AfterBeyondEnd, *_NOT_FOUND),
+        **errors(InvalidRequest, AfterBeyondEnd, *_NOT_FOUND),
     },
     dependencies=[requires("kernels", "read")],
 )

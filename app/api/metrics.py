@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from .access import PUBLIC, Access
-from .openapi import json_errors
+from .openapi import errors
 from .prometheus import Metrics
 
 __all__ = ["metrics_router"]
@@ -28,7 +28,7 @@ def metrics_router(*, public: bool) -> APIRouter:
         "/metrics",
         operation_id="metrics_get",
         response_class=PlainTextResponse,
-        responses=json_errors(),
+        responses=errors(),
     )
     async def get_metrics(request: Request) -> Response:
         """What the server does and has done, in Prometheus's text format."""

@@ -42,7 +42,7 @@ from .responses import ErrorModel
 from .schemas import schema_of, union_of
 from .websocket_models import ChannelsMessageModel, ServerEventModel
 
-__all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "json_errors", "links", "stream_of"]
+__all__ = ["BODY", "ERRORS", "FILE", "complete", "errors", "links", "stream_of"]
 
 BODY: Final = (InvalidRequest, InvalidJSON, RequestTooLarge)
 """The errors of every route that takes a body."""
@@ -122,9 +122,15 @@ _OVERVIEW_EVENT: Final = union_of(
 
 _MODELS: Final = (
     *(LogEventModel, ChannelsMessageModel, ServerEventModel),
-    *(_OVERVIEW_EVENT, schema_of(ContentsModel)),
+    *(_OVERVIEW_EVENT, schema_of(ContentsModel), ErrorModel),
 )
 _REFERENCE: Final = "#/components/schemas/{model}"
+
+# Named by its place in the document: for a `model` FastAPI makes a schema of each error response of
+# each route, some 400, which would be a tenth of the server's start.
+_ERROR: Final = {
+    "application/json": {"schema": {"$ref": _REFERENCE.format(model=ErrorModel.__name__)}}
+}
 
 _WEBSOCKETS: Final[dict[str, dict[str, Any]]] = {
     "kernels_channels": {
@@ -165,14 +171,14 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
     return {
         **{
             status: {
-                "model": ErrorModel,
                 "description": "\n\n".join(said[status]),
+                "content": _ERROR,
                 **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
             }
             for status in sorted(said)
         },
         # Without it FastAPI documents a 422 of its own, which is never sent.
-        "default": {"model": ErrorModel, "description": "Any other error."},
+        "default": {"description": "Any other error.", "content": _ERROR},
     }
 
 
@@ -182,22 +188,6 @@ def _said_of(*kinds: type[KernelkeepError]) -> str:
         f"`{kind.code}`: {' '.join((kind.__doc__ or '').split(chr(10) * 2)[0].split())}"
         for kind in kinds
     )
-
-
-def json_errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
-    """As `errors`, for a route whose own answers are not JSON.
-
-    FastAPI would give the errors the route's media type, too. The error model must be in the
-    document already, by way of another route.
-    """
-    schema = {"$ref": _REFERENCE.format(model=ErrorModel.__name__)}
-    return {
-        status: {
-            "description": response["description"],
-            "content": {"application/json": {"schema": schema}},
-        }
-        for status, response in errors(*kinds).items()
-    }
 
 
 def stream_of(model: str) -> dict[str, Any]:

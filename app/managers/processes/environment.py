@@ -52,13 +52,11 @@ _CODE: Final = (
 )
 """Variables by which a loader, a shell or an interpreter finds code to run."""
 
-_is_code: Final = matcher(_CODE)
-
 
 def is_code(name: str) -> bool:
     """Whether a variable of this name can make a process run code of its author's choice."""
     upper = name.upper()  # Windows ignores case, and some libraries look for either
-    return _is_code(upper)
+    return matcher(_CODE)(upper)
 
 
 def needs_execute(names: Iterable[str], allowed: Iterable[str]) -> str | None:
