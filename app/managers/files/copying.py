@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,11 @@ __all__ = ["copy_directory", "copy_to"]
 MAX_COPIED_BYTES: Final = 500 * 2**20
 """The largest directory that is copied; Jupyter servers have the same bound."""
 
+MAX_COPIED_FILES: Final = 100_000
+"""How many files and directories may be in it. Where each of two links in a directory leads to the
+next one, and so on, a few dozen directories would become billions, of no bytes.
+"""
+
 
 def copy_to(source: Place, target: Path) -> None:
     """Copy a file. Raises `FileExistsError` if there is a file of that name."""
@@ -29,8 +35,7 @@ def copy_directory(tree: Tree, source: Place, target: Path) -> None:
     """Copy the visible files of a directory. Of a symbolic link its target is copied."""
     # Files may grow while they are copied: the bound is one on what a client asks for, not on what
     # a kernel that writes at the same time makes of it.
-    if _bytes_below(tree, source) > MAX_COPIED_BYTES:
-        raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
+    _check_size(tree, source)
     target.mkdir()
     try:
         for child in tree.children(source):
@@ -45,15 +50,25 @@ def copy_directory(tree: Tree, source: Place, target: Path) -> None:
         raise
 
 
-def _bytes_below(tree: Tree, place: Place, depth: int = 0) -> int:
+def _check_size(tree: Tree, source: Place) -> None:
+    size = 0
+    for count, more in enumerate(_sizes_below(tree, source), 1):
+        size += more
+        if size > MAX_COPIED_BYTES:
+            raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
+        if count > MAX_COPIED_FILES:
+            raise ContentsTooLarge(
+                f"{source.path} has more than {MAX_COPIED_FILES:,} files and directories"
+            )
+
+
+def _sizes_below(tree: Tree, place: Place, depth: int = 0) -> Iterator[int]:
+    """The bytes of each file, and 0 for each directory, in the order in which they are copied."""
     if depth > 64:  # a link may lead to a directory above it
         raise InvalidContents(f"{place.path} is nested too deeply")
-    total = 0
     for child in tree.children(place):
         if child.target.is_dir():
-            total += _bytes_below(tree, child, depth + 1)
+            yield 0
+            yield from _sizes_below(tree, child, depth + 1)
         else:
-            total += child.target.stat().st_size
-        if total > MAX_COPIED_BYTES:
-            break
-    return total
+            yield child.target.stat().st_size

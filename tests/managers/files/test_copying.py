@@ -78,3 +78,22 @@ def test_what_is_too_large_is_not_begun(root: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ContentsTooLarge, match="more than 3 bytes"):
         copy_directory(tree, tree.find("from"), root / "to")
     assert not (root / "to").exists()
+
+
+def test_links_do_not_make_many_directories_of_few(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of 60 directories has two links to the next one: 2^60 would be copied."""
+    for number in range(60):
+        directory = root / "links" / f"{number}"
+        directory.mkdir(parents=True)
+        for name in ("a", "b"):
+            (directory / name).symlink_to(f"../{number + 1}")
+    (root / "links" / "60").mkdir()
+    monkeypatch.setattr(copying, "MAX_COPIED_FILES", 500)
+    tree = Tree(root)
+    with pytest.raises(ContentsTooLarge, match="more than 500 files and directories"):
+        copy_directory(tree, tree.find("links/0"), root / "to")
+    assert not (root / "to").exists()
+    monkeypatch.setattr(copying, "MAX_COPIED_FILES", 5)  # those of `root`, and no more
+    copy_directory(tree, tree.find("from"), root / "to")
