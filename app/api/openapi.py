@@ -172,8 +172,8 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
         **{
             status: {
                 "description": "\n\n".join(said[status]),
-                "content": _ERROR,
                 **({"headers": _RETRY_AFTER} if status in (429, 503) else {}),
+                "content": _ERROR,
             }
             for status in sorted(said)
         },
