@@ -76,6 +76,7 @@ class SharedHandover(RegisteredHandover):
         # does not find that this replica has no such kernel.
         for each in taken:
             self.adopting.add(each.record.id)
+            self._shared.found(each)
             self._do(self._adopt_taken(self._one, each.record))
 
     async def _adopt_taken(self, one: Adopt, record: KernelRecord) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from ..handover.store import KernelRecord, UnusableRegistry
+from ..handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
+from ..log.places import Places
 from .database import Connection
-from .store import decode_record, tell
+from .store import decode_record, executions_of, places_of, tell
 
 __all__ = [
     "Replica",
@@ -50,10 +51,12 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A kernel that this replica has, and in which term."""
+    """A kernel that this replica has, in which term, and what the registry has of it besides."""
 
     term: int
     record: KernelRecord
+    executions: list[ExecutionRecord] = []
+    places: Places | None = None
 
 
 def join(
@@ -247,19 +250,29 @@ def take(
 
 
 def mine(connection: Connection, replica_id: str, known: Collection[str]) -> list[Taken]:
-    """The kernels that a replica has in the registry, without those that it knows to have."""
+    """The kernels that a replica has in the registry, without those that it knows to have.
+
+    Nobody else writes what belongs to them from the term on in which the replica has them.
+    """
     rows = connection.execute(
         "SELECT term, record, last_activity, execution_state FROM kernelkeep.kernel "
         "WHERE replica = %s AND NOT id = ANY(%s) ORDER BY created",
         (replica_id, [*known]),
-    )
-    found = []
-    for term, record, last_activity, execution_state in rows.fetchall():
+    ).fetchall()
+    records = []
+    for _, record, last_activity, execution_state in rows:
         # Written more often than the record (`SharedStore.touch`), and so newer.
         decoded = decode_record(record)
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
-        found.append(Taken(term, decoded))
-    return found
+        records.append(decoded)
+    # Of all of them at once: a question for each kernel takes longer than its whole adoption.
+    ids = [record.id for record in records]
+    executions = executions_of(connection, ids)
+    places = places_of(connection, ids)
+    return [
+        Taken(term, record, executions.get(record.id, []), places.get(record.id))
+        for (term, *_), record in zip(rows, records, strict=True)
+    ]
 
 
 def everybodys(connection: Connection) -> list[str]:

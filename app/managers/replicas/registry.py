@@ -26,7 +26,14 @@ from ...machine import network_file_system
 from ...settings import Settings
 from ..handover.lock import Lock
 from ..handover.registry import CLOSE_SECONDS, Registry
-from ..handover.store import KernelRecord, RegistryStore, StoreAway, UnusableRegistry
+from ..handover.store import (
+    ExecutionRecord,
+    KernelRecord,
+    RegistryStore,
+    StoreAway,
+    UnusableRegistry,
+)
+from ..log.places import Places
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
 from ..processes.keeper.greeting import ReplicaTerms
@@ -39,7 +46,7 @@ from .errors import RegistryUnavailable, ReplicaUnreachable
 from .keepers import SharedKeepers
 from .lease import Lease
 from .member import Member, bounded
-from .membership import Replica, check
+from .membership import Replica, Taken, check
 from .reservations import SharedReservations
 from .store import SharedStore
 from .terms import Terms
@@ -143,6 +150,9 @@ class SharedRegistry(Registry):
         self._shared_store = SharedStore(
             self._database, identity, self.terms, self._keeper_of, self._fence_later
         )
+        # By kernel: what was read when the kernel was taken, until its adoption asks for that.
+        self._executions_found: dict[str, list[ExecutionRecord]] = {}
+        self._places_found: dict[str, Places | None] = {}
         self._begin(self._shared_store)
 
     @classmethod
@@ -188,6 +198,25 @@ class SharedRegistry(Registry):
     def begin_term(self, kernel_id: str) -> None:
         """As `Registry.begin_term`."""
         self.terms.begin(kernel_id)
+
+    def found(self, taken: Taken) -> None:
+        """Have the adoption of a kernel that was just taken find what was read with its record.
+
+        Only the first adoption: if that fails, the registry is asked when it is tried again.
+        """
+        self._executions_found[taken.record.id] = taken.executions
+        self._places_found[taken.record.id] = taken.places
+
+    async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
+        """As `Registry.executions`."""
+        found = self._executions_found.pop(kernel_id, None)
+        return await super().executions(kernel_id) if found is None else found
+
+    async def places(self, kernel_id: str) -> Places | None:
+        """As `Registry.places`."""
+        if kernel_id in self._places_found:
+            return self._places_found.pop(kernel_id)
+        return await super().places(kernel_id)
 
     def check_start(self) -> None:
         """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
@@ -254,6 +283,8 @@ class SharedRegistry(Registry):
         # It may come back in a later term, and must not find there what belongs to this one.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
+        self._executions_found.pop(kernel_id, None)
+        self._places_found.pop(kernel_id, None)
         self._drop_executions(kernel_id)
         self.on_fenced(kernel_id)
 

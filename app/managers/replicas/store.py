@@ -21,7 +21,7 @@ from ..owners.principal import ANONYMOUS
 from .database import CHANNEL, Connection, Database
 from .terms import Terms
 
-__all__ = ["SharedStore", "decode_record", "tell"]
+__all__ = ["SharedStore", "decode_record", "executions_of", "places_of", "tell"]
 
 TOLD_AT_ONCE: Final = 150
 """Ids in one notification, which has 8000 bytes at the most."""
@@ -175,15 +175,8 @@ class SharedStore:
     def load_executions(self, kernel_id: str) -> list[ExecutionRecord]:
         """As `RegistryStore.load_executions`."""
 
-        def work(connection: Connection) -> list[ExecutionRecord]:
-            rows = connection.execute(
-                "SELECT kernel_id, id, number, data FROM kernelkeep.execution "
-                "WHERE kernel_id = %s ORDER BY number",
-                (kernel_id,),
-            )
-            return [ExecutionRecord(*row) for row in rows.fetchall()]
-
-        return self._database.run(work)
+        found = self._database.run(lambda connection: executions_of(connection, [kernel_id]))
+        return found.get(kernel_id, [])
 
     def save_executions(
         self, changed: Iterable[ExecutionRecord], forgotten: Iterable[tuple[str, str]]
@@ -216,14 +209,8 @@ class SharedStore:
     def load_places(self, kernel_id: str) -> Places | None:
         """As `RegistryStore.load_places`."""
 
-        def work(connection: Connection) -> Places | None:
-            row = connection.execute(
-                "SELECT kernel_id, epoch, data FROM kernelkeep.places WHERE kernel_id = %s",
-                (kernel_id,),
-            ).fetchone()
-            return None if row is None else Places(*row)
-
-        return self._database.run(work)
+        found = self._database.run(lambda connection: places_of(connection, [kernel_id]))
+        return found.get(kernel_id)
 
     def save_places(self, changed: Iterable[Places]) -> None:
         """As `RegistryStore.save_places`."""
@@ -274,6 +261,32 @@ class SharedStore:
     def close(self) -> None:
         """Close the connection."""
         self._database.close()
+
+
+def executions_of(
+    connection: Connection, kernel_ids: Sequence[str]
+) -> dict[str, list[ExecutionRecord]]:
+    """The executions of those kernels that have any, in the order in which they were asked for."""
+    rows = connection.execute(
+        "SELECT kernel_id, id, number, data FROM kernelkeep.execution "
+        "WHERE kernel_id = ANY(%s) ORDER BY number",
+        ([*kernel_ids],),
+    )
+    found: dict[str, list[ExecutionRecord]] = {}
+    for row in rows.fetchall():
+        record = ExecutionRecord(*row)
+        found.setdefault(record.kernel_id, []).append(record)
+    return found
+
+
+def places_of(connection: Connection, kernel_ids: Sequence[str]) -> dict[str, Places]:
+    """The places of the clients of those kernels that have any."""
+    rows = connection.execute(
+        "SELECT kernel_id, epoch, data FROM kernelkeep.places WHERE kernel_id = ANY(%s)",
+        ([*kernel_ids],),
+    )
+    found = [Places(*row) for row in rows.fetchall()]
+    return {places.kernel_id: places for places in found}
 
 
 def decode_record(text: str) -> KernelRecord:

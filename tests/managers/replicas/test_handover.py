@@ -26,8 +26,12 @@ class Member(SimpleNamespace):
 
 
 async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Path) -> None:
+    found: list[str] = []
     registry: Any = SimpleNamespace(
-        member=Member(), directory=SimpleNamespace(kernels={}), fence=None
+        member=Member(),
+        directory=SimpleNamespace(kernels={}),
+        fence=None,
+        found=lambda taken: found.append(taken.record.id),
     )
     handover = SharedHandover(
         cast(SharedRegistry, registry),
@@ -55,6 +59,7 @@ async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Pa
         registry.member.on_taken([Taken(2, record("k1")), Taken(2, record("k2"))])
         await eventually(lambda: "adopted k2" in done)
         assert done == ["leaves k1", "adopted k2"]
+        assert found == ["k1", "k2"]
         assert handover.adopting == {"k1"}
         goes_on.set()
         await eventually(lambda: not handover.adopting)

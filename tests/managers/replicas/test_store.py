@@ -15,6 +15,7 @@ from app.managers.replicas.lease import Lease
 from app.managers.replicas.member import Member as Living
 from app.managers.replicas.membership import (
     Replica,
+    Taken,
     beat,
     declare_dead,
     forget_gone,
@@ -39,6 +40,7 @@ class Member:
         self.database = database
         self.terms = Terms()
         self.fenced: list[tuple[str, int]] = []
+        self.taken: dict[str, Taken] = {}
         self.replica = Replica(f"id-{name}", name, f"unix:host:{name}", "0", "digest")
         self.store = SharedStore(
             *(database, self.replica.id, self.terms, lambda _: "here"),
@@ -58,6 +60,7 @@ class Member:
         found = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
         for taken in found:
             self.terms.take(taken.record.id, taken.term)
+            self.taken[taken.record.id] = taken
         return [taken.record for taken in found]
 
 
@@ -83,11 +86,12 @@ def test_what_is_stored_comes_back_to_whoever_takes_it(first: Member, second: Me
     first.database.run(lambda one: leave(one, first.replica.id))
     expected = record("a", env=env, last_activity=7.5, execution_state="busy")
     assert second.take() == [expected, record("b", created=9.0, pid=None, restarts=restarts)]
-    executions = second.store.load_executions("a")
-    assert [msgspec.structs.astuple(one) for one in executions] == [
-        ("a", "r", 2, b"x"),
-        ("a", "p", 9, b"y"),
-    ]
+    for executions in (second.store.load_executions("a"), second.taken["a"].executions):
+        assert [msgspec.structs.astuple(one) for one in executions] == [
+            ("a", "r", 2, b"x"),
+            ("a", "p", 9, b"y"),
+        ]
+    assert second.store.load_executions("b") == second.taken["b"].executions == []
 
 
 def test_the_longest_id_that_a_client_may_choose_is_stored(first: Member) -> None:
@@ -172,6 +176,7 @@ def test_places_of_clients_are_read_by_whoever_takes_the_kernel(
     assert first.store.load_places("b") is None
     first.database.run(lambda one: leave(one, first.replica.id))
     second.take()
+    assert second.taken["a"].places == later
     first.store.save_places([before])  # it wakes up
     assert first.fenced == [("a", first.terms.of("a"))]
     assert second.store.load_places("a") == later

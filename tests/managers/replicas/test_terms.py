@@ -14,12 +14,15 @@ import pytest
 from app.managers.handover import registry as handover_registry
 from app.managers.handover.registry import Registry
 from app.managers.handover.store import ExecutionRecord, UnusableRegistry
+from app.managers.log.places import Places
 from app.managers.replicas import registry
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
 from app.managers.replicas.keepers import SharedKeepers
+from app.managers.replicas.membership import Taken
 from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
 from app.managers.replicas.terms import Terms
 from app.settings import Settings
+from tests.managers.handover.test_registry import record
 
 
 def test_a_kernel_has_a_term_from_its_start_or_its_take_to_its_end() -> None:
@@ -144,3 +147,27 @@ def test_what_keeps_a_replica_from_its_name_is_named(tmp_path: Path, name: str) 
     with pytest.raises(UnusableRegistry) as raised:
         _NameLock(settings.model_copy(update={"replica_name": "one"}))
     assert str(raised.value).startswith(f"{path} cannot be used: ")
+
+
+async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def asked(_: Registry, kernel_id: str) -> str:
+        return f"asked for {kernel_id}"
+
+    monkeypatch.setattr(Registry, "executions", asked)
+    monkeypatch.setattr(Registry, "places", asked)
+    shared: Any = SharedRegistry.__new__(SharedRegistry)
+    empty = ("_newest", "_missed", "_activity", "_places", "_executions_found", "_places_found")
+    vars(shared).update({name: {} for name in empty}, terms=Terms(), on_fenced=lambda _: None)
+    shared._drop_executions = lambda _: None
+    execution, places = ExecutionRecord("k", "e", 1, b"x"), Places("k", "epoch", b"1")
+    for taken in (Taken(2, record("k"), [execution], places), Taken(2, record("none"))):
+        shared.found(taken)
+    assert (await shared.executions("k"), await shared.places("k")) == ([execution], places)
+    assert (await shared.executions("none"), await shared.places("none")) == ([], None)
+    # An adoption that is tried again asks, and so does one in a later term.
+    assert await shared.executions("k") == await shared.places("k") == "asked for k"
+    shared.found(Taken(2, record("lost"), [execution], places))
+    shared.fence("lost")
+    assert await shared.executions("lost") == await shared.places("lost") == "asked for lost"
