@@ -92,7 +92,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
         "api/test_messages",
     ),
     "app.managers.executions.listeners": ("managers/executions/test_executions",),
-    "app.managers.executions.made_up": ("managers/executions/test_unanswered",),
     "app.managers.executions.queue": ("managers/executions/test_executions",),
     "app.managers.executions.results": (
         *("managers/executions/test_late_output", "api/test_execution_outputs"),
