@@ -200,8 +200,8 @@ class SharedRegistry(Registry):
         # write returns to the loop, in whose order its effect comes first.
         return kernel_id in self.terms and kernel_id not in self._missed
 
-    async def kept(self, kernel_id: str, execution_id: str, term: int) -> None:
-        """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
+    async def execution_stored(self, kernel_id: str, execution_id: str, term: int) -> None:
+        """As `Registry.execution_stored`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
 
         The replica that has the kernel next would not know an execution that is here alone, while
         its client was told that it will run.

@@ -69,7 +69,7 @@ async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -
 
     keeping = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
     with pytest.raises(ReplicaUnreachable, match="may have been done"):
-        await SharedRegistry.kept(cast("Any", keeping), "k", "e", terms.of("k"))
+        await SharedRegistry.execution_stored(cast("Any", keeping), "k", "e", terms.of("k"))
 
 
 async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
@@ -97,7 +97,7 @@ async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
     monkeypatch.setattr(kept, "member", SimpleNamespace(is_away=False), raising=False)
     kept.note("k", "e", lambda: ExecutionRecord("k", "e", 1, b""))
     with pytest.raises(RegistryUnavailable):
-        await SharedRegistry.kept(cast("Any", kept), "k", "e", terms.of("k"))
+        await SharedRegistry.execution_stored(cast("Any", kept), "k", "e", terms.of("k"))
     go.set()
     await tries[0]
     await kept.close()
