@@ -118,7 +118,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
-    "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
+    "app.managers.replicas.registry": (
+        *("managers/replicas/test_takeover", "managers/replicas/test_terms"),
+    ),
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),

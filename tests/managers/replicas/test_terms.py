@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from app.managers.handover import registry as handover_registry
 from app.managers.handover.registry import Registry
@@ -17,7 +18,12 @@ from app.managers.handover.store import ExecutionRecord, UnusableRegistry
 from app.managers.replicas import registry
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
 from app.managers.replicas.keepers import SharedKeepers
-from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
+from app.managers.replicas.registry import (
+    DIRECTORY,
+    SharedRegistry,
+    _NameLock,
+    check_shared_registry,
+)
 from app.managers.replicas.terms import Terms
 from app.settings import Settings
 
@@ -144,3 +150,23 @@ def test_what_keeps_a_replica_from_its_name_is_named(tmp_path: Path, name: str) 
     with pytest.raises(UnusableRegistry) as raised:
         _NameLock(settings.model_copy(update={"replica_name": "one"}))
     assert str(raised.value).startswith(f"{path} cannot be used: ")
+
+
+def test_a_state_directory_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "network_file_system", lambda path: path == tmp_path and "nfs4")
+    settings = Settings(
+        _cli_parse_args=False,
+        state_dir=tmp_path,
+        on_shutdown="keep",
+        token=SecretStr("a token of some length"),
+        registry_url=SecretStr("postgresql://nobody@127.0.0.1:1/nothing"),
+    )
+    with pytest.raises(UnusableRegistry) as raised:
+        check_shared_registry(settings)
+    assert str(raised.value) == (
+        f"the state directory {tmp_path} is on a network file system (nfs4), whose locks cannot be "
+        "relied on"
+    )
+    assert [*tmp_path.iterdir()] == []
