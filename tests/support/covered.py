@@ -61,7 +61,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.page": ("page/test_opening",),
     "app.api.readiness": ("api/test_probes",),
     "app.api.requests": ("api/test_bad_input",),
-    "app.api.responses": ("api/test_openapi",),
     "app.api.server": ("api/test_status", "api/test_resolve_path"),
     "app.api.timing": ("api/test_metrics",),
     "app.api.uvicorn_protocol": ("api/test_slow_clients",),
