@@ -139,7 +139,7 @@ class SharedRegistry(Registry):
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
         self._counting = SharedCounting(identity, self._ask)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
-        """What replicas do one at a time."""
+        """The claims of this replica."""
         self._shared_store = SharedStore(
             self._database, identity, self.terms, self._keeper_of, self._fence_later
         )
@@ -243,7 +243,7 @@ class SharedRegistry(Registry):
         return self._shared_store.at(self.terms.now())
 
     def fence(self, kernel_id: str) -> None:
-        """Another replica has this kernel."""
+        """Give up this kernel, which another replica has taken."""
         # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
         # What a flush has given to the thread goes with the old term, and the row in the registry
         # refuses it. No await is in here: whatever is told by `on_fenced` finds nothing left of
