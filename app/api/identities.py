@@ -83,7 +83,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory; it may be over."""
+        """Who shows this token, if a provider knows that from memory; the principal may be over."""
         found = self.own.known(token)
         if found is not None or not token:
             return found
