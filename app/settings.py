@@ -165,7 +165,7 @@ class Settings(
         return self
 
     @model_validator(mode="after")
-    def _kept_apart(self) -> Settings:
+    def _owners_apart(self) -> Settings:
         if self.isolation == "none":
             return self
         directory = self.isolation_dir

@@ -12,8 +12,8 @@ from .heads import first
 
 __all__ = ["ETagMiddleware"]
 
-MAX_KEPT_BYTES: Final = 2**18
-"""The largest body whose tag is cached; the cache holds the body, too."""
+MAX_REMEMBERED_BYTES: Final = 2**18
+"""The largest body whose tag is remembered; its body is remembered, too."""
 
 
 class ETagMiddleware:
@@ -62,7 +62,7 @@ def _listed(known: bytes) -> list[bytes]:
 
 
 def _etag(body: bytes) -> bytes:
-    return _kept_etag(body) if len(body) <= MAX_KEPT_BYTES else _new_etag(body)
+    return _remembered_etag(body) if len(body) <= MAX_REMEMBERED_BYTES else _new_etag(body)
 
 
 def _new_etag(body: bytes) -> bytes:
@@ -70,4 +70,4 @@ def _new_etag(body: bytes) -> bytes:
 
 
 # A polled body is mostly the very same object, whose hash Python caches: a lookup costs little.
-_kept_etag = lru_cache(32)(_new_etag)
+_remembered_etag = lru_cache(32)(_new_etag)

@@ -56,7 +56,7 @@ class IdentityProvider(Protocol):
 
 
 class ServerToken:
-    """The provider of the server's own token: who shows it owns and may do everything."""
+    """The provider of the server's own token, whose caller may do everything."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -68,11 +68,11 @@ class ServerToken:
         return self.principal if same and self._token else None
 
     async def identify(self, token: str) -> Principal | None:
-        """As `known`, which knows everything that there is to know."""
+        """The principal of this token, as `known` returns it without asking anybody."""
         return self.known(token)
 
     async def close(self) -> None:
-        """There is nothing to release."""
+        """Nothing is open, so nothing is released."""
 
 
 class IdentityProviders:
@@ -83,7 +83,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory; it may be over."""
+        """Who shows this token, if a provider knows that from memory; the principal may be over."""
         found = self.own.known(token)
         if found is not None or not token:
             return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.etags import MAX_KEPT_BYTES, ETagMiddleware
+from app.api.etags import MAX_REMEMBERED_BYTES, ETagMiddleware
 from tests.support.asgi import Answer, ask, scope
 
 
-@pytest.mark.parametrize("size", [5, MAX_KEPT_BYTES + 1])
+@pytest.mark.parametrize("size", [5, MAX_REMEMBERED_BYTES + 1])
 async def test_a_body_that_the_client_has_is_not_sent_again(size: int) -> None:
     app = ETagMiddleware(Answer(b"x" * size, headers={"Content-Length": str(size)}))
     status, headers, body = await ask(app, scope())

@@ -1,6 +1,6 @@
 """The OpenAPI document, from which clients are generated.
 
-These are the tests of `app.api.websocket_models` and `app.api.responses`.
+These are the tests of `app.api.websocket_models`; those of responses are in `test_responses`.
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ SETTLE_SECONDS = 15  # more than the keeper, or a provisioner that finds a kerne
 
 USELESS = ("dead", "unknown")  # of a kernel that needs another process
 
+ASKS = (
+    *("hello", "kept", "launch", "adopt", "hear", "open", "stdin", "settle", "disconnect"),
+    *("signal", "tail", "end", "drop"),
+)
+"""The verbs of the keeper that fail here; an operation need not come to all of them."""
+
 # These are called again and again while something is waited for.
 POLLED = ("poll", "kept", "stdin", "settle")
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.faults.table import OPERATIONS, Operation, Record, Row, Table, verdict
+from tests.faults.table import ASKS, OPERATIONS, Operation, Record, Row, Table, verdict
 from tests.support.bench import BOUND, Bench, Who
 from tests.support.failing_provisioner import CALLS
 from tests.support.faults import Call, Way
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.timeout(400)
 SEED = 20160
 SECONDS, FULL_SECONDS = 10, 60
 WORKERS = 6
-
-ASKS = (
-    *("hello", "kept", "launch", "adopt", "hear", "open", "stdin", "settle", "disconnect"),
-    *("signal", "tail", "end", "drop"),
-)
-"""Of the keeper; those that an operation does not come to are not met."""
 
 
 class ChaosTable(Table):

@@ -61,7 +61,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.api.page": ("page/test_opening",),
     "app.api.readiness": ("api/test_probes",),
     "app.api.requests": ("api/test_bad_input",),
-    "app.api.responses": ("api/test_openapi",),
     "app.api.server": ("api/test_status", "api/test_resolve_path"),
     "app.api.timing": ("api/test_metrics",),
     "app.api.uvicorn_protocol": ("api/test_slow_clients",),
@@ -92,7 +91,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
         "api/test_messages",
     ),
     "app.managers.executions.listeners": ("managers/executions/test_executions",),
-    "app.managers.executions.made_up": ("managers/executions/test_unanswered",),
     "app.managers.executions.queue": ("managers/executions/test_executions",),
     "app.managers.executions.results": (
         *("managers/executions/test_late_output", "api/test_execution_outputs"),
@@ -119,7 +117,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.replicas.directory": ("managers/replicas/test_forwarding",),
     "app.managers.replicas.member": ("managers/replicas/test_takeover",),
     "app.managers.replicas.membership": ("managers/replicas/test_store",),
-    "app.managers.replicas.registry": ("managers/replicas/test_takeover",),
+    "app.managers.replicas.registry": (
+        *("managers/replicas/test_takeover", "managers/replicas/test_terms"),
+    ),
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),

@@ -40,7 +40,7 @@ class ExecutionStore(Protocol):
     async def stored(self) -> None:
         """Return when all changes are stored, or after a bounded time."""
 
-    async def kept(self, execution: Execution) -> None:
+    async def execution_stored(self, execution: Execution) -> None:
         """Return when an execution is stored.
 
         Raises a `KernelkeepError` if it is not, and another server may have the kernel next.

@@ -240,13 +240,13 @@ class Executions:
     async def noted(self, execution_id: str) -> None:
         """Return when a waiting execution is stored for the next server, if there may be one.
 
-        Raises what `ExecutionStore.kept` does: then it may be stored or not.
+        Raises what `ExecutionStore.execution_stored` does: then it may be stored or not.
         """
         execution = self.get(execution_id)
         if not _waits(execution):
             return
         try:
-            await self._tracker.kept(execution)
+            await self._tracker.execution_stored(execution)
         except KernelkeepError:
             if _waits(execution):  # otherwise the kernel has it meanwhile, or it has ended
                 raise

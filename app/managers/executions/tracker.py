@@ -146,10 +146,10 @@ class ExecutionTracker:
         if self.store is not None:
             await self.store.stored()
 
-    async def kept(self, execution: Execution) -> None:
-        """As `ExecutionStore.kept`."""
+    async def execution_stored(self, execution: Execution) -> None:
+        """As `ExecutionStore.execution_stored`."""
         if self.store is not None:
-            await self.store.kept(execution)
+            await self.store.execution_stored(execution)
 
     def put_back(self, execution: Execution) -> None:
         """Know an execution that the server before this one has stored. Call oldest first."""

@@ -1,4 +1,4 @@
-"""What the registry tells of kernels and sessions, whichever replica has them."""
+"""The kernels and sessions of all replicas, as the registry has them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = [
 
 
 class KernelElsewhere(NamedTuple):
-    """A kernel of any replica, as the registry has it; ``replica`` is None while nobody has it."""
+    """A kernel of any replica, as the registry has it; ``replica`` is None while none has it."""
 
     id: str
     replica: str | None
     term: int
     created: float
     model: bytes
-    """As the API shows it, a moment ago."""
+    """The kernel's model as its replica last stored it."""
     counts: bool
     """Whether the kernel counts towards ``max_kernels``."""
     ownership: Ownership
@@ -53,16 +53,16 @@ class Known(Protocol):
     kernels: dict[str, KernelElsewhere]
     sessions: dict[str, SharedSession]
     changes: int
-    """Counted up when kernels change."""
+    """The number of changes of kernels so far."""
     on_sessions: Callable[[], None]
     """Called when sessions have changed."""
 
     async def give_up(self, kernel_id: str, /) -> bool:
-        """Forget a kernel that no replica has; whether it was so. Raises `StoreAway`."""
+        """Forget a kernel if no replica has it; whether that was so. Raises `StoreAway`."""
 
 
 class Nowhere:
-    """What a server without replicas knows of others: nothing."""
+    """The `Known` of a server without replicas: it has no kernels and no sessions."""
 
     def __init__(self) -> None:
         self.kernels: dict[str, KernelElsewhere] = {}
@@ -71,12 +71,12 @@ class Nowhere:
         self.on_sessions: Callable[[], None] = lambda: None
 
     async def give_up(self, _kernel_id: str, /) -> bool:
-        """Return False: there is no such kernel."""
+        """Return False: there is no other replica's kernel."""
         return False
 
 
 class ReservationRequest(NamedTuple):
-    """A kernel that is to be started, and how many there may be then."""
+    """A kernel that is to be started, and the limits on the number of kernels."""
 
     kernel_id: str
     owner: str
@@ -88,7 +88,7 @@ class ReservationRequest(NamedTuple):
 
 
 class Used(NamedTuple):
-    """How many kernels there are, including those that start."""
+    """How many kernels there are, those that are about to start included."""
 
     kernels: int
     of_owner: int

@@ -103,9 +103,9 @@ class RegisteredExecutions:
         """Return when every change until now is on disk, or when the disk has taken too long."""
         await self._registry.stored()
 
-    async def kept(self, execution: Execution) -> None:
-        """As `ExecutionStore.kept`."""
-        await self._registry.kept(self._kernel_id, execution.id, self._term)
+    async def execution_stored(self, execution: Execution) -> None:
+        """As `ExecutionStore.execution_stored`."""
+        await self._registry.execution_stored(self._kernel_id, execution.id, self._term)
 
     def known(self, record: ExecutionRecord) -> None:
         """Note that a record is in the registry already, so that its number is not used again."""

@@ -355,7 +355,12 @@ class Registry:
         await asyncio.wait({flush}, timeout=seconds)
         return flush.done() and not flush.cancelled() and flush.exception() is None
 
-    async def kept(self, kernel_id: str, execution_id: str, term: int) -> None:  # noqa: ARG002
+    async def execution_stored(
+        self,
+        kernel_id: str,  # noqa: ARG002
+        execution_id: str,  # noqa: ARG002
+        term: int,  # noqa: ARG002
+    ) -> None:
         """Return when an execution is stored, or when the disk has taken too long.
 
         ``term`` is the kernel's (`term_of`) when the execution was asked for.

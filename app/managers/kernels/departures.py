@@ -1,6 +1,6 @@
-"""The kernels that have ended lately, and why: what is known when nothing else of them is left.
+"""The kernels that have ended lately, and why they have ended.
 
-Pure, and in memory: the next server knows none of them.
+Nothing here does I/O. The next server knows none of these kernels.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 KEPT_SECONDS: Final = 86_400.0
-"""For how long it is known that a kernel has ended."""
+"""How long the end of a kernel is remembered."""
 
 MOST_OF_ONE: Final = 50
 MOST: Final = 1000
-"""How many are known of one owner, and of all: nobody's many short kernels hide another's end."""
+"""How many ends are remembered, of one owner and of all: no owner crowds out all others."""
 
 BY_REQUEST: Final = "Stopped by a request"
 BY_CLIENT: Final = "A client asked it to shut down over its channels"
@@ -57,7 +57,7 @@ class Departures:
     def note(
         self, kernel_id: str, model: bytes, host: str | None, ownership: Ownership, now: float
     ) -> None:
-        """A kernel has ended. The oldest of its owner, or of all, are forgotten for it."""
+        """Remember that a kernel has ended; forget the oldest of its owner, or of all, for it."""
         self._by_id.pop(kernel_id, None)  # an id can be started again
         owners = [
             one.kernel_id for one in self._by_id.values() if one.ownership.owner == ownership.owner
@@ -70,7 +70,7 @@ class Departures:
         self._by_id[kernel_id] = Departure(self.last, kernel_id, now, model, host, ownership)
 
     def since(self, number: int, now: float) -> list[Departure]:
-        """Those behind a number, as far as they are known still."""
+        """The departures after a number, as far as they are remembered."""
         if number >= self.last:  # most looks of most streams
             return []
         return [

@@ -72,7 +72,7 @@ class Watched(Protocol):
         """The kernels of other replicas."""
 
     def samples(self, kernel: Kernel) -> Series | None:
-        """The samples that there are of what a kernel uses."""
+        """The samples of a kernel's usage, if there are any."""
 
     async def sample(self, most: int) -> None:
         """Have new samples of those kernels whose samples are the oldest."""
@@ -85,10 +85,10 @@ class Watched(Protocol):
 
     @property
     def departed(self) -> int:
-        """The number of the latest departure, of whosever kernel."""
+        """The number of the latest departure, of any owner's kernel."""
 
     def departures(self, since: int) -> list[Departure]:
-        """The kernels that have ended lately, and that the caller could read, behind a number."""
+        """The departures after a number, of kernels that the caller could read."""
 
 
 class RunningModel(msgspec.Struct):
@@ -227,7 +227,7 @@ def first_line(code: str) -> str:
 
 
 Told = Mapping[str, Mapping[str, KernelEvent]]
-"""What other replicas have told of their kernels: by the replicas' ids, and the kernels'."""
+"""The latest events of other replicas about their kernels, by the ids of replicas and kernels."""
 
 
 class Overview:
@@ -246,7 +246,7 @@ class Overview:
         self._ends: dict[str, str] = {}  # of these, when kernels have ended
 
     def ended(self, event: GoneEvent) -> None:
-        """A kernel has ended at another replica, as that may have told before."""
+        """Note that a kernel has ended at another replica, which may tell that again."""
         if event.at is not None and self._ends.get(event.kernel_id) != event.at:
             if len(self._ends) >= MAX_ENDS:
                 del self._ends[next(iter(self._ends))]
@@ -330,7 +330,7 @@ class Overview:
         return True
 
     def _changes(self, told: dict[str, bytes]) -> Iterator[OverviewEvent]:
-        """What is different from ``told``, which is brought up to date."""
+        """The events that differ from those in ``told``, which is updated."""
         gone = set(told)
         # Lists: kernels come and go while the client takes what is told. An end is told before the
         # kernels that there are: one of them may have been started anew under the same id.
@@ -373,7 +373,7 @@ _seen: Final = msgspec.json.Decoder(_Seen).decode
 
 
 def _as_registered(one: KernelElsewhere) -> KernelEvent:
-    """A kernel of which no more is known than its model."""
+    """The event about a kernel of which only the model is known."""
     return KernelEvent(
         kernel=msgspec.Raw(one.model),
         state_since=_seen(one.model).last_activity,

@@ -43,7 +43,7 @@ def limits_of(provisioner: Any) -> ProcessLimits:
 
 
 async def usage_of(provisioner: Any) -> ProcessUsage | None:
-    """What a provisioner's process uses; None where that cannot be had.
+    """The usage of a provisioner's process; None if it cannot be measured.
 
     Raises `KeeperUnavailable`.
     """

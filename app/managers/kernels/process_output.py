@@ -8,7 +8,7 @@ from typing import Final
 __all__ = ["MOST_BYTES", "end_of"]
 
 MOST_BYTES: Final = 64 * 1024
-"""How much of the end is told."""
+"""How many bytes of the end of the output are returned, at the most."""
 
 
 def end_of(path: Path, most: int = MOST_BYTES) -> str:

@@ -86,7 +86,7 @@ class KernelServices:
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     queues: Queues = ANY_QUEUE
-    """How many executions may wait at the kernels of each owner."""
+    """The places for executions that wait at the kernels of each owner."""
     usage: UsageSampler = field(default_factory=UsageSampler)
     open_files: OpenFiles = field(default_factory=OpenFiles)
     loading: dict[str, threading.Thread] = field(default_factory=dict, init=False)

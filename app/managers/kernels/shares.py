@@ -1,4 +1,4 @@
-"""How many kernels there may be, of all owners and of each, and what each owner's kernels hold.
+"""The bounds on the number of kernels, of all owners and of each, and counts for each owner.
 
 Kernels are counted at the moment when a number is needed. So adopted kernels count, and dead ones
 do not. Only the places of kernels that are about to start are stored here.
@@ -33,11 +33,11 @@ class KernelShares:
         self._reserved: dict[str, str] = {}
         """The owners of kernels that are starting, by the kernels' ids."""
         self.elsewhere: Known = Nowhere()
-        """What other replicas have, as far as that is known."""
+        """The kernels and sessions of other replicas, as far as they are known."""
         self.reservations: Reservations = Alone()
-        """The places that all replicas share."""
+        """The reservations that all replicas share."""
         self._asked: Counter[str] = Counter()
-        """Of how many executions it is being asked whether they may wait, by their owners."""
+        """The number of executions, by owner, whose admission is being decided."""
 
     @asynccontextmanager
     async def place(
@@ -146,7 +146,7 @@ class KernelShares:
         return Counts(self._shares.websockets_of(owner), waiting)
 
     def counted(self) -> set[str]:
-        """As `Here.counted`: who has asked for something is known, so kernels are looked at."""
+        """As `Here.counted`, by the kernels: owners with other counts have called `admit`."""
         if ExecutionsLimit.limit not in self._shares.policy.named:
             return set()
         return {
@@ -163,7 +163,7 @@ class KernelShares:
         return len(living | self._reserved.keys())
 
     def of(self, owner: str) -> list[Kernel]:
-        """The kernels that are an owner's, dead ones too."""
+        """An owner's kernels, dead ones included."""
         return self._table.found_by([("owner", owner)])
 
     def kernels_of(self, owner: str) -> int:
@@ -185,7 +185,7 @@ class KernelShares:
         return sum(_waiting_at(kernel) for kernel in self.of(owner))
 
     def log_bytes_of(self, owner: str) -> int:
-        """How many bytes of messages of an owner's kernels are kept on disk."""
+        """How many bytes of messages of an owner's kernels are on disk."""
         return sum(kernel.traffic.log.bytes for kernel in self.of(owner))
 
     @property

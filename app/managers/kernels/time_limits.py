@@ -1,4 +1,4 @@
-"""Ends kernels when the time is up that their owners' limits give them, and tells it before."""
+"""Ends kernels whose time is up by their owners' limits, and announces that before."""
 
 from __future__ import annotations
 

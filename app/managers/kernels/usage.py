@@ -153,10 +153,10 @@ class Measured(Protocol):
 
     @property
     def limits(self) -> ProcessLimits:
-        """What its processes may take."""
+        """The limits of its processes."""
 
     async def usage(self) -> ProcessUsage | None:
-        """What its processes use now; None where that cannot be had."""
+        """The present usage of its processes; None if they cannot be measured."""
 
 
 class Series:
@@ -177,7 +177,7 @@ class Series:
         return 0 <= time.time() - self.at < seconds
 
     def add(self, sample: ProcessUsage | None, now: float, messages: int = 0) -> None:
-        """Take a new sample, or that there is none; ``messages`` were in the log by then."""
+        """Add a sample, or None if there is none; ``messages`` were in the log by then."""
         self.latest, self.at = sample, now
         if sample is None:
             self.cpu = self._rated = None
@@ -266,7 +266,7 @@ class UsageSampler:
         await self.refresh([kernel for _, kernel in stale[:most]], seconds)
 
     def last(self, kernel_id: str) -> Series | None:
-        """The samples that there are of a kernel."""
+        """The samples of a kernel, if there are any."""
         return self._series.get(kernel_id)
 
     async def _sample(self, kernel: Measured, series: Series) -> None:
@@ -333,7 +333,7 @@ class UsageSampler:
 
 
 def model_of(kernel: Measured, series: Series) -> KernelUsage:
-    """What is told of a kernel, by its samples."""
+    """The usage of a kernel as clients see it, made from its samples."""
     used, end = series.latest, kernel.traffic.log.end
     figures = {} if used is None else _rounded(used)
     return KernelUsage(

@@ -117,7 +117,7 @@ class WarmKernels:
         return {name: len(pool.parked) for name, pool in self._pools.items()}
 
     async def claim(self, asked: WantedKernel) -> Kernel | None:
-        """A ready kernel that is just as it is asked for, or None. It then is the caller's."""
+        """A ready kernel that is as ``asked``, or None. The kernel is the caller's from now on."""
         pool = self._pools.get(asked.name.lower())
         if pool is None:
             return None
@@ -365,10 +365,10 @@ def retry_seconds(failures: int) -> float:
 
 
 def _kind_of(error: Exception) -> str:
-    """What tells one failure from another: words of engines name another job each time."""
+    """The code of the cause, if there is one, or the message: engines' messages name jobs."""
     cause = error.details.get("cause") if isinstance(error, KernelkeepError) else None
     return str(error) if cause is None else str(cause)
 
 
 def _nothing(_kernel: Kernel) -> None:
-    """A parked kernel has gone: it was not listed, so there is nothing to forget."""
+    """Do nothing for a parked kernel that has gone: it was not listed anywhere."""

@@ -1,4 +1,4 @@
-"""How what owners use is counted, where several servers count it together."""
+"""The interface by which several servers count together what owners use."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ SPANS: Final = {"starts_per_minute": MINUTE, "contents_bytes_per_day": DAY}
 
 
 class Taken(NamedTuple):
-    """What became of an amount that was to be used."""
+    """The result of `Counting.take`."""
 
     wait: float
     """The seconds until there is room for the amount; 0 if it is used now."""
     used: float
-    """How much counts as used, at all servers."""
+    """How much of the limit is used, at all servers together."""
 
 
 class Counts(NamedTuple):
-    """How many an owner has of what has a number at each moment, by the names of the limits."""
+    """An owner's present counts, by the names of the limits."""
 
     websockets: int = 0
     queued_executions: int = 0
@@ -44,47 +44,48 @@ NOTHING: Final = Counts()
 
 
 class Here(Protocol):
-    """What owners have at one server."""
+    """The counts of owners at one server."""
 
     def counts_of(self, owner: str) -> Counts:
-        """What an owner has here; what it is asking for counts."""
+        """An owner's counts at this server, those that wait for `Counting.admit` included."""
 
     def counted(self) -> Iterable[str]:
-        """The owners who have something here that has a limit, so that others have to know."""
+        """The owners with a limit and a count here, of which other servers have to know."""
 
 
 class Counting(Protocol):
-    """The count that several servers have of what owners use."""
+    """Counts what owners use, together with the other servers if there are any."""
 
     @property
     def is_shared(self) -> bool:
         """Whether there may be other servers."""
 
     def watch(self, here: Here) -> None:
-        """Look there for what owners have at this server."""
+        """Read this server's counts from ``here``."""
 
     async def take(
         self, limit: str, owner: str, amount: float, capacity: float, *, is_used: bool = False
     ) -> Taken | None:
-        """Use an amount of one of `SPANS`, if there is room for it; None if nobody can be asked.
+        """Count an amount for one of the limits in `SPANS`, if there is room for it.
 
-        There need be no room for an amount that ``is_used`` already. ``capacity`` is above 0.
+        Returns None if no shared count can be asked: then the server's own count decides. An amount
+        that ``is_used`` already is counted even without room. ``capacity`` is above 0.
         """
 
     async def admit(self, limit: str, owner: str, most: int) -> int | None:
-        """Count one more of `Counts`, if there are fewer than ``most`` at all servers; else how
-        many there are.
+        """Count one more for a limit in `Counts`, unless the servers have ``most`` together.
 
-        `Here` has it already when this is called, and, if it is refused or the call is cancelled,
-        has it no more before anything else is awaited.
+        Returns the count if that leaves no room, else None. `Here` counts the new one already when
+        this is called. If it is refused, or the call is cancelled, `Here` counts it no longer
+        before anything else is awaited.
         """
 
     def changed(self, owner: str) -> None:
-        """An owner has less here, or more, than it had. Call this for owners with a limit."""
+        """Take note that an owner's counts here have changed; only owners with a limit matter."""
 
 
 class CountingAlone:
-    """A server that is the only one: its own count decides."""
+    """The counting of a server that is the only one: its own counts decide."""
 
     is_shared = False
 

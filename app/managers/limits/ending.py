@@ -16,7 +16,7 @@ SHORT: Final = 10.0
 
 
 class Due(NamedTuple):
-    """Which limit ends a kernel first, and in how many seconds; 0 or less: now.
+    """The limit that ends a kernel first, and in how many seconds; 0 or less is now.
 
     ``whole`` is the limit's own value, in seconds.
     """
@@ -27,9 +27,9 @@ class Due(NamedTuple):
 
 
 def due(limits: Limits, *, age: float, idle: float | None) -> Due | None:
-    """What ends a kernel that is ``age`` seconds old, and has been ``idle`` for so many.
+    """The limit that ends a kernel which is ``age`` seconds old, and idle for ``idle`` seconds.
 
-    ``idle`` is None for one that runs something. Returns None if nothing will end it.
+    ``idle`` is None for a kernel that runs something. Returns None if no limit will end it.
     """
     found = []
     if limits.lifetime is not None:
@@ -45,7 +45,7 @@ def notices(whole: float) -> tuple[float, ...]:
 
 
 class TimePlan:
-    """What was announced of one kernel's end. Times are in seconds of a monotonic clock.
+    """The announcements of one kernel's end. Times are in seconds of a monotonic clock.
 
     No kernel is ended that was not announced: one whose time was up already when it was found, as
     after a restart of the server, is given the time of the last notice.

@@ -1,4 +1,4 @@
-"""The limits of an owner, made from what the options say of everybody, of groups and of names."""
+"""The limits of an owner, made from the options for everybody, for groups and for names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..owners.names import InvalidName, owner_name
 __all__ = ["NO_LIMITS", "LimitPolicy", "Limits", "Table", "merged"]
 
 Table = Mapping[str, int | float | None]
-"""What an option says: limits by name; None is for no limit."""
+"""The value of an option: limits by name; None is no limit."""
 
 MAX_REMEMBERED: Final = 10_000
 """How many combinations of a name and groups are remembered."""
@@ -61,7 +61,7 @@ NO_LIMITS: Final = Limits()
 
 
 def merged(everybodys: Table, of_groups: Iterable[Table], by_name: Table) -> Limits:
-    """The limits that hold: a name's come before groups', and those before everybody's.
+    """An owner's limits: those for its name come before groups', those before everybody's.
 
     If several groups have a limit, the most generous counts; the most generous is to have none.
     """

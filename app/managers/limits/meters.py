@@ -43,10 +43,10 @@ class Meter:
         return 0.0
 
     def learn(self, used: float, capacity: float, seconds: float, now: float) -> None:
-        """Count at least so much as used, as others know."""
+        """Count at least ``used``, as other servers have counted so much."""
         self._used = max(used, self.used(capacity, seconds, now))
 
     def add(self, amount: float, capacity: float, seconds: float, now: float) -> None:
-        """Use an amount that was known only when it had been used, and may leave no room."""
+        """Count an amount that has been used already, even if there is no room for it."""
         self.used(capacity, seconds, now)
         self._used += amount

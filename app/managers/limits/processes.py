@@ -1,4 +1,4 @@
-"""What the keeper has to enforce on an owner's kernels: on their processes, and on their logs."""
+"""The limits on processes and logs that the keeper has to enforce on an owner's kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many executions may wait at an owner's kernels, as one of these kernels asks for it."""
+"""The limit on executions that wait at an owner's kernels, as one of the kernels sees it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ANY_QUEUE", "QueuePlace", "QueueShare", "Queues"]
 
 
 class QueuePlace:
-    """A place for an execution among those that may wait; or the error that there is instead."""
+    """A place for an execution that waits, or the error that refuses the execution."""
 
     __slots__ = ("_error",)
 
@@ -27,7 +27,7 @@ class QueuePlace:
 
 
 class Queues(Protocol):
-    """The executions that wait, of all owners."""
+    """The places for executions that wait, of all owners."""
 
     def check_queue(self, ownership: Ownership) -> None:
         """Raise an error if no further execution may wait at the kernels of this owner."""
@@ -40,7 +40,7 @@ class Queues(Protocol):
         """
 
     def queue_changed(self, ownership: Ownership) -> None:
-        """Fewer executions wait at the kernels of this owner than did, or more."""
+        """Take note that another number of executions waits at the kernels of this owner."""
 
 
 class _AnyQueue:
@@ -62,7 +62,7 @@ ANY_QUEUE: Final[Queues] = _AnyQueue()
 
 
 class QueueShare:
-    """The share of a kernel's owner, which may become another one."""
+    """The places of one kernel's owner; the kernel may get another owner."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class QueueShare:
         self._ownership = ownership
 
     def check(self, place: QueuePlace | None = None) -> None:
-        """Raise an error if there is no ``place``; without one, if none can be had."""
+        """Raise the error of ``place``, if it has one; without a ``place``, if there is no room."""
         if place is None:
             self._queues().check_queue(self._ownership())
         else:

@@ -1,9 +1,9 @@
 """What each owner uses now, and the refusal of more.
 
-Kernels, waiting executions and bytes of logs are not counted here: what there is tells how many
-(`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the event loop's
-thread. Where several servers count together (`Counting`), they are asked first; between a check
-here and the use that follows nothing is awaited.
+Kernels, waiting executions and bytes of logs have no counters here: they are counted when a number
+is needed (`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the
+event loop's thread. Where several servers count together (`Counting`), they are asked first;
+between a check here and the use that follows nothing is awaited.
 """
 
 from __future__ import annotations
@@ -77,18 +77,18 @@ class Shares:
         self._refusals = (Counters() if counters is None else counters).limit_refusals
         self._clock = clock
         self.counting: Counting = CountingAlone()
-        """The count that other servers share."""
+        """The counting together with other servers."""
         self._uses: OrderedDict[str, _Use] = OrderedDict()  # the longest unseen first
 
     def __len__(self) -> int:
         return len(self._uses)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the owners of whom something is known."""
+        """The names of the owners whose use is remembered."""
         return iter(tuple(self._uses))
 
     def limits(self, ownership: Ownership) -> Limits:
-        """The limits that hold for who owns a thing."""
+        """The limits of an owner."""
         return self.policy.limits(ownership.owner, ownership.groups)
 
     def groups_of(self, owner: str) -> frozenset[str]:
@@ -97,7 +97,7 @@ class Shares:
         return frozenset() if use is None else use.groups
 
     def recent(self, owner: str, limits: Limits) -> Recent:
-        """What an owner with these limits has used of late, and has open."""
+        """What an owner with these limits has used lately, and has open."""
         use, now = self._uses.get(owner, _NOTHING), self._clock()
         return Recent(
             _used(use.starts, limits.starts_per_minute, MINUTE, now),
@@ -184,7 +184,7 @@ class Shares:
                 meter.learn(taken.used, limit, DAY, now)
 
     def check(self, kind: type[LimitReached], limit: int | None, used: int) -> None:
-        """Raise an error of this kind if ``used`` leaves no room for one more; that is counted.
+        """Raise an error of this kind, and count it, if ``used`` leaves no room for one more.
 
         With a limit of 0, which never leaves room, the error is `BeyondLimit`.
         """
@@ -195,10 +195,10 @@ class Shares:
         )
 
     async def admit_together(self, kind: type[LimitReached], owner: str, limit: int) -> None:
-        """Count one more at all servers, which counts here already (`Counting.admit`).
+        """Count one more at all servers; this server counts it already (`Counting.admit`).
 
-        Raises an error of this kind: then, and if this is cancelled, it has to count here no more
-        before anything else is awaited.
+        Raises an error of this kind. Then, and if this is cancelled, the caller has to end the
+        count here before anything else is awaited.
         """
         used = await self.counting.admit(kind.limit, owner, limit)
         if used is not None:
@@ -260,7 +260,7 @@ class Shares:
 
 
 class CallersShare:
-    """The share of whoever makes a request."""
+    """The share of the owner who makes a request."""
 
     __slots__ = ("_principal", "_shares")
 
@@ -287,5 +287,5 @@ def _used(meter: Meter, limit: float | None, seconds: float, now: float) -> int 
 
 
 def _whole(used: float) -> int:
-    """Rounded up, but for what rounding alone has added: three thirds are 1, not 2."""
+    """A number rounded up, without the error of adding fractions: three thirds are 1, not 2."""
     return math.ceil(used - 1e-6)

@@ -19,8 +19,9 @@ from ...protocol.messages import (
     decode_header,
     reply_type,
 )
+from ..executions.contents import content_of, count_of
 from ..executions.execution import Execution, ExecutionState
-from ..executions.made_up import reply_made_of_iopub
+from ..executions.history import WholeReader
 from ..executions.stragglers import Stragglers
 from ..executions.tracker import ExecutionTracker
 from ..executions.unanswered import Behind, Dropped, Overdue, Subshells, Unanswered
@@ -143,12 +144,13 @@ class RequestEnds:
         the code, or just behind it. An ``error`` on iopub proves that the execution failed; without
         one it is not known how it ended.
         """
+        count, error = _published(self._log, execution)
+        execution.execution_count = count
         answer = None
-        found = reply_made_of_iopub(self._log, execution)
-        execution.execution_count = found.get("execution_count")
-        if found["status"] == "error":
-            answer = found
-            execution.on_reply("error", execution.execution_count)
+        if error is not None:
+            # What the kernel calls a status or a count in its error must not stand in their places.
+            answer = {**error, "status": "error", "execution_count": count}
+            execution.on_reply("error", count)
         request = self.pending.unanswered(execution.id, execution.session)
         if request is not None:
             self.pending.discard(request)
@@ -334,6 +336,24 @@ class RequestEnds:
 def is_execution(message: ClientMessage) -> bool:
     """Whether a message asks the kernel to execute code."""
     return message.header.msg_type == "execute_request" and message.channel == "shell"
+
+
+def _published(log: MessageLog, execution: Execution) -> tuple[int | None, dict[str, Any] | None]:
+    """What the kernel has published of an execution: its count, and the content of its error.
+
+    The log has all messages of the execution by now: it ends because no more can come.
+    """
+    count: int | None = None
+    reader = WholeReader(log, execution.place)
+    while reader.behind:
+        for message in (entry.message for entry in reader.take().entries):
+            if message.parent.msg_id != execution.id:
+                continue
+            if message.msg_type == "execute_input":
+                count = count_of(content_of(message).get("execution_count"))
+            elif message.msg_type == "error":
+                return count, content_of(message)
+    return count, None
 
 
 def _error(ename: str, evalue: str) -> dict[str, Any]:

@@ -299,7 +299,7 @@ class KernelProcess:
 
     @property
     def want_of_memory(self) -> str:
-        """That the process was killed for want of memory, for people; empty if it was not."""
+        """The explanation for users that the process ran out of memory, or an empty text."""
         if not self.out_of_memory:
             return ""
         provisioner = self._manager.provisioner

@@ -1,4 +1,4 @@
-"""What one replica at a time does, and what it has made by that, in the registry.
+"""Claims in the registry: each lets one replica do a thing, and tells the others the result.
 
 A claim is a row that a replica writes before it begins. Another that wants to do the same finds the
 row: it waits until the first is done, and has what that has made. The claims of a replica that dies
@@ -38,14 +38,14 @@ CATCH_UP_SECONDS: Final = 4.0
 """How long a replica may take to hear what others have stored before it has claimed something."""
 
 WAIT_SECONDS: Final = 300.0
-"""How long a request may wait for another replica that is at the same."""
+"""How long a request may wait for another replica that has the same claim."""
 
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
 """Seconds until a replica looks again for a claim that another has; the last from then on."""
 
 
 LEFT: Final = ""
-"""What was made by a claim whose replica cannot tell: whoever claims the same looks for it."""
+"""The result of a claim whose replica cannot tell it: the next replica has to look for it."""
 
 
 class Claim(NamedTuple):
@@ -75,7 +75,7 @@ class Claim(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The claim that there is already.
+    """An earlier claim of the same thing.
 
     ``made`` is None while its replica is at work. If that has died, ``left`` is the attempt.
     """
@@ -206,7 +206,7 @@ class Open(NamedTuple):
 
 
 class Marks(Protocol):
-    """Tells when what others have stored is known here."""
+    """Tells when this replica knows what the others have stored."""
 
     def expect(self, mark: str) -> asyncio.Future[None]:
         """As `Directory.expect`."""

@@ -1,9 +1,9 @@
-"""What owners use at all replicas, as one of them counts it with the others.
+"""One replica's part in counting together what owners use at all replicas.
 
-What is asked for is counted in the registry before it is there (`admit`). What is there no more is
-written behind that, as is everything that was not asked for: executions that wait at a kernel which
-was taken over, or what the registry has lost. One task does both, one statement after the other, so
-that no write overtakes another.
+A WebSocket, or an execution that waits, is counted in the registry before it is granted (`admit`).
+Counts that have become smaller are written later, and so are counts that no call of `admit` has
+raised: of executions that wait at a kernel which was taken over, and of what the registry has lost.
+One task does both, one statement after the other, so that no write overtakes another.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Ask:
-    """A call of `SharedCounting.admit`; ``decided`` is how many there are if it was refused."""
+    """A call of `SharedCounting.admit`; ``decided`` is the count if it was refused, else None."""
 
     __slots__ = ("asked", "decided", "is_granted")
 
@@ -101,7 +101,7 @@ class SharedCounting:
         self._write_soon()
 
     def beat(self) -> None:
-        """Have everything right in the registry soon: call this at each beat of the lease."""
+        """Write all counts to the registry soon. Call this at each beat of the lease."""
         self._is_beat = True
         self._write_soon()
 
@@ -176,7 +176,7 @@ class SharedCounting:
                 ask.decided.set_result(used)
 
     def _decide_alone(self) -> None:
-        """Grant what is asked for: this replica has room for it, and no other can be asked."""
+        """Grant all requests: this replica has room for them, and no other replica can be asked."""
         for owner, asks in self._asks.items():
             for ask in asks:
                 if not ask.decided.done():
@@ -185,7 +185,7 @@ class SharedCounting:
                     ask.decided.set_result(None)
 
     async def _store(self) -> None:
-        """Store what has changed, and at a beat everything."""
+        """Store the counts that have changed; at a beat, store all counts."""
         owners, self._changed = self._changed, set()
         is_beat, self._is_beat = self._is_beat, False
         if is_beat:
@@ -213,7 +213,7 @@ class SharedCounting:
             self._stored[owner] = stored
 
     def _own(self, owner: str) -> Counts:
-        """What an owner has here, without what it is only asking for."""
+        """An owner's counts here, without the requests that are not granted yet."""
         here = NOTHING if self._here is None else self._here.counts_of(owner)
         asks = self._asks.get(owner, ())
         waiting = Counter(ask.asked.limit for ask in asks if not ask.is_granted)

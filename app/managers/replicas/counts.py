@@ -1,8 +1,8 @@
-"""What each replica has of what owners have a number of at each moment: the rows of the registry.
+"""The registry's counts, for each replica and owner, of open WebSockets and queued executions.
 
-Each replica writes how many there are at it, and never how many more or fewer: a write that is done
-twice does no harm, and the next one makes up for one that was lost. The rows of a replica go with
-it.
+Each replica writes its present counts, and never a difference: a write that is done twice does no
+harm, and the next write makes up for one that was lost. When a replica's row is deleted, its counts
+are deleted, too.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from .database import Connection
 __all__ = ["Admitted", "Asked", "admit", "store"]
 
 _ADMITTING: Final = 0x6B656570
-"""The class of the locks under which one replica at a time admits something of an owner."""
+"""The class of the advisory locks under which one replica at a time counts for an owner."""
 
 
 class Asked(NamedTuple):
-    """One more is asked for of what has this limit, of which there may be so many."""
+    """A request for one more; ``limit`` names the limit, ``most`` is its value."""
 
     limit: str
     most: int
 
 
 class Admitted(NamedTuple):
-    """What was found: of each that was asked for, how many there are if there is no room for it."""
+    """The result: for each request, the present count if that leaves no room; else None."""
 
     found: list[int | None]
     stored: Counts | None
-    """What the registry has of this replica now; None if it knows the replica no more."""
+    """The counts of this replica in the registry now; None if the replica has no row there."""
 
 
 def admit(
     connection: Connection, replica_id: str, owner: str, own: Counts, asked: Sequence[Asked]
 ) -> Admitted:
-    """Count what is asked for, one after the other, as far as there is room.
+    """Grant requests of one owner in their order, as far as there is room, and store the counts.
 
-    ``own`` is what the replica has without that.
+    ``own`` are the replica's counts without these requests.
     """
     execute = connection.execute
     # First the replica, then what belongs to it, as everywhere.
@@ -69,9 +69,9 @@ def admit(
 def store(
     connection: Connection, replica_id: str, own: Mapping[str, Counts], *, is_all: bool
 ) -> bool:
-    """Store what owners have at a replica; False if the registry does not know the replica.
+    """Store the counts of owners at a replica; False if the replica has no row in the registry.
 
-    With ``is_all`` no other owner has anything there.
+    With ``is_all`` every other owner's counts there are 0.
     """
     if not _is_joined(connection, replica_id):
         return False

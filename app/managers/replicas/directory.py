@@ -1,4 +1,4 @@
-"""What the other replicas have, as the registry tells: kernels, sessions, and where replicas are.
+"""The kernels, sessions and addresses of all replicas, as last read from the registry.
 
 A thread listens to the database (LISTEN, NOTIFY), and reads again what has changed. After its
 connection was lost it reads everything anew. So the directory is as old as a notification takes,
@@ -68,7 +68,7 @@ _SESSIONS: Final = "SELECT id, number, path, name, type, kernel_id, owner FROM k
 
 
 class _Found(NamedTuple):
-    """What was read again; None is everything, a set the rows with these ids."""
+    """Rows that were read again: those with these ids, or all rows if the ids are None."""
 
     kernels: list[KernelElsewhere]
     kernel_ids: set[str] | None
@@ -81,7 +81,7 @@ class _Found(NamedTuple):
 class Directory:
     """The registry's content, in memory. Make it inside a running event loop, and `close` it.
 
-    ``on_replicas`` is called when replicas have come or gone, as all of that list are.
+    The functions in `on_replicas` are called when replicas have come or gone.
     """
 
     def __init__(self, url: str, on_replicas: Callable[[], None]) -> None:
@@ -264,7 +264,7 @@ class Directory:
 
 
 def _notes(connection: Connection) -> Iterator[psycopg.Notify]:
-    """What was told, as soon as there is something; nothing after `WAIT_SECONDS`."""
+    """The notifications that have come; none if none comes within `WAIT_SECONDS`."""
     # The first one is waited for, and those that have come with it are taken at once: a hundred
     # kernels that were changed together are read again by one statement.
     yield from connection.notifies(timeout=WAIT_SECONDS, stop_after=1)

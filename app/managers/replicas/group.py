@@ -28,7 +28,7 @@ class Way(NamedTuple):
 
     replica: str
     name: str
-    """What its certificate has to say."""
+    """The name that its certificate has to have."""
     socket: Path | None
     dial: tuple[str, int] | None
 
@@ -49,7 +49,7 @@ class Here(Protocol):
 
 
 class Group:
-    """``kernels`` are those that this replica has."""
+    """The group of replicas; ``kernels`` are those of this replica."""
 
     def __init__(self, registry: SharedRegistry, keepers: Keepers, kernels: Here) -> None:
         self._registry = registry
@@ -97,7 +97,7 @@ class Group:
     async def is_own(self, kernel_id: str) -> bool:
         """Whether a kernel that this replica has is still its own.
 
-        While the lease is good no other can have the kernel. Behind that the keeper tells.
+        While the lease is good no other replica can have the kernel. After that the keeper tells.
         """
         # Behind the end of the lease the registry may be away, too. The keeper obeys the replica
         # that has come last: if it still answers this one, no other has reached it.
@@ -141,7 +141,7 @@ class Group:
         return Way(replica, known.names[replica], socket, host_and_port(dial, 0) if dial else None)
 
     def watch(self, on_replicas: Callable[[Collection[str]], None]) -> None:
-        """Have this called with the ids of all replicas when some have come or gone."""
+        """Have ``on_replicas`` called with the ids of all replicas when some have come or gone."""
         known = self._registry.directory
         known.on_replicas.append(lambda: on_replicas(known.addresses.keys()))
 

@@ -58,7 +58,7 @@ class SharedHandover(RegisteredHandover):
         registry.member.on_gone = self._on_gone
 
     async def adopt(self, one: Adopt) -> None:
-        """Adopt this replica's share of the kernels that nobody has, and go on with that later."""
+        """Adopt this replica's share of the kernels that no replica has, now and from now on."""
         self._one = one
         await asyncio.to_thread(self._remove_leftovers)
         # `begin` calls `_on_taken` for all that it takes before it returns: the tasks that have
@@ -160,7 +160,7 @@ class SharedHandover(RegisteredHandover):
             await self._shared.reservations.release(kernel.id)
 
     def _remove_leftovers(self) -> None:
-        """Remove the logs and directories of kernels that nobody knows any more."""
+        """Remove the logs and directories of kernels that are not in the registry any more."""
         # This runs in a thread, and the loop changes the table: a copy is made in one step. Of what
         # other replicas start meanwhile nothing is old enough.
         known: Collection[str] = [*self._shared.directory.kernels]

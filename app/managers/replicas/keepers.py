@@ -39,7 +39,7 @@ __all__ = ["SharedKeepers"]
 T = TypeVar("T")
 
 MAX_KNOWN: Final = 4096
-"""Keepers of which is remembered who has invited them, and that they may come."""
+"""How many keepers are remembered: who has invited them, and that they may come."""
 
 _SERVICE: Final = "service"
 
@@ -264,7 +264,7 @@ def _invite(
 
 
 def _read(connection: Connection, keeper_id: str) -> tuple[Invited, bool, str] | None:
-    """What is stored of a keeper, whether its secret has expired, and who has invited it."""
+    """A keeper's invitation, whether its secret has expired, and which replica has invited it."""
     row = connection.execute(
         "SELECT generation, secret, nonce, has_joined, expires <= clock_timestamp(), replica "
         # Two that show the same secret wait for each other here: the second finds it shown.
@@ -337,7 +337,7 @@ def _name(connection: Connection) -> str:
 
 
 def _generations(connection: Connection, keeper_ids: list[str]) -> dict[str, int]:
-    """Those keepers whose kernels are known, or may be about to be stored by a replica."""
+    """The generations of keepers whose kernels are stored, or may be about to be."""
     # A job is submitted behind the invitation of its keeper. So no job in an engine's list, which
     # is older than this look, is a stranger while its kernel or its replica lives.
     rows = connection.execute(

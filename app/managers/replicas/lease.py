@@ -42,7 +42,7 @@ class Lease:
         self._steady_since = float("inf")
 
     def renewed(self, sent: float, now: float) -> None:
-        """The registry has confirmed, by ``now``, a renewal that was ``sent`` then.
+        """Take note that by ``now`` the registry has confirmed a renewal, which left at ``sent``.
 
         An answer that comes late confirms less, and never takes back what a later one confirmed.
         """
@@ -57,7 +57,7 @@ class Lease:
             self._steady_since = now
 
     def lost(self) -> None:
-        """The registry knows this replica no more: the others have declared it dead, or it left."""
+        """Take note that the registry has no row of this replica: it was declared dead, or left."""
         self._is_member = False
         self._good_until = float("-inf")
         self._steady_since = float("inf")
@@ -67,7 +67,7 @@ class Lease:
         return now < self._good_until
 
     def standing(self, now: float) -> Standing:
-        """What is known of the lease."""
+        """The standing of the lease."""
         if not self._is_member:
             return Standing.NONE
         return Standing.GOOD if self.is_good(now) else Standing.OVER

@@ -53,7 +53,7 @@ SPREAD_SECONDS: Final = 0.05
 """The pause before more kernels are taken, in which the other replicas take theirs."""
 
 BURY_SECONDS: Final = 30.0
-"""When what replicas have left is looked after again, if it could not be."""
+"""The pause before unregistered kernels of dead replicas are ended again, if that failed."""
 
 ROUNDS: Final = 200
 """How often more kernels are taken in a row, before the lease is renewed again."""
@@ -65,8 +65,8 @@ class Member:
     ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
     others have declared it dead: it has no kernel any more. ``on_gone`` is called with the ids of
     replicas of this host that are gone, and those of all kernels that the registry knows; `buried`
-    is to be called with the former when that is done, or could not be. ``agents`` are where keepers
-    dial this replica, if it listens.
+    is to be called with the former when their unregistered kernels were ended, or could not be.
+    ``agents`` are where keepers dial this replica, if it listens.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Member:
 
     @property
     def standing(self) -> Standing:
-        """What is known of the lease now."""
+        """The present standing of the lease."""
         return self.lease.standing(self._loop.time())
 
     @property
@@ -100,7 +100,7 @@ class Member:
         return bool(self._trouble) or self.standing is not Standing.GOOD
 
     def wake(self) -> None:
-        """There may be kernels that nobody has."""
+        """Look soon for kernels that no replica has."""
         self._wake.set()
 
     async def join(self, *, replaces: Sequence[str] = ()) -> None:
@@ -156,7 +156,7 @@ class Member:
         self._trouble = str(error)
 
     def _refused(self, error: UnusableRegistry) -> None:
-        """The others, which have declared this replica dead, do not let it join them again."""
+        """Take note that the other replicas do not let this one, declared dead, join them again."""
         if self._trouble != str(error):
             logger.error("this replica may not join the others again: %s", error)
         self._trouble = str(error)
@@ -201,7 +201,10 @@ class Member:
             self.on_gone(new, known)
 
     async def buried(self, ids: Sequence[str], *, is_done: bool) -> None:
-        """What replicas had started and not stored is ended; if not, that is tried again later."""
+        """Note that unregistered kernels of these dead replicas were ended.
+
+        Unless it ``is_done``, allow another attempt later.
+        """
         if not is_done:
             self._loop.call_later(BURY_SECONDS, self._burying.difference_update, ids)
             return
@@ -212,7 +215,7 @@ class Member:
         self._burying.difference_update(ids)
 
     async def _take(self) -> None:
-        """Take this replica's share of the kernels that nobody has, until there are none."""
+        """Take this replica's share of the kernels that no replica has, until there are none."""
         for _ in range(ROUNDS):
             if self.standing is not Standing.GOOD:
                 return

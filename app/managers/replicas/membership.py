@@ -89,7 +89,9 @@ def join(
 
 
 def _noting(which: str) -> bytes:
-    """A statement that removes such replicas, and notes that they are gone; it tells their names.
+    """A statement that removes the replicas for which ``which`` is true, and returns their names.
+
+    It notes that they are gone.
 
     With a replica's row its kernels become free (ON DELETE SET NULL), and its reservations go.
     """
@@ -102,7 +104,7 @@ def _noting(which: str) -> bytes:
 
 
 def _remove_old(connection: Connection) -> None:
-    """Remove what nobody asks for any more."""
+    """Remove rows that no replica will ask for."""
     # A day: executions and places may be stored before their kernel is, if only by moments.
     connection.execute(
         "DELETE FROM kernelkeep.execution AS old "
@@ -199,20 +201,20 @@ def declare_dead(connection: Connection, replica_id: str) -> list[str]:
 
 
 def gone(connection: Connection, host: str) -> list[str]:
-    """The ids of replicas of a host that are gone, and which nobody has looked after yet."""
+    """The ids of replicas of a host that are gone, and whose unregistered kernels may run."""
     rows = connection.execute("SELECT id FROM kernelkeep.gone WHERE host = %s", (host,)).fetchall()
     return [replica_id for (replica_id,) in rows]
 
 
 def forget_gone(connection: Connection, ids: Collection[str]) -> None:
-    """What these replicas had started and not stored is ended."""
+    """Forget these replicas: their unregistered kernels were ended."""
     connection.execute("DELETE FROM kernelkeep.gone WHERE id = ANY(%s)", ([*ids],))
 
 
 def take(
     connection: Connection, replica_id: str, keepers: Collection[str], at_most: int
 ) -> tuple[int, int]:
-    """Take a share of the kernels that nobody has; returns how many were taken, and are left.
+    """Take a share of the kernels that no replica has; returns how many were taken, and are left.
 
     Only kernels whose keepers this replica reaches are taken. The share is that of one among the
     replicas that live, so that those which look at the same time spread the kernels among them.
@@ -282,6 +284,6 @@ def everybodys(connection: Connection) -> list[str]:
 
 
 def leave(connection: Connection, replica_id: str) -> None:
-    """Leave the others: the kernels are theirs from now on."""
+    """Leave the group: the other replicas may take the kernels from now on."""
     connection.execute(_noting("id = %s"), (replica_id,))
     tell(connection, "replicas")

@@ -13,7 +13,7 @@ __all__ = ["take"]
 _TABLES: Final = {"starts_per_minute": "starts", "contents_bytes_per_day": "contents"}
 
 MAX_SECONDS: Final = 10 * 365 * 86400.0
-"""How long a row is kept at the most, of an amount that would take longer to run off."""
+"""How long a row is stored at the most, even if its amount would take longer to run off."""
 
 
 def take(

@@ -146,7 +146,7 @@ class SharedRegistry(Registry):
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
         self._counting = SharedCounting(identity, self._ask)
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
-        """What replicas do one at a time."""
+        """The claims of this replica."""
         self._shared_store = SharedStore(
             self._database, identity, self.terms, self._keeper_of, self._fence_later
         )
@@ -229,8 +229,8 @@ class SharedRegistry(Registry):
         # write returns to the loop, in whose order its effect comes first.
         return kernel_id in self.terms and kernel_id not in self._missed
 
-    async def kept(self, kernel_id: str, execution_id: str, term: int) -> None:
-        """As `Registry.kept`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
+    async def execution_stored(self, kernel_id: str, execution_id: str, term: int) -> None:
+        """As `Registry.execution_stored`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
 
         The replica that has the kernel next would not know an execution that is here alone, while
         its client was told that it will run.
@@ -272,7 +272,7 @@ class SharedRegistry(Registry):
         return self._shared_store.at(self.terms.now())
 
     def fence(self, kernel_id: str) -> None:
-        """Another replica has this kernel."""
+        """Give up this kernel, which another replica has taken."""
         # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
         # What a flush has given to the thread goes with the old term, and the row in the registry
         # refuses it. No await is in here: whatever is told by `on_fenced` finds nothing left of

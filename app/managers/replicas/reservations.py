@@ -35,7 +35,7 @@ class NotJoined(Exception):
 
 
 def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) -> Used | None:
-    """Reserve a place, if there is one; else what there is. Raises `Elsewhere`, `NotJoined`."""
+    """Reserve a place; if there is none, return what is used. Raises `Elsewhere`, `NotJoined`."""
     # The lock ends with the transaction. Without it two replicas would each count the last place as
     # free: no row is there that both would have to lock.
     execute = connection.execute
@@ -84,10 +84,10 @@ def release(connection: Connection, replica_id: str, kernel_ids: Sequence[str]) 
 
 
 class Asks(Protocol):
-    """How the database is asked."""
+    """A function that runs work with the connection to the database, in its thread."""
 
     async def __call__(self, work: Callable[[Connection], Any], /) -> Any:
-        """What ``work`` returns. Raises `StoreAway`."""
+        """Run ``work`` and return its result. Raises `StoreAway`."""
 
 
 class SharedReservations:

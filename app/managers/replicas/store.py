@@ -235,7 +235,7 @@ class SharedStore:
             self._on_fenced(kernel_id, terms[kernel_id])
 
     def _others(self, connection: Connection, terms: Mapping[str, int]) -> set[str]:
-        """Those of the kernels with these terms that another replica has.
+        """The kernels among those with these terms that another replica has.
 
         The rows are locked, so that none is taken before the end of the transaction. A kernel that
         has no row is none of them: what belongs to it may be stored first.

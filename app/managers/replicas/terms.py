@@ -30,7 +30,7 @@ class Terms:
         return iter([*self._terms])  # a copy: whoever loops drops some
 
     def begin(self, kernel_id: str) -> None:
-        """The kernel is to be started here.
+        """Begin the first term of a kernel that is to be started here.
 
         A first term is the time in seconds since the epoch. So a kernel that is started with the id
         of one that is gone has a later term, and is none of its owner's.
@@ -40,20 +40,20 @@ class Terms:
         self._terms[kernel_id] = max(self.of(kernel_id) + 1, int(time.time()))
 
     def now(self) -> Terms:
-        """The terms as they are now, whatever becomes of them."""
+        """A copy of the terms as they are now."""
         terms = Terms()
         terms._terms = dict(self._terms)
         return terms
 
     def of(self, kernel_id: str) -> int:
-        """The term of a kernel; 0, in which nothing is granted, if this replica has it not."""
+        """The term of a kernel; 0, in which nothing is granted, if it is not this replica's."""
         return self._terms.get(kernel_id, 0)
 
     def take(self, kernel_id: str, term: int) -> None:
-        """This replica has the kernel from another, in this term."""
+        """Store the term in which this replica has taken a kernel over."""
         self._terms[kernel_id] = term
 
     def drop(self, kernel_id: str, term: int | None = None) -> None:
-        """The kernel is gone, or another's; with ``term`` only if that is still its term."""
+        """Forget the term of a kernel; with ``term``, only if that is still its term."""
         if term in (None, self.of(kernel_id)):
             self._terms.pop(kernel_id, None)

@@ -58,7 +58,7 @@ class SharedTokens(TokenTable):
 
     @contextlib.contextmanager
     def _bounded(self) -> Iterator[None]:
-        """Within, the database is waited for for so long, and once more if it is tried again."""
+        """A block in which each attempt at the database takes `ANSWER_SECONDS` at the most."""
         # No bound of the client's library ends the wait for a database that is stopped. What is
         # aborted is tried once more (`Database.run`), and so there may be two aborts. An abort that
         # comes when the work has just ended does no harm: the next work makes a new connection.

@@ -34,7 +34,7 @@ class _Registry:
     def forget(self, _kernel: str, execution: str) -> None:
         self.forgotten.append(execution)
 
-    async def kept(self, _kernel: str, _execution: str, term: int) -> None:
+    async def execution_stored(self, _kernel: str, _execution: str, term: int) -> None:
         self.asked_for_in.append(term)
 
 
@@ -100,5 +100,5 @@ async def test_nothing_is_stored_in_a_later_term() -> None:
     store.forgotten(second)
     assert [one.id for one in registry.records] == ["a", "b"]
     assert registry.forgotten == ["a"]
-    await store.kept(second)
+    await store.execution_stored(second)
     assert registry.asked_for_in == [1]

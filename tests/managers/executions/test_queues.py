@@ -121,7 +121,7 @@ class Unsure:
     def changed(self, execution: Execution) -> None:
         """It is told so, and stores nothing."""
 
-    async def kept(self, execution: Execution) -> None:
+    async def execution_stored(self, execution: Execution) -> None:
         self.meanwhile(execution)
         raise RegistryUnavailable
 

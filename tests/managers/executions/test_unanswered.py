@@ -1,6 +1,6 @@
 """Requests that a kernel drops, or goes idle for without a reply: each gets an end.
 
-These are the tests of `app.managers.executions.made_up` and `app.managers.messages.request_ends`.
+These are the tests of `app.managers.messages.request_ends`.
 """
 
 from __future__ import annotations
@@ -169,6 +169,26 @@ async def test_an_error_that_was_published_is_known_without_the_reply(cancelled:
     assert execution.state == ("cancelled" if cancelled else "error")
     assert execution.execution_count == 7
     assert behind.state == ("queued" if cancelled else "aborted")
+
+
+@pytest.mark.usefixtures("patient")
+async def test_the_reply_in_its_place_has_the_error_that_was_published_of_it() -> None:
+    kernel = ScriptedKernel()
+    reader = kernel.traffic.clients.attach("client")
+    execution = kernel.execution(kernel.send())
+    other = submit(kernel, "complete_request")
+    kernel.is_busy(execution)
+    kernel.says(execution, "execute_input", code="1", execution_count=7)
+    error = {"ename": "ValueError", "evalue": "other", "traceback": []}
+    kernel.hears(make_message("iopub", "error", error, session="kernel", parent=other))
+    lies: dict[str, Any] = {**error, "evalue": "own", "status": "ok", "execution_count": "many"}
+    kernel.says(execution, "error", **lies)
+    kernel.is_idle(execution)
+    await answers_something_else(kernel)
+    await eventually(lambda: execution.ended)
+    assert (execution.state, execution.execution_count) == ("error", 7)
+    (reply,) = replies(reader, "execute_reply")
+    assert reply == {**error, "evalue": "own", "status": "error", "execution_count": 7}
 
 
 @pytest.mark.usefixtures("patient")

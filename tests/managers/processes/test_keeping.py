@@ -10,10 +10,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from app.managers.processes.keeper.new_keepers import new_keepers
+from app.settings import Settings
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
 from tests.support.processes import children, eventually, is_alive, keepers
@@ -121,3 +125,60 @@ def test_what_is_open_to_others_stops_the_start(home: Home, name: str) -> None:
     assert refused.returncode == 2
     remedy = f"chmod 0600 {file}"
     assert f"is open to others (mode 0660): {remedy}" in refused.stderr
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing says what becomes of kernels; `tests/conftest.py` does for other tests."""
+    monkeypatch.delenv("KERNELKEEP_ON_SHUTDOWN", raising=False)
+
+
+@pytest.fixture
+def on_nfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unset: None) -> Path:
+    """A state directory on a network file system."""
+    for module in ("app.settings", "app.managers.processes.keeper.new_keepers"):
+        monkeypatch.setattr(
+            f"{module}.network_file_system", lambda path: path == tmp_path and "nfs"
+        )
+    return tmp_path
+
+
+async def warnings_of(caplog: pytest.LogCaptureFixture, **options: Any) -> list[str]:
+    settings = Settings(_cli_parse_args=False, **options)
+    keepers = new_keepers(settings, settings.state_dir, [])
+    await keepers.close()
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+async def test_a_server_on_a_network_file_system_says_that_kernels_end_with_it(
+    on_nfs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await warnings_of(caplog, state_dir=on_nfs) == [
+        "kernels end with this server: the state directory is on a network file system (nfs) "
+        "(on_shutdown=stop says so)"
+    ]
+
+
+async def test_one_that_keeps_kernels_there_all_the_same_says_what_to_do(
+    on_nfs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (warning,) = await warnings_of(caplog, state_dir=on_nfs, on_shutdown="keep")
+    assert warning.startswith(f"the state directory {on_nfs} is on a network file system (nfs), ")
+    assert warning.endswith(
+        "; either set on_shutdown=stop and a state_dir on a tmpfs, or a state_dir on a local disk"
+    )
+
+
+@pytest.mark.usefixtures("unset")
+@pytest.mark.parametrize("option", ["keep", "stop", None])
+async def test_neither_is_said_where_there_is_no_cause(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, option: str | None
+) -> None:
+    given = {} if option is None else {"on_shutdown": option}
+    assert await warnings_of(caplog, state_dir=tmp_path, **given) == []
+
+
+async def test_a_server_that_stops_its_kernels_may_be_on_a_network_file_system(
+    on_nfs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await warnings_of(caplog, state_dir=on_nfs, on_shutdown="stop") == []

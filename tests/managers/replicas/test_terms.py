@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from app.managers.handover import registry as handover_registry
 from app.managers.handover.registry import Registry
@@ -19,7 +20,12 @@ from app.managers.replicas import registry
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
 from app.managers.replicas.keepers import SharedKeepers
 from app.managers.replicas.membership import Taken
-from app.managers.replicas.registry import DIRECTORY, SharedRegistry, _NameLock
+from app.managers.replicas.registry import (
+    DIRECTORY,
+    SharedRegistry,
+    _NameLock,
+    check_shared_registry,
+)
 from app.managers.replicas.terms import Terms
 from app.settings import Settings
 from tests.managers.handover.test_registry import record
@@ -72,7 +78,7 @@ async def test_what_was_stored_in_a_term_that_is_over_may_be_done_by_another() -
 
     keeping = SimpleNamespace(member=SimpleNamespace(is_away=False), terms=terms, stored=stored)
     with pytest.raises(ReplicaUnreachable, match="may have been done"):
-        await SharedRegistry.kept(cast("Any", keeping), "k", "e", terms.of("k"))
+        await SharedRegistry.execution_stored(cast("Any", keeping), "k", "e", terms.of("k"))
 
 
 async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
@@ -100,7 +106,7 @@ async def test_an_execution_that_a_later_flush_is_still_writing_is_not_stored(
     monkeypatch.setattr(kept, "member", SimpleNamespace(is_away=False), raising=False)
     kept.note("k", "e", lambda: ExecutionRecord("k", "e", 1, b""))
     with pytest.raises(RegistryUnavailable):
-        await SharedRegistry.kept(cast("Any", kept), "k", "e", terms.of("k"))
+        await SharedRegistry.execution_stored(cast("Any", kept), "k", "e", terms.of("k"))
     go.set()
     await tries[0]
     await kept.close()
@@ -171,3 +177,23 @@ async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
     shared.found(Taken(2, record("lost"), [execution], places))
     shared.fence("lost")
     assert await shared.executions("lost") == await shared.places("lost") == "asked for lost"
+
+
+def test_a_state_directory_on_a_network_file_system_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "network_file_system", lambda path: path == tmp_path and "nfs4")
+    settings = Settings(
+        _cli_parse_args=False,
+        state_dir=tmp_path,
+        on_shutdown="keep",
+        token=SecretStr("a token of some length"),
+        registry_url=SecretStr("postgresql://nobody@127.0.0.1:1/nothing"),
+    )
+    with pytest.raises(UnusableRegistry) as raised:
+        check_shared_registry(settings)
+    assert str(raised.value) == (
+        f"the state directory {tmp_path} is on a network file system (nfs4), whose locks cannot be "
+        "relied on"
+    )
+    assert [*tmp_path.iterdir()] == []

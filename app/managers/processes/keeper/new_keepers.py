@@ -1,4 +1,4 @@
-"""Making the keepers' client, as the options want it."""
+"""Makes the server's client of its keepers, by the options."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 def new_keepers(
     settings: Settings, directory: Path, own: Sequence[Path], terms: ReplicaTerms | None = None
 ) -> Keepers:
-    """The keepers as the options want them, in this directory; ``own`` goes with the server.
+    """The client of the keepers in ``directory``. The files ``own`` are removed with the server.
 
-    ``terms`` are those of a server that is one of several replicas.
+    A server that is one of several replicas gives its ``terms``. Logs a warning if kernels end with
+    the server although nobody has asked for that, or if its state directory cannot be locked.
     """
     network = network_file_system(settings.state_dir)
     if not settings.keeps and settings.on_shutdown == "keep":
@@ -32,7 +33,8 @@ def new_keepers(
     elif settings.keeps and network is not None:
         logger.warning(
             "the state directory %s is on a network file system (%s), whose locks cannot be relied "
-            "on: two servers could take the same kernels for theirs",
+            "on: two servers could take the same kernels for theirs; either set on_shutdown=stop "
+            "and a state_dir on a tmpfs, or a state_dir on a local disk",
             settings.state_dir,
             network,
         )
