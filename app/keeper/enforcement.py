@@ -17,22 +17,28 @@ from typing import Final, Literal
 
 from .groups import CONTROLLERS, ControlGroups, Group
 from .limits import ProcessLimits
+from .looking import user_of
 
 __all__ = ["By", "Enforcement", "Enforcer"]
 
 logger = logging.getLogger(__name__)
 
 By = Literal["cgroup", "setrlimit", "none"]
-"""What enforces a limit. By ``setrlimit`` it holds for each process by itself."""
+"""What enforces a limit.
+
+By ``setrlimit`` it holds for each process by itself, but for that of processes: all processes of
+the user are counted.
+"""
 
 _DATA: Final = "memory"
 _FILES: Final = "open_files"
+_PROCESSES: Final = "processes"
 
 # RLIMIT_DATA counts what a process can write and shares with nobody [setrlimit(2), Linux from 4.7
 # on]. RLIMIT_AS would count address space as well that is only reserved, of which some kernels have
-# a thousand times what they use. No resource limits the number of processes: RLIMIT_NPROC counts
-# all processes of a user, and all kernels run as the service's user.
-RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE} | (
+# a thousand times what they use. RLIMIT_NPROC counts all processes and threads of the real user of
+# the one that forks. So it is for a user who has one owner's kernels alone (`_has_resource`).
+RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE, _PROCESSES: resource.RLIMIT_NPROC} | (
     {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
 )
 
@@ -72,6 +78,8 @@ class Enforcement:
 
     def _prepare(self) -> None:
         """Limit the child. In there, between fork and exec, a lock or an import could hang."""
+        # The child is another user's already, if it is to be (`launch_process`). So setuid(2) has
+        # not counted that user's processes against this limit, by which exec(2) would then fail.
         try:
             if self._entrance != -1:
                 os.write(self._entrance, b"0")
@@ -129,12 +137,13 @@ class Enforcer:
         self._groups = groups
         self._said: set[tuple[tuple[str, str], ...]] = set()
 
-    def new(self, kernel_id: str, limits: ProcessLimits) -> Enforcement:
+    def new(self, kernel_id: str, limits: ProcessLimits, uid: int | None = None) -> Enforcement:
         """The enforcement for a kernel's next process. Raises `OSError` if there is no group.
 
-        Where groups can be used, a process whose group cannot be made must not run without one.
+        ``uid`` is the user that the process is launched as; None for the keeper's own. Where groups
+        can be used, a process whose group cannot be made must not run without one.
         """
-        by = self._choose(limits)
+        by = self._choose(limits, uid)
         group = self._groups.new(kernel_id, limits) if "cgroup" in by.values() else None
         return Enforcement(limits, group, by)
 
@@ -147,7 +156,8 @@ class Enforcer:
         group = self._groups.found(pid)
         if limits is None:
             return Enforcement(ProcessLimits(), group, {})
-        by = self._choose(limits, running=True)
+        uid = user_of(pid) if limits.processes is not None else None
+        by = self._choose(limits, uid, running=True)
         if "cgroup" not in by.values():
             if group is not None:
                 self._groups.limit(group.owner, limits)  # those of the keeper before may differ
@@ -157,14 +167,16 @@ class Enforcer:
         self._groups.limit(group.owner, limits)
         return Enforcement(limits, group, by)
 
-    def _choose(self, limits: ProcessLimits, *, running: bool = False) -> dict[str, By]:
+    def _choose(
+        self, limits: ProcessLimits, uid: int | None, *, running: bool = False
+    ) -> dict[str, By]:
         limited = limits.limited
         controllers = self._groups.controllers if limited - {_FILES} else frozenset()
         by: dict[str, By] = {}
         for name in sorted(limited):
             if CONTROLLERS.get(name) in controllers:
                 by[name] = "cgroup"
-            elif name in RESOURCES and (hasattr(resource, "prlimit") or not running):
+            elif _has_resource(name, uid) and (hasattr(resource, "prlimit") or not running):
                 by[name] = "setrlimit"
             else:
                 by[name] = "none"
@@ -175,6 +187,14 @@ class Enforcer:
             why = self._groups.why_not
             logger.info("limits are enforced: %s%s", text, f" ({why})" if why else "")
         return by
+
+
+def _has_resource(name: str, uid: int | None) -> bool:
+    """Whether a resource limits the processes of this user; None is the keeper's own."""
+    if name != _PROCESSES:
+        return name in RESOURCES
+    # It does not hold for root, and the service's user has the kernels of more than one owner.
+    return uid not in (None, 0, os.getuid(), os.geteuid())
 
 
 def _within_hard(number: int, value: int) -> int:

@@ -63,7 +63,8 @@ class LimitModel(msgspec.Struct):
         Literal["cgroup", "setrlimit", "none"],
         Meta(
             description="`cgroup`: for all kernels of the owner together. `setrlimit`: for each "
-            "process by itself. `none`: it cannot be enforced on this machine."
+            "process by itself; `processes`, for all that run as the owner's user. `none`: it "
+            "cannot be enforced on this machine."
         ),
     ]
 
