@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Final, Literal
 
 from .groups import CONTROLLERS, ControlGroups, Group
@@ -42,6 +43,9 @@ RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE, _PROCESSES: resource.RLIMIT_
     {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
 )
 
+# As /proc/PID/limits names the resources.
+_TITLES: Final = {_FILES: "Max open files", _PROCESSES: "Max processes", _DATA: "Max data size"}
+
 
 class Enforcement:
     """How one process is limited: in a ``group``, if there is one, and by setrlimit(2)."""
@@ -51,7 +55,7 @@ class Enforcement:
         self.group = group
         self.by = by
         self._rlimits = {
-            RESOURCES[name]: _within_hard(RESOURCES[name], getattr(limits, name))
+            name: _within_hard(RESOURCES[name], getattr(limits, name))
             for name, how in by.items()
             if how == "setrlimit"
         }
@@ -83,8 +87,8 @@ class Enforcement:
         try:
             if self._entrance != -1:
                 os.write(self._entrance, b"0")
-            for number, value in self._rlimits.items():
-                resource.setrlimit(number, (value, value))
+            for name, value in self._rlimits.items():
+                resource.setrlimit(RESOURCES[name], (value, value))
         except OSError as error:
             os.write(self._told[1], b"%d" % (error.errno or errno.EIO))
             raise
@@ -124,10 +128,14 @@ class Enforcement:
             with contextlib.suppress(ProcessLookupError):
                 if self.group is not None:
                     self.group.enter(pid)
-                for number, value in self._rlimits.items():
-                    # Without the right to raise a hard limit, the lower one stays.
-                    with contextlib.suppress(PermissionError):
-                        resource.prlimit(pid, number, (value, value))
+                for name, value in self._rlimits.items():
+                    try:
+                        resource.prlimit(pid, RESOURCES[name], (value, value))
+                    except PermissionError:
+                        # Without the capability SYS_RESOURCE nobody raises a hard limit, so that
+                        # the lower one stays, nor changes any of another user's process.
+                        if not _has_no_more(pid, name, value):
+                            raise
 
 
 class Enforcer:
@@ -195,6 +203,17 @@ def _has_resource(name: str, uid: int | None) -> bool:
         return name in RESOURCES
     # It does not hold for root, and the service's user has the kernels of more than one owner.
     return uid not in (None, 0, os.getuid(), os.geteuid())
+
+
+def _has_no_more(pid: int, name: str, value: int) -> bool:
+    """Whether the hard limit of a process is at most this, or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    title = _TITLES[name]
+    hard = [line.removeprefix(title).split()[1] for line in lines if line.startswith(title)]
+    return all(word != "unlimited" and int(word) <= value for word in hard)
 
 
 def _within_hard(number: int, value: int) -> int:

@@ -191,6 +191,29 @@ def test_a_process_that_runs_is_limited_as_well(fake: FakeGroups) -> None:
     enforcement.impose([process.pid])  # it has ended: no error
 
 
+def test_limits_of_a_running_process_that_nobody_may_change_are_no_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of another user's process without the capability SYS_RESOURCE."""
+
+    def imposed(files: int, pid: int) -> None:
+        limits = ProcessLimits(open_files=files)
+        enforcer(FakeGroups(tmp_path, "")).again("k", pid, limits).impose([pid])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        imposed(77, process.pid)
+        monkeypatch.setattr(resource, "prlimit", refuse)
+        imposed(77, process.pid)  # it has that already
+        imposed(78, process.pid)  # and less stays less
+        with pytest.raises(PermissionError):
+            imposed(76, process.pid)
+        process.kill()
+    imposed(76, process.pid)  # it has ended
+
+
 def test_a_keeper_that_follows_takes_it_as_it_is(fake: FakeGroups) -> None:
     first = enforcer(fake).new("k", LIMITS)
     assert first.group is not None
