@@ -85,7 +85,9 @@ class Views:
                 "idempotency": self._idempotency.of(principal.owner),
                 "tokens": CallersTokens(self._tokens, principal),
                 "share": CallersShare(self._shares, principal),
-                "owners": CallersOwners(self._kernels.shares, self._shares, principal),
+                "owners": CallersOwners(
+                    self._kernels.shares, self._shares, self._kernels.usage, principal
+                ),
             }
             principal.views = self, made
         return principal.views[1]

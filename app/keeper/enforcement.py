@@ -13,28 +13,38 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Final, Literal
 
 from .groups import CONTROLLERS, ControlGroups, Group
 from .limits import ProcessLimits
+from .looking import user_of
 
 __all__ = ["By", "Enforcement", "Enforcer"]
 
 logger = logging.getLogger(__name__)
 
 By = Literal["cgroup", "setrlimit", "none"]
-"""What enforces a limit. By ``setrlimit`` it holds for each process by itself."""
+"""What enforces a limit.
+
+By ``setrlimit`` it holds for each process by itself, but for that of processes: all processes of
+the user are counted.
+"""
 
 _DATA: Final = "memory"
 _FILES: Final = "open_files"
+_PROCESSES: Final = "processes"
 
 # RLIMIT_DATA counts what a process can write and shares with nobody [setrlimit(2), Linux from 4.7
 # on]. RLIMIT_AS would count address space as well that is only reserved, of which some kernels have
-# a thousand times what they use. No resource limits the number of processes: RLIMIT_NPROC counts
-# all processes of a user, and all kernels run as the service's user.
-RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE} | (
+# a thousand times what they use. RLIMIT_NPROC counts all processes and threads of the real user of
+# the one that forks. So it is for a user who has one owner's kernels alone (`_has_resource`).
+RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE, _PROCESSES: resource.RLIMIT_NPROC} | (
     {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
 )
+
+# As /proc/PID/limits names the resources.
+_TITLES: Final = {_FILES: "Max open files", _PROCESSES: "Max processes", _DATA: "Max data size"}
 
 
 class Enforcement:
@@ -45,7 +55,7 @@ class Enforcement:
         self.group = group
         self.by = by
         self._rlimits = {
-            RESOURCES[name]: _within_hard(RESOURCES[name], getattr(limits, name))
+            name: _within_hard(RESOURCES[name], getattr(limits, name))
             for name, how in by.items()
             if how == "setrlimit"
         }
@@ -72,11 +82,13 @@ class Enforcement:
 
     def _prepare(self) -> None:
         """Limit the child. In there, between fork and exec, a lock or an import could hang."""
+        # The child is another user's already, if it is to be (`launch_process`). So setuid(2) has
+        # not counted that user's processes against this limit, by which exec(2) would then fail.
         try:
             if self._entrance != -1:
                 os.write(self._entrance, b"0")
-            for number, value in self._rlimits.items():
-                resource.setrlimit(number, (value, value))
+            for name, value in self._rlimits.items():
+                resource.setrlimit(RESOURCES[name], (value, value))
         except OSError as error:
             os.write(self._told[1], b"%d" % (error.errno or errno.EIO))
             raise
@@ -116,10 +128,14 @@ class Enforcement:
             with contextlib.suppress(ProcessLookupError):
                 if self.group is not None:
                     self.group.enter(pid)
-                for number, value in self._rlimits.items():
-                    # Without the right to raise a hard limit, the lower one stays.
-                    with contextlib.suppress(PermissionError):
-                        resource.prlimit(pid, number, (value, value))
+                for name, value in self._rlimits.items():
+                    try:
+                        resource.prlimit(pid, RESOURCES[name], (value, value))
+                    except PermissionError:
+                        # Without the capability SYS_RESOURCE nobody raises a hard limit, so that
+                        # the lower one stays, nor changes any of another user's process.
+                        if not _has_no_more(pid, name, value):
+                            raise
 
 
 class Enforcer:
@@ -129,12 +145,13 @@ class Enforcer:
         self._groups = groups
         self._said: set[tuple[tuple[str, str], ...]] = set()
 
-    def new(self, kernel_id: str, limits: ProcessLimits) -> Enforcement:
+    def new(self, kernel_id: str, limits: ProcessLimits, uid: int | None = None) -> Enforcement:
         """The enforcement for a kernel's next process. Raises `OSError` if there is no group.
 
-        Where groups can be used, a process whose group cannot be made must not run without one.
+        ``uid`` is the user that the process is launched as; None for the keeper's own. Where groups
+        can be used, a process whose group cannot be made must not run without one.
         """
-        by = self._choose(limits)
+        by = self._choose(limits, uid)
         group = self._groups.new(kernel_id, limits) if "cgroup" in by.values() else None
         return Enforcement(limits, group, by)
 
@@ -147,7 +164,8 @@ class Enforcer:
         group = self._groups.found(pid)
         if limits is None:
             return Enforcement(ProcessLimits(), group, {})
-        by = self._choose(limits, running=True)
+        uid = user_of(pid) if limits.processes is not None else None
+        by = self._choose(limits, uid, running=True)
         if "cgroup" not in by.values():
             if group is not None:
                 self._groups.limit(group.owner, limits)  # those of the keeper before may differ
@@ -157,14 +175,16 @@ class Enforcer:
         self._groups.limit(group.owner, limits)
         return Enforcement(limits, group, by)
 
-    def _choose(self, limits: ProcessLimits, *, running: bool = False) -> dict[str, By]:
+    def _choose(
+        self, limits: ProcessLimits, uid: int | None, *, running: bool = False
+    ) -> dict[str, By]:
         limited = limits.limited
         controllers = self._groups.controllers if limited - {_FILES} else frozenset()
         by: dict[str, By] = {}
         for name in sorted(limited):
             if CONTROLLERS.get(name) in controllers:
                 by[name] = "cgroup"
-            elif name in RESOURCES and (hasattr(resource, "prlimit") or not running):
+            elif _has_resource(name, uid) and (hasattr(resource, "prlimit") or not running):
                 by[name] = "setrlimit"
             else:
                 by[name] = "none"
@@ -175,6 +195,25 @@ class Enforcer:
             why = self._groups.why_not
             logger.info("limits are enforced: %s%s", text, f" ({why})" if why else "")
         return by
+
+
+def _has_resource(name: str, uid: int | None) -> bool:
+    """Whether a resource limits the processes of this user; None is the keeper's own."""
+    if name != _PROCESSES:
+        return name in RESOURCES
+    # It does not hold for root, and the service's user has the kernels of more than one owner.
+    return uid not in (None, 0, os.getuid(), os.geteuid())
+
+
+def _has_no_more(pid: int, name: str, value: int) -> bool:
+    """Whether the hard limit of a process is at most this, or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    except FileNotFoundError:
+        return True
+    title = _TITLES[name]
+    hard = [line.removeprefix(title).split()[1] for line in lines if line.startswith(title)]
+    return all(word != "unlimited" and int(word) <= value for word in hard)
 
 
 def _within_hard(number: int, value: int) -> int:

@@ -147,7 +147,7 @@ class KeptKernels:
         if not command:
             raise ValueError("there is no command to execute")
         kernel = self._new(kernel_id, output, launched_by)
-        enforcement = self._enforcer.new(kernel_id, limits)
+        enforcement = self._enforcer.new(kernel_id, limits, user.uid if user is not None else None)
         # For a keeper after this one, if this one is killed before it can note the process.
         self._note((kernel_id, LAUNCHING, "", kernel.output))
         try:

@@ -22,9 +22,9 @@ class ProcessLimits(msgspec.Struct, frozen=True, omit_defaults=True):
 
     ``memory`` (bytes), ``cpu`` (processors; 0.5 is half of one) and ``processes`` (threads count)
     hold for all kernels of an ``owner`` together where the system has control groups, and for each
-    process, as far as they can be enforced, where it has not. ``open_files`` holds for each process
-    everywhere. ``owner`` is the `owner_key` of the kernel's owner; without one the kernel shares
-    its limits with no other.
+    process, as far as they can be enforced, where it has not; ``processes`` then for all that run
+    as the owner's user. ``open_files`` holds for each process everywhere. ``owner`` is the
+    `owner_key` of the kernel's owner; without one the kernel shares its limits with no other.
     """
 
     owner: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,13 @@ __all__ = [
     "run_tool",
     "start_time",
     "states_of_group",
+    "user_of",
 ]
 
 TOOL_SECONDS: Final = 5.0
 """How long ps(1) and lsof(8) may take."""
+
+_USERS: Final = re.compile(r"^Uid:\s+([0-9]+)", re.MULTILINE)  # in /proc/PID/status
 
 ZOMBIE: Final = "Z"  # in /proc and in ps(1)
 
@@ -78,6 +82,16 @@ def _holders(file: Path) -> list[int]:
     """The processes that have a file as their stdout, as lsof(8) finds them."""
     text = run_tool("lsof", "-a", "-d", "1", "-t", "--", str(file))
     return [int(word) for word in text.split() if word.isdigit()]
+
+
+def user_of(pid: int) -> int | None:
+    """The real user of a process; None if there is no process, or no /proc to tell that."""
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    found = _USERS.search(text)
+    return int(found[1]) if found is not None else None
 
 
 def states_of_group(pgid: int) -> dict[int, str]:

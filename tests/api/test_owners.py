@@ -31,6 +31,9 @@ from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.server import REPOSITORY, ServerProcess
 
+UNKNOWN: dict[str, None] = dict.fromkeys(("memory", "cpu", "processes"))
+"""What kernels use that nobody has asked about."""
+
 TELLING = ("--identity-provider-class", "tests.support.identities:Telling")
 
 LIMITS: dict[str, dict[str, Any]] = {
@@ -308,6 +311,23 @@ async def test_limits_of_processes_are_those_of_the_kernel_s_owner(
     assert re.search(r"Max open files +200 +200 ", limits)
 
 
+async def test_what_processes_use_is_summed_up_as_far_as_somebody_has_asked(
+    server: ServerProcess, stack: AsyncExitStack
+) -> None:
+    owner = Owner(server, stack, "curious")
+    rest = await owner.rest()
+    kernels = [(await rest.start_kernel("fake"))["id"] for _ in range(2)]
+    for kernel in kernels:
+        await rest.wait_for_state(kernel, "idle")
+    assert UNKNOWN.items() <= (await owner.usage()).items()
+    memory = threads = 0
+    for kernel in kernels:
+        used = (await rest.request("GET", f"/api/kernels/{kernel}/usage")).json()
+        memory, threads = memory + used["memory"], threads + used["threads"]
+        together = await owner.usage()
+        assert (together["memory"], together["processes"]) == (memory, threads)
+
+
 async def test_bytes_of_the_logs_of_all_kernels(
     server: ServerProcess, stack: AsyncExitStack
 ) -> None:
@@ -369,7 +389,7 @@ async def test_who_sees_whose_limits(server: ServerProcess, stack: AsyncExitStac
     assert mine == {
         "name": "anna",
         "limits": {},
-        "usage": {"kernels": 1, "queued_executions": 0, "websockets": 0},
+        "usage": {"kernels": 1, "queued_executions": 0, "websockets": 0, **UNKNOWN},
     }
     listed = (await anna.request("GET", "/api/owners")).json()
     assert [one["name"] for one in listed] == ["anna"]
@@ -429,11 +449,12 @@ async def test_the_documented_configuration_works(make_server: MakeServer, home:
 
 def test_what_replicas_tell_of_an_owner_is_summed_up() -> None:
     def owner(name: str, kernels: int, used: int, lately: int | None) -> OwnerModel:
-        usage = UsageModel(kernels, used, used, used, lately, None, lately)
+        usage = UsageModel(kernels, used, used, used, lately, None, lately, lately, 0.5, None)
         return OwnerModel(name, Limits(kernels=5), usage)
 
     hers = [owner("ada", 2, 3, None), owner("ada", 3, 4, 2), owner("ada", 2, 0, 1)]
     found = together([owner("bob", 1, 0, None), *hers])
     ada = owner("ada", 3, 7, 3)
     ada.usage.starts_per_minute = 2  # each knows what was started at all of them until a moment ago
+    ada.usage.cpu = 1.5
     assert found == [ada, owner("bob", 1, 0, None)]

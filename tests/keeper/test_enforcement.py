@@ -17,6 +17,7 @@ from app.keeper.limits import NO_LIMITS, ProcessLimits
 from tests.support.groups import FakeGroups
 
 LIMITS = ProcessLimits(owner="anna", memory=2**30, cpu=0.5, processes=40, open_files=77)
+ANNAS = 20_000  # the id of a user who has her kernels alone
 TELL = "import resource; print(*resource.getrlimit(resource.RLIMIT_{}))"
 
 
@@ -61,6 +62,42 @@ def test_without_groups_each_process_has_its_limit(tmp_path: Path) -> None:
     }
     assert enforcement.group is None
     assert run(enforcement, TELL.format("DATA")) == f"{2**30} {2**30}"
+
+
+def test_without_groups_the_processes_of_an_owners_user_are_limited(tmp_path: Path) -> None:
+    enforcement = enforcer(FakeGroups(tmp_path, "")).new("k", LIMITS, ANNAS)
+    assert enforcement.by["processes"] == "setrlimit"
+    assert run(enforcement, TELL.format("NPROC")) == "40 40"
+
+
+@pytest.mark.parametrize("uid", [None, 0, 1234])
+def test_the_processes_of_root_and_of_the_service_are_not_limited(
+    tmp_path: Path, uid: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root has no such limit, and the service's user has other owners' kernels."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    enforcement = enforcer(FakeGroups(tmp_path, "")).new("k", LIMITS, uid)
+    assert enforcement.by["processes"] == "none"
+
+
+def test_a_group_limits_the_processes_of_an_owners_user_as_well(fake: FakeGroups) -> None:
+    assert enforcer(fake).new("k", LIMITS, ANNAS).by["processes"] == "cgroup"
+
+
+def test_a_process_of_an_owners_user_that_runs_is_limited_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = ProcessLimits(processes=40)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        again = enforcer(FakeGroups(tmp_path, "")).again("k", process.pid, limits)
+        assert again.by == {"processes": "none"}
+        users = {process.pid: ANNAS}
+        monkeypatch.setattr("app.keeper.enforcement.user_of", users.get)
+        again = enforcer(FakeGroups(tmp_path, "")).again("k", process.pid, limits)
+        assert again.by == {"processes": "setrlimit"}
+        again.impose([process.pid])
+        assert resource.prlimit(process.pid, resource.RLIMIT_NPROC) == (40, 40)
+        process.kill()
 
 
 def test_a_process_that_takes_too_much_is_told_so(tmp_path: Path) -> None:
@@ -152,6 +189,29 @@ def test_a_process_that_runs_is_limited_as_well(fake: FakeGroups) -> None:
         assert (other.group.owner / "memory.max").read_text().strip() == "max"
         process.kill()
     enforcement.impose([process.pid])  # it has ended: no error
+
+
+def test_limits_of_a_running_process_that_nobody_may_change_are_no_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of another user's process without the capability SYS_RESOURCE."""
+
+    def imposed(files: int, pid: int) -> None:
+        limits = ProcessLimits(open_files=files)
+        enforcer(FakeGroups(tmp_path, "")).again("k", pid, limits).impose([pid])
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    with subprocess.Popen(["sleep", "60"]) as process:
+        imposed(77, process.pid)
+        monkeypatch.setattr(resource, "prlimit", refuse)
+        imposed(77, process.pid)  # it has that already
+        imposed(78, process.pid)  # and less stays less
+        with pytest.raises(PermissionError):
+            imposed(76, process.pid)
+        process.kill()
+    imposed(76, process.pid)  # it has ended
 
 
 def test_a_keeper_that_follows_takes_it_as_it_is(fake: FakeGroups) -> None:

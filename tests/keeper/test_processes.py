@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from app.keeper import processes
+from app.keeper.looking import user_of
 from app.keeper.processes import (
     HAS_PIDFDS,
     HAS_PROC,
@@ -78,6 +79,13 @@ def test_a_process_of_another_start_is_another(leader: subprocess.Popen[bytes]) 
     boot, _, ticks = started.partition("/")
     assert open_process(leader.pid, f"{boot}/{int(ticks) + 1}") is None
     assert open_process(leader.pid, f"another-boot/{ticks}") is None
+
+
+def test_the_user_of_a_process_is_told(leader: subprocess.Popen[bytes]) -> None:
+    assert user_of(leader.pid) == (os.getuid() if HAS_PROC else None)
+    leader.kill()
+    leader.wait(WAIT)
+    assert user_of(leader.pid) is None
 
 
 def test_the_states_of_a_group_are_told(leader: subprocess.Popen[bytes]) -> None:

@@ -84,8 +84,12 @@ class IsolatedHome(Home):
         self._base, self._site = self._directory("base"), self._directory("site")
 
     def mounted(self, command: Sequence[str]) -> list[str]:
-        """The command in a mount namespace of its own, with the interpreter's files."""
+        """The command in a mount namespace of its own, with the interpreter's files.
+
+        Nobody can write control groups there, as in a container.
+        """
         mounts = [
+            ("mount", "-t", "tmpfs", "-o", "ro", "none", "/sys/fs/cgroup"),
             ("mount", "--rbind", sys.base_prefix, str(self._base)),
             ("mount", "--rbind", sysconfig.get_path("purelib"), str(self._site)),
         ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, field
 
 from ..limits.errors import OwnerNotFound
 from ..limits.limits import Limits
@@ -14,10 +14,19 @@ from ..limits.shares import Shares
 from ..owners.names import InvalidName, owner_name
 from ..owners.principal import Principal
 from .shares import KernelShares
+from .usage import UsageSampler, sum_of_known
 
 __all__ = ["CallersOwners", "OwnerModel", "UsageModel", "together"]
 
+_SAMPLED = "the kernels that were sampled in the last two minutes"
 _LATELY = "That count as used: they run off with time. Absent where there is no such limit."
+
+
+def _not_told() -> None:
+    """The default of what a replica of an earlier version does not tell.
+
+    Figures with this default are not left out when they are null.
+    """
 
 
 class UsageModel(msgspec.Struct, omit_defaults=True):
@@ -32,6 +41,20 @@ class UsageModel(msgspec.Struct, omit_defaults=True):
     starts_per_minute: Annotated[int | None, Meta(description=_LATELY)] = None
     contents_bytes_per_day: Annotated[int | None, Meta(description=_LATELY)] = None
     requests_per_second: Annotated[int | None, Meta(description=_LATELY)] = None
+    memory: Annotated[
+        int | None, Meta(description=f"Bytes of memory of {_SAMPLED}; null if none was.")
+    ] = field(default_factory=_not_told)
+    cpu: Annotated[
+        float | None,
+        Meta(
+            description="Processors (1 is one processor) that were kept busy by "
+            f"{_SAMPLED}; null if none was sampled twice."
+        ),
+    ] = field(default_factory=_not_told)
+    processes: Annotated[
+        int | None,
+        Meta(description=f"Processes and threads of {_SAMPLED}; null if none was."),
+    ] = field(default_factory=_not_told)
 
 
 class OwnerModel(msgspec.Struct):
@@ -63,13 +86,12 @@ def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
             one.websockets + other.websockets,
             _most(one.starts_per_minute, other.starts_per_minute),
             _most(one.contents_bytes_per_day, other.contents_bytes_per_day),
-            _sum(one.requests_per_second, other.requests_per_second),
+            sum_of_known((one.requests_per_second, other.requests_per_second)),
+            sum_of_known((one.memory, other.memory)),
+            sum_of_known((one.cpu, other.cpu)),
+            sum_of_known((one.processes, other.processes)),
         )
     return [found[name] for name in sorted(found)]
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return other if one is None else one + (other or 0)
 
 
 def _most(one: int | None, other: int | None) -> int | None:
@@ -79,8 +101,11 @@ def _most(one: int | None, other: int | None) -> int | None:
 class CallersOwners:
     """The owners that a principal may see: itself, and with ``kernels:admin`` everybody."""
 
-    def __init__(self, kernels: KernelShares, shares: Shares, principal: Principal) -> None:
+    def __init__(
+        self, kernels: KernelShares, shares: Shares, sampler: UsageSampler, principal: Principal
+    ) -> None:
         self._kernels = kernels
+        self._sampler = sampler
         self._shares = shares
         self._principal = principal
         self._all = principal.scopes.of_all("read", "kernels")
@@ -115,6 +140,8 @@ class CallersOwners:
             groups |= {group for kernel in kernels.of(name) for group in kernel.ownership.groups}
         limits = shares.policy.limits(name, groups)
         recent = shares.recent(name, limits)
+        living = [kernel.id for kernel in kernels.of(name) if kernel.counts]
+        used = self._sampler.used_together(living)
         usage = UsageModel(
             kernels.kernels_of(name),
             kernels.waiting_of(name),
@@ -123,5 +150,8 @@ class CallersOwners:
             recent.starts_per_minute,
             recent.contents_bytes_per_day,
             recent.requests_per_second,
+            used.memory,
+            used.cpu,
+            used.threads,
         )
         return OwnerModel(name, limits, usage)

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,18 @@ from ..errors import KeeperUnavailable
 from ..messages.traffic import Traffic
 from ..processes.keeper.kept import ProcessUsage
 
-__all__ = ["KernelUsage", "LimitModel", "Measured", "Series", "UsagePoint", "UsageSampler"]
+__all__ = [
+    "KernelUsage",
+    "LimitModel",
+    "Measured",
+    "Series",
+    "UsagePoint",
+    "UsageSampler",
+    "UsedTogether",
+    "sum_of_known",
+]
+
+T = TypeVar("T", int, float)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +52,9 @@ POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
 
 RECENT_SECONDS: Final = 30.0
 """How old samples may be if many kernels are asked about at once."""
+
+LATELY_SECONDS: Final = 120.0
+"""Up to this age a sample counts for what kernels use together."""
 
 REFRESH_SECONDS: Final = 2.0
 """How long a request waits for new samples of many kernels."""
@@ -63,7 +77,8 @@ class LimitModel(msgspec.Struct):
         Literal["cgroup", "setrlimit", "none"],
         Meta(
             description="`cgroup`: for all kernels of the owner together. `setrlimit`: for each "
-            "process by itself. `none`: it cannot be enforced on this machine."
+            "process by itself; `processes`, for all that run as the owner's user. `none`: it "
+            "cannot be enforced on this machine."
         ),
     ]
 
@@ -157,6 +172,14 @@ class Measured(Protocol):
 
     async def usage(self) -> ProcessUsage | None:
         """The present usage of its processes; None if they cannot be measured."""
+
+
+class UsedTogether(NamedTuple):
+    """What several kernels use together; each figure is None where no kernel's is known."""
+
+    memory: int | None
+    cpu: float | None
+    threads: int | None
 
 
 class Series:
@@ -269,6 +292,18 @@ class UsageSampler:
         """The samples of a kernel, if there are any."""
         return self._series.get(kernel_id)
 
+    def used_together(self, kernel_ids: Iterable[str]) -> UsedTogether:
+        """What those of these kernels use that were sampled lately. No sample is taken."""
+        known = [series for each in kernel_ids if (series := self._series.get(each)) is not None]
+        lately = [series for series in known if series.is_fresh(LATELY_SECONDS)]
+        samples = [series.latest for series in lately if series.latest is not None]
+        cpu = sum_of_known(series.cpu for series in lately)
+        return UsedTogether(
+            sum_of_known(sample.memory for sample in samples),
+            None if cpu is None else round(cpu, 4),
+            sum_of_known(sample.threads for sample in samples),
+        )
+
     async def _sample(self, kernel: Measured, series: Series) -> None:
         """Take one sample; whoever asks meanwhile waits for the same."""
         task = self._sampling.get(kernel.id)
@@ -330,6 +365,12 @@ class UsageSampler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def sum_of_known(figures: Iterable[T | None]) -> T | None:
+    """The sum of the figures that are not None; None if none is."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def model_of(kernel: Measured, series: Series) -> KernelUsage:

@@ -119,6 +119,28 @@ async def test_what_is_told(sampler: UsageSampler) -> None:
     assert [point.memory for point in told.history] == [4096]
 
 
+async def test_what_kernels_use_together_is_the_sum_of_what_is_known(
+    sampler: UsageSampler,
+) -> None:
+    assert sampler.used_together("ab") == (None, None, None)
+    first, second = Sampled(), Sampled()
+    first.id, second.id = "ab"
+    first.answer = used(1.0, 0.5, memory=4096, threads=3)
+    second.answer = used(1.0, 0.5, memory=1000)
+    hers = await sampler.latest(first, 1.0)
+    assert sampler.used_together("abc") == (4096, None, 3)
+    his = await sampler.latest(second, 1.0)
+    assert sampler.used_together("abc") == (5096, None, 3)
+    assert sampler.used_together("b") == (1000, None, None)
+    for series in (hers, his):
+        series.add(used(2.0, 0.75, memory=10, threads=2), time.time())
+    assert sampler.used_together("abc") == (20, 0.5, 4)
+    hers.at -= usage_module.LATELY_SECONDS
+    his.add(None, time.time())  # its process has ended
+    assert sampler.used_together("abc") == (None, None, None)
+    assert first.taken == second.taken == 1
+
+
 async def test_many_who_ask_get_one_sample(sampler: UsageSampler) -> None:
     kernel = Sampled()
     kernel.may_answer.clear()

@@ -32,6 +32,19 @@ from tests.support.rest import RestClient, RestError
 
 REFUSED = "PermissionError"
 
+MOST = 50
+"""The limit of Dora's processes."""
+
+TOO_MANY = """
+import errno, subprocess
+children, refused = [], None
+while len(children) < 60 and not refused:
+    try:
+        children.append(subprocess.Popen(["sleep", "60"]))
+    except OSError as error:
+        refused = errno.errorcode[error.errno]
+"""
+
 
 def test_what_another_package_launches_is_refused() -> None:
     """As it knows nothing of isolation (`app.managers.kernels.services`)."""
@@ -77,7 +90,8 @@ async def test_a_home_behind_a_link_is_one_to_work_in(
 def isolated(request: pytest.FixtureRequest) -> Iterator[UserServer]:
     with servers(request.config) as make_server:
         home = IsolatedHome()
-        server = make_server(kind=UserServer, home=home, specs=home.specs())
+        limits = ("--limits-by-name", f'{{"dora": {{"processes": {MOST}}}}}')
+        server = make_server(*limits, kind=UserServer, home=home, specs=home.specs())
         assert isinstance(server, UserServer)
         yield server
     home.remove()
@@ -135,6 +149,25 @@ async def test_its_owners_limits_hold_for_it(anna: Owner) -> None:
     assert limits == [OPEN_FILES, OPEN_FILES]
     used = (await anna.rest.request("GET", f"/api/kernels/{anna.kernel_id}/usage")).json()
     assert used["limits"]["open_files"] == {"value": OPEN_FILES, "enforced": "setrlimit"}
+
+
+async def test_an_owner_that_starts_too_many_processes_is_stopped_and_no_other_is(
+    isolated: UserServer, ben: Owner
+) -> None:
+    async with Owner(isolated, "dora") as dora:
+        await dora.start()
+        try:
+            assert (await dora.executions.run(TOO_MANY))["state"] == "ok"
+            refused, begun = await dora.value("(refused, len(children))")
+            assert refused == "EAGAIN"
+            assert 0 < begun < MOST  # its kernel has threads, and they count
+            assert await ben.value("__import__('subprocess').call(['true'])") == 0
+            await dora.executions.run("for each in children: each.kill(), each.wait()")
+            assert await dora.value("__import__('subprocess').call(['true'])") == 0
+            used = (await dora.rest.request("GET", f"/api/kernels/{dora.kernel_id}/usage")).json()
+            assert used["limits"]["processes"] == {"value": MOST, "enforced": "setrlimit"}
+        finally:
+            await dora.rest.delete(dora.kernel_id)  # with all that it has started
 
 
 async def test_each_owner_has_a_user_and_a_home(
