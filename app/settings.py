@@ -90,6 +90,7 @@ class Settings(
         cli_avoid_json=True,
         cli_exit_on_error=False,
         allow_inf_nan=False,
+        hide_input_in_errors=True,
         extra="ignore",
         frozen=True,
     )

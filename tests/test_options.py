@@ -12,11 +12,12 @@ import re
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from app.settings import Settings
+from app.settings import Settings, explain
 from tests.support.commands import Commands
 from tests.support.home import Home
+from tests.support.postgresql import tells_password
 from tests.support.refusals import refusal, refused
 from tests.support.server import run_server
 
@@ -234,3 +235,26 @@ def test_help_begins_with_what_it_is_and_tells_nothing_of_the_code() -> None:
         home.remove()
     assert "Starts, drives and keeps Jupyter kernels." in text
     assert "pydantic" not in text
+
+
+@pytest.mark.parametrize("password", ["s3cret%20word", "s3cret word"])
+def test_the_password_of_the_registry_is_shown_by_nothing(password: str) -> None:
+    url = f"postgresql://owner:{password}@127.0.0.1"
+
+    def settings(*arguments: str) -> Settings:
+        given = ["--token=5ecret", "--on-shutdown=keep", *arguments]
+        return Settings(_cli_parse_args=given)
+
+    right = settings(f"--registry-url={url}/name")
+    shown = f"{right!r} {right} {right.model_dump()} {right.model_dump_json()}"
+    assert not tells_password(shown)
+    for wrong in (
+        [f"--registry-url={url}"],
+        [f"--registry-url={url}:1x/name"],
+        [f"--registry-url={url}/name", "--on-shutdown=stop"],
+    ):
+        with pytest.raises(ValidationError) as caught:
+            settings(*wrong)
+        for told in (str(caught.value), repr(caught.value), explain(caught.value)):
+            assert not tells_password(told)
+            assert "5ecret" not in told

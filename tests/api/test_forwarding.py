@@ -16,7 +16,7 @@ from app.api.forwarding import (
     named_kernel,
     named_session,
 )
-from app.api.relay import Broken
+from app.api.relay import RELAYED, Broken
 
 ID = "3d1f5a2e-8c0b-4a57-9a53-6a0c0d5a7e11"
 KERNEL = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
@@ -89,15 +89,11 @@ def test_the_kernel_of_a_request(prefix: str, path: str, kernel_id: str | None) 
     assert kernel_of(scope, prefix, cast("Any", Group())) == kernel_id
 
 
-@pytest.mark.parametrize("begun", [True, False])
-async def test_whether_a_request_may_have_been_done_is_told(begun: bool) -> None:
-    """Its replica has ended with it."""
+async def answered(links: Any, **scope: Any) -> dict[str, Any]:
+    """The error that a request gets for a kernel of another replica, which cannot be waited for."""
 
     async def find(_: str) -> Any:
         return SimpleNamespace(replica="other", is_reachable=True)
-
-    async def ends(*_: Any) -> NoReturn:
-        raise Broken(begun=begun)
 
     async def app(*_: Any) -> NoReturn:
         raise AssertionError
@@ -114,14 +110,39 @@ async def test_whether_a_request_may_have_been_done_is_told(begun: bool) -> None
         find=find,
         way_to=lambda replica: SimpleNamespace(replica=replica),
     )
-    links = SimpleNamespace(run=ends, is_lost=lambda *_: True)
-    scope = {
+    given = {
         "type": "http",
         "method": "POST",
         "path": f"/api/kernels/{ID}/executions",
         "state": {"group": group, "links": links},
+        **scope,
     }
-    await ForwardingMiddleware(app, "")(scope, cast("Any", None), send)
-    answer = json.loads(sent[1]["body"])
+    await ForwardingMiddleware(app, "")(given, cast("Any", None), send)
+    answer: dict[str, Any] = json.loads(sent[1]["body"])
     assert (sent[0]["status"], answer["code"]) == (503, "replica_unreachable")
+    return answer
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_whether_a_request_may_have_been_done_is_told(begun: bool) -> None:
+    """Its replica has ended with it."""
+
+    async def ends(*_: Any) -> NoReturn:
+        raise Broken(begun=begun)
+
+    answer = await answered(SimpleNamespace(run=ends, is_lost=lambda *_: True))
     assert ("may have been done" in answer["message"]) is begun
+
+
+@pytest.mark.parametrize("is_relayed", [True, False])
+async def test_a_request_that_another_replica_has_sent_on_is_not_sent_on(is_relayed: bool) -> None:
+    """Each of two replicas believes that the other one has the kernel."""
+    sent_on: list[Any] = []
+
+    async def run(way: Any, *_: Any) -> bool:
+        sent_on.append(way.replica)
+        return False
+
+    links = SimpleNamespace(run=run, is_lost=lambda *_: False)
+    await answered(links, **({RELAYED: True} if is_relayed else {}))
+    assert sent_on == ([] if is_relayed else ["other"])

@@ -19,11 +19,16 @@ import psycopg
 
 from tests.support.networks import Network
 
-__all__ = ["PostgreSQL"]
+__all__ = ["PostgreSQL", "tells_password"]
 
 PASSWORD: Final = "s3cret word"  # with a blank, which a URL has to encode
 
 START_TIMEOUT = 60  # seconds
+
+
+def tells_password(text: str) -> bool:
+    """Whether a text has the password, as it is or as a URL encodes it."""
+    return PASSWORD.split()[0] in text.lower()
 
 
 class PostgreSQL:

@@ -61,7 +61,8 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._password = unquote(urlsplit(url).password or "")
+        written = urlsplit(url).password or ""
+        self._passwords = sorted({written, unquote(written)} - {""}, key=len, reverse=True)
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._is_closed = False
@@ -177,8 +178,12 @@ class Database:
 
         The details of an error would repeat a row, in which there are keys of kernels.
         """
-        text = " ".join((error.diag.message_primary or str(error)).split()) or type(error).__name__
-        return text.replace(self._password, "***") if self._password else text
+        # libpq repeats a part of a URL that it cannot read as it is written, percent-encoded. The
+        # longer form goes first, for the shorter one may be a part of it.
+        text = error.diag.message_primary or str(error)
+        for password in self._passwords:
+            text = text.replace(password, "***")
+        return " ".join(text.split()) or type(error).__name__
 
 
 def _migrations() -> list[tuple[int, str]]:

@@ -11,6 +11,7 @@ import msgspec
 
 from ..handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
 from ..log.places import Places
+from ..processes.hosts.authority import takes
 from .database import Connection
 from .store import decode_record, executions_of, places_of, tell
 
@@ -34,7 +35,8 @@ class Replica(msgspec.Struct, frozen=True):
     """One process among those that share a registry.
 
     ``address`` is where the others of its host reach it, ``dial`` where those of other hosts do. A
-    host is a state directory. ``secret`` is a digest of the server's token.
+    host is a state directory. ``secret`` is a digest of the server's token. ``certificates`` are
+    its own and those that it trusts, as PEM (`Wire`); a replica of an earlier version tells none.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Replica(msgspec.Struct, frozen=True):
     version: str
     secret: str
     dial: str = ""
+    certificates: str = ""
 
     @property
     def host(self) -> str:
@@ -77,8 +80,9 @@ def join(
         (replica.name, [*replaces], replica.host, replica.id),
     )
     execute(
-        "INSERT INTO kernelkeep.replica (id, name, address, version, secret, dial, expires) "
-        "VALUES (%s, %s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
+        "INSERT INTO kernelkeep.replica "
+        "(id, name, address, version, secret, dial, certificates, expires) "
+        "VALUES (%s, %s, %s, %s, %s, %s, %s, clock_timestamp() + make_interval(secs => %s)) "
         "ON CONFLICT (id) DO UPDATE SET expires = excluded.expires",
         (*msgspec.structs.astuple(replica), seconds),
     )
@@ -140,10 +144,10 @@ def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) 
     """Raise `UnusableRegistry` if a replica may not `join` the others.
 
     It may not if its name is another's, if the others have another token, or if there are replicas
-    of other hosts and either side does not listen for the other.
+    of other hosts and either side does not listen for the other, or does not take its certificate.
     """
     rows = connection.execute(
-        "SELECT name, secret, host, dial FROM kernelkeep.replica "
+        "SELECT name, secret, host, dial, certificates FROM kernelkeep.replica "
         "WHERE id <> %s AND NOT (name = ANY(%s) AND host = %s) AND expires > clock_timestamp()",
         (replica.id, [*replaces], replica.host),
     ).fetchall()
@@ -151,17 +155,28 @@ def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) 
         raise UnusableRegistry(f"another replica of the registry has the name {replica.name}")
     if any(secret != replica.secret for _, secret, *_ in rows):
         raise UnusableRegistry("the other replicas of the registry have another token")
-    for name, _, host, dial in rows:
-        if host != replica.host and not replica.dial:
+    for name, _, host, dial, certificates in rows:
+        if host == replica.host:
+            continue
+        if not replica.dial:
             raise UnusableRegistry(
                 f"replica {name} of the registry has another state directory, and so is of another "
                 "host: it takes replica_listen, where that one dials this"
             )
-        if host != replica.host and not dial:
+        if not dial:
             raise UnusableRegistry(
                 f"replica {name} of the registry has another state directory, and so is of another "
                 "host: it was started without replica_listen"
             )
+        if not _take_each_other(replica.certificates, certificates):
+            raise UnusableRegistry(
+                f"replica {name} of the registry and this one do not take each other's "
+                "certificates: the same authority has to vouch for both (replica_certificate)"
+            )
+
+
+def _take_each_other(one: str, other: str) -> bool:
+    return not (one and other) or (takes(one, other) and takes(other, one))
 
 
 def announce(connection: Connection, replica_id: str, agents: Sequence[str]) -> None:

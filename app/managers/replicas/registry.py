@@ -343,8 +343,9 @@ class SharedRegistry(Registry):
 
 def _replica(settings: Settings, lock: _NameLock, identity: str, wire: Wire | None) -> Replica:
     address = f"unix:{lock.host}:{identity}"
-    dial = "" if wire is None else wire.dial
-    return Replica(identity, lock.name, address, __version__, _digest(settings), dial)
+    dial, certificates = ("", "") if wire is None else (wire.dial, wire.certificates)
+    secret = _digest(settings)
+    return Replica(identity, lock.name, address, __version__, secret, dial, certificates)
 
 
 class _NameLock:

@@ -37,6 +37,8 @@ class Wire:
     def __init__(self, settings: Settings, name: str, directory: Path, authority: bytes) -> None:
         try:
             chain, trusted = _certificates(settings.replica_certificate, name, authority)
+            self.certificates = certificates(chain)[0] + trusted
+            """The certificate that this replica shows, and behind it those that it trusts."""
             self.server = _context(ssl.PROTOCOL_TLS_SERVER, chain, trusted, directory)
             self.client = _context(ssl.PROTOCOL_TLS_CLIENT, chain, trusted, directory)
         except ImportError:

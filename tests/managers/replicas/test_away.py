@@ -12,10 +12,11 @@ import psycopg
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from app.managers.replicas.database import Database, migrate
 from app.managers.replicas.member import ABORT_SECONDS, ASK_SECONDS
 from tests.support.events import listening
 from tests.support.executions import Executions
-from tests.support.postgresql import PASSWORD, PostgreSQL
+from tests.support.postgresql import PostgreSQL, tells_password
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient, RestError
@@ -78,7 +79,7 @@ async def test_kernels_go_on_without_the_registry_and_starts_do_when_it_is_back(
         assert await asyncio.to_thread(replicas.owner_of, kernel["id"]) == "one"
         assert (await executions.run("print(x)"))["state"] == "ok"
         await rest.delete(kernel["id"])
-    assert PASSWORD not in server.output()
+    assert not tells_password(server.output())
 
 
 async def test_without_the_registry_each_replica_s_own_count_decides_and_nobody_waits_for_it_twice(
@@ -183,7 +184,7 @@ def refused(replicas: Replicas, name: str, token: str) -> str:
     )
     assert ended.returncode == 2, ended
     (line,) = ended.stderr.splitlines()
-    assert PASSWORD not in line
+    assert not tells_password(line)
     return line
 
 
@@ -198,6 +199,52 @@ def test_a_name_that_is_taken_another_token_and_no_registry_are_refused_in_one_l
     stopped.stop("immediate")
     assert "the registry cannot be used" in refused(replicas, "three", replicas.token)
     stopped.start()
+
+
+def test_a_registry_of_a_newer_version_is_refused_in_one_line(replicas: Replicas) -> None:
+    database = Database(replicas.url)
+    migrate(database)
+    database.close()
+    with psycopg.connect(replicas.url, autocommit=True) as registry:
+        registry.execute("INSERT INTO kernelkeep.migration VALUES (99)")
+        registry.execute("UPDATE kernelkeep.usable SET least = 99")
+    line = refused(replicas, "one", replicas.token)
+    assert "--registry-url: the registry was written by a newer kernelkeep" in line
+
+
+ELSEWHERE = """
+DELETE FROM kernelkeep.replica;
+INSERT INTO kernelkeep.replica (id, name, address, version, secret, expires)
+    VALUES ('x', 'one', 'unix:far:x', '0', '', clock_timestamp() + interval '1 hour');
+"""
+"""The others have declared the replica dead, and one of another host has its name by now."""
+
+
+async def test_a_replica_that_was_declared_dead_is_not_ready_until_it_has_joined_again(
+    replicas: Replicas,
+) -> None:
+    server = await asyncio.to_thread(replicas.start, "one")
+    async with RestClient(server.url, replicas.token) as rest:
+
+        async def readiness() -> int:
+            answer: httpx.Response = await rest.http.get("/readyz")
+            return answer.status_code
+
+        async def is_ready() -> bool:
+            return await readiness() == 200
+
+        async def is_not_ready() -> bool:
+            return await readiness() == 503
+
+        assert await is_ready()
+        with psycopg.connect(replicas.url) as registry:
+            registry.execute(ELSEWHERE)
+        await eventually(is_not_ready, TAKEOVER_SECONDS)
+        with psycopg.connect(replicas.url) as registry:
+            registry.execute("DELETE FROM kernelkeep.replica")
+        await eventually(is_ready, TAKEOVER_SECONDS)
+    told = "not ready: the other replicas have declared this one dead"
+    assert server.output().count(told) == 1
 
 
 def test_a_server_that_is_no_replica_gets_no_state_directory_of_replicas(

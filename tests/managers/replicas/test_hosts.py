@@ -14,13 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
+from app.managers.processes.hosts.authority import Signer, new_authority, write_private
 from tests.support.channels import JupyterChannels
 from tests.support.commands import Commands
 from tests.support.executions import Executions
-from tests.support.postgresql import PASSWORD, PostgreSQL
+from tests.support.postgresql import PostgreSQL, tells_password
 from tests.support.processes import eventually
 from tests.support.replicas import TAKEOVER_SECONDS, Replicas
 from tests.support.rest import RestClient, RestError
+from tests.support.server import run_server
 
 FAR = "far"
 LISTEN = ("--replica-listen", "127.0.0.1:0")
@@ -181,6 +183,33 @@ async def test_kernels_of_a_host_go_to_its_other_replica_and_wait_for_one_if_the
     await eventually(lambda: replicas.query(count) == [(0,)], TAKEOVER_SECONDS)
 
 
+def test_a_replica_with_certificates_of_another_authority_is_refused_in_one_line(
+    replicas: Replicas,
+) -> None:
+    """Those of the others are of the registry's authority."""
+    home = replicas.home_of("stranger")
+    signer = Signer(new_authority())
+    file = home.path / "replica.pem"
+    write_private(file, (signer.issue_replica("stranger") + signer.own).encode())
+    ended = run_server(
+        *("--port", "0", "--root-dir", str(home.root_dir), "--state-dir", str(home.state_dir)),
+        *("--on-shutdown", "keep", "--replica-name", "stranger", "--token", replicas.token),
+        *(*LISTEN, "--replica-certificate", str(file)),
+        home=home,
+        env={"KERNELKEEP_REGISTRY_URL": replicas.url},
+    )
+    assert ended.returncode == 2, ended
+    (line,) = ended.stderr.splitlines()
+    assert "--registry-url: replica " in line
+    assert "and this one do not take each other's certificates" in line
+    assert "(replica_certificate)" in line
+    assert "PRIVATE" not in line
+    assert not tells_password(line)
+    assert "stranger" not in [
+        name for (name,) in replicas.query("SELECT name FROM kernelkeep.replica")
+    ]
+
+
 async def test_a_replica_that_cannot_be_dialled_is_told_of_once_and_its_kernels_are_not_reached(
     replicas: Replicas, near: RestClient
 ) -> None:
@@ -201,4 +230,4 @@ async def test_a_replica_that_cannot_be_dialled_is_told_of_once_and_its_kernels_
     output = replicas.servers["near"].output()
     assert output.count("replica lost cannot be reached at 127.0.0.1:1:") == 1
     await asyncio.to_thread(replicas.end, "lost", signal.SIGTERM)
-    assert PASSWORD not in replicas.output()
+    assert not any(tells_password(server.output()) for server in replicas.servers.values())

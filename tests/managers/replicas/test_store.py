@@ -10,6 +10,7 @@ import pytest
 
 from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
 from app.managers.log.places import Places
+from app.managers.processes.hosts.authority import Signer, certificates, new_authority
 from app.managers.replicas.database import Database
 from app.managers.replicas.lease import Lease
 from app.managers.replicas.member import Member as Living
@@ -219,8 +220,14 @@ def test_only_kernels_whose_keepers_are_reached_are_taken(first: Member, second:
     assert [one.id for one in second.take()] == ["a"]
 
 
-def other(name: str, host: str = "host", dial: str = "", secret: str = "digest") -> Replica:
-    return Replica("other", name, f"unix:{host}:x", "0", secret, dial)
+def other(
+    name: str,
+    host: str = "host",
+    dial: str = "",
+    secret: str = "digest",
+    certificates: str = "",
+) -> Replica:
+    return Replica("other", name, f"unix:{host}:x", "0", secret, dial, certificates)
 
 
 def test_a_name_and_a_token_are_checked(database: Database, first: Member) -> None:
@@ -255,6 +262,43 @@ def test_replicas_of_several_hosts_have_to_listen_for_each_other(database: Datab
     database.run(lambda one: beat(one, "other", -1.0))
     database.run(lambda one: join(one, listening, 60.0, replaces=["first"]))
     assert database.run(lambda one: gone(one, "elsewhere")) == ["other"]
+
+
+def test_replicas_of_several_hosts_have_to_take_each_others_certificates(
+    database: Database,
+) -> None:
+    ours, theirs = Signer(new_authority()), Signer(new_authority())
+
+    def joins(host: str, certificates: str) -> bool:
+        """Whether a replica may join, which leaves then."""
+        replica = other("second", host, "192.0.2.2:1", certificates=certificates)
+        try:
+            database.run(lambda one: join(one, replica, 60.0, replaces=[]))
+        except UnusableRegistry as error:
+            (line,) = str(error).splitlines()
+            assert line == (
+                "replica first of the registry and this one do not take each other's certificates: "
+                "the same authority has to vouch for both (replica_certificate)"
+            )
+            return False
+        database.run(lambda one: leave(one, "other"))
+        return True
+
+    def of(signer: Signer, *trusted: Signer) -> str:
+        return "".join([*certificates(signer.issue_replica("x")), *(one.own for one in trusted)])
+
+    old = of(ours, ours)
+    first = Replica("id-1", "first", "unix:host:y", "0", "digest", "192.0.2.1:1", old)
+    database.run(lambda one: join(one, first, 60.0, replaces=[]))
+    assert joins("elsewhere", of(ours, ours))
+    assert not joins("elsewhere", of(theirs, theirs))
+    # What takes the other one and is not taken, or is taken and does not take.
+    assert not joins("elsewhere", of(theirs, ours, theirs))
+    assert not joins("elsewhere", of(ours, theirs))
+    assert joins("elsewhere", of(ours, ours, theirs))
+    # Those of a host need none; one of the version before does not tell which it has.
+    assert joins("host", of(theirs, theirs))
+    assert joins("elsewhere", "")
 
 
 def test_those_of_its_host_that_are_gone_are_known_to_a_replica_until_it_has_seen_to_them(

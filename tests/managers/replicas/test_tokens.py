@@ -22,7 +22,7 @@ from app.managers.owners.tokens import TokenFile
 from app.managers.replicas import tokens as shared_tokens
 from app.managers.replicas.database import Connection, Database
 from app.managers.replicas.tokens import SharedTokensPlace
-from tests.support.postgresql import PostgreSQL
+from tests.support.postgresql import PostgreSQL, tells_password
 from tests.support.tokens import DAY, NOW, wanted
 
 
@@ -251,7 +251,7 @@ def test_a_registry_that_is_away_or_does_not_answer_is_told(
             server.stop()
             with pytest.raises(UnusableTokens) as raised:
                 store.add(wanted("second"), NOW)
-            assert "s3cret" not in str(raised.value)
+            assert not tells_password(str(raised.value))
             with pytest.raises(UnusableTokens):
                 place.open()
             server.start()

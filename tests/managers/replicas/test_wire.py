@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import socket
+import ssl
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from app.managers.handover.store import UnusableRegistry
 from app.managers.processes.hosts import authority as module
-from app.managers.processes.hosts.authority import Credential, Signer, new_authority
+from app.managers.processes.hosts.authority import Credential, Signer, new_authority, takes
 from app.managers.replicas import wire as wires
 from app.managers.replicas.wire import Wire
 from app.settings import Settings
+from tests.managers.processes.hosts.test_authority import handshake
 
 
 def wire_of(directory: Path, authority: bytes = b"", **options: str) -> Wire:
@@ -99,6 +106,104 @@ def test_the_operators_certificate_is_for_this_replica_and_vouched_for(tmp_path:
 
 def _without_key(pem: str) -> str:
     return pem[pem.index("-----BEGIN CERTIFICATE") :]
+
+
+def authority_of(name: str, issuer: Signer | None = None, key: Any = None) -> Signer:
+    """An authority of an operator's, which may be one of another's, or have another key."""
+    key = ec.generate_private_key(ec.SECP256R1()) if key is None else key
+    subject = module._name(name)
+    signing, by = (key, subject)
+    if issuer is not None:
+        signing, by = issuer._key, issuer._certificate.subject
+    certificate = (
+        module._builder(subject, by, datetime.timedelta(days=1), key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(signing, SHA256())
+    )
+    return Signer((module._key_pem(key) + module._pem(certificate)).encode())
+
+
+ROOT, OTHER, NAMESAKE = (authority_of(name) for name in ("root", "other", "root"))
+ABOVE = {name: authority_of(name, ROOT) for name in ("first", "second")}
+RENEWED = authority_of("root", key=ROOT._key)
+
+
+def operators(signer: Signer, *trusted: Signer) -> str:
+    return signer.issue_replica("one") + "".join(one.own for one in trusted)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_taken"),
+    [
+        (operators(ROOT, ROOT), operators(ROOT, ROOT), True),
+        (operators(ROOT, ROOT), operators(OTHER, OTHER), False),
+        (operators(ROOT, ROOT), operators(NAMESAKE, NAMESAKE), False),
+        (operators(ROOT, ROOT), operators(RENEWED, RENEWED), True),
+        # While they go over to another authority.
+        (operators(ROOT, ROOT), operators(ROOT, ROOT, OTHER), True),
+        (operators(ROOT, ROOT, OTHER), operators(OTHER, ROOT, OTHER), True),
+        (operators(OTHER, OTHER), operators(OTHER, ROOT, OTHER), True),
+        (operators(ROOT, ROOT), operators(OTHER, ROOT, OTHER), False),
+        (operators(ROOT, OTHER), operators(OTHER, ROOT), True),
+        # By an authority between, which those that know its own authority alone do not know.
+        (operators(ABOVE["first"], ABOVE["first"], ROOT), operators(ROOT, ROOT), True),
+        (
+            operators(ABOVE["first"], ABOVE["first"], ROOT),
+            operators(ABOVE["second"], ABOVE["second"], ROOT),
+            True,
+        ),
+        (operators(ABOVE["first"], ROOT), operators(ROOT, ROOT), False),
+        (
+            operators(ABOVE["first"], ABOVE["first"]),
+            operators(ABOVE["first"], ABOVE["first"]),
+            True,
+        ),
+    ],
+)
+def test_replicas_take_each_other_where_tls_does(
+    tmp_path: Path, one: str, other: str, are_taken: bool
+) -> None:
+    wires = []
+    for name, text in (("one", one), ("other", other)):
+        file = tmp_path / name
+        file.write_text(text)
+        wires.append(wire_of(tmp_path, replica_certificate=str(file)))
+    here, there = wires
+    assert "PRIVATE" not in here.certificates
+    told = [
+        takes(here.certificates, there.certificates),
+        takes(there.certificates, here.certificates),
+    ]
+    assert all(told) is are_taken
+    for client, server in ((here, there), (there, here)):
+        try:
+            handshake(server.server, client.client, "one")
+        except ssl.SSLCertVerificationError:
+            assert not are_taken
+        else:
+            assert are_taken
+    for wire in wires:
+        wire.close()
+
+
+def test_a_certificate_that_cannot_be_read_or_checked_is_taken() -> None:
+    shown = _without_key(operators(ROOT, ROOT))
+    assert takes(shown, "-----BEGIN CERTIFICATE-----\nAA\n-----END CERTIFICATE-----\n")
+    assert takes("no certificate", shown)
+    key = x25519.X25519PrivateKey.generate().public_key()  # which signs nothing
+    name = ROOT._certificate.subject
+    now = datetime.datetime.now(datetime.UTC)
+    exotic = x509.CertificateBuilder(name, name, key, x509.random_serial_number(), now, now).sign(
+        ROOT._key, SHA256()
+    )
+    assert takes(shown, _without_key(operators(OTHER, OTHER)) + module._pem(exotic))
+
+
+def test_a_certificate_that_is_trusted_itself_is_taken() -> None:
+    shown = _without_key(operators(ROOT, ROOT))
+    other = _without_key(operators(OTHER, OTHER))
+    assert not takes(shown, other)
+    assert takes(shown, other + shown.partition(ROOT.own)[0])
 
 
 def test_an_address_that_is_taken_and_an_authority_of_others_are_refused(

@@ -45,6 +45,7 @@ __all__ = [
     "new_authority",
     "replica_in",
     "replica_of",
+    "takes",
     "write_private",
 ]
 
@@ -118,6 +119,43 @@ def check_installed() -> None:
 def certificates(pem: str) -> list[str]:
     """The certificates in a PEM text, in their order."""
     return _CERTIFICATE.findall(pem)
+
+
+def takes(theirs: str, ours: str) -> bool:
+    """Whether an end with the certificates ``ours`` takes one with ``theirs``, as PEM.
+
+    The first certificate of each is its own; the others are those that it trusts, and shows along
+    with its own. A certificate that cannot be read or checked here is taken: TLS tells later.
+    """
+    from cryptography import x509
+
+    try:
+        shown, *between = x509.load_pem_x509_certificates(theirs.encode())
+        trusted = x509.load_pem_x509_certificates(ours.encode())[1:]
+    except ValueError:
+        return True
+    path = [shown]
+    while path:
+        certificate = path.pop()
+        if certificate in trusted or any(_has_signed(one, certificate) for one in trusted):
+            return True
+        path += [one for one in between if _has_signed(one, certificate)]
+        between = [one for one in between if one not in path]
+    return False
+
+
+def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+    if certificate.issuer != issuer.subject:
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except InvalidSignature:
+        return False
+    except (TypeError, ValueError, UnsupportedAlgorithm):
+        return True
+    return True
 
 
 class Signer:
