@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -542,6 +542,32 @@ async def test_a_registry_that_is_away_keeps_no_server_from_its_end(
         assert held.called.is_set()
         assert is_alive(pid_of(kernel))
         assert "the other replicas take the kernels over when the lease has ended" in caplog.text
+
+
+async def test_a_start_that_hangs_keeps_no_kernel_from_being_handed_over(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: list[set[str]] = []
+
+    async def note(kernel_ids: Collection[str]) -> None:
+        handed_over.append({*kernel_ids})
+
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        monkeypatch.setattr(manager._handover, "hand_over", note)
+        held = Held(monkeypatch, Kernel, "start")
+        starting = asyncio.create_task(manager.start_kernel())
+        await held.called.wait()
+        manager.begin_stop()
+        await eventually(lambda: handed_over, 30)
+        assert not starting.done()
+        held.may_go_on.set()
+        with pytest.raises(ServerStopping):
+            await starting
+        await manager.stopped()
+        # The client of the other was told that it has none.
+        assert handed_over == [{kernel.id}]
 
 
 async def test_a_task_that_does_not_end_holds_up_the_end_for_a_bounded_time(
