@@ -138,11 +138,17 @@ class Handover:
         """
         raise NotImplementedError("a server without a registry adopts no kernels")
 
-    async def hand_over(self) -> None:
-        """Let other replicas, if there are any, adopt the kernels, which have all been left."""
+    async def hand_over(self, kernel_ids: Collection[str]) -> None:
+        """Let other replicas, if there are any, adopt these kernels, which have all been left.
+
+        This server still has the others. Call `close` before. May raise what the registry does.
+        """
+
+    async def hand_over_rest(self) -> None:
+        """Let other replicas adopt all kernels that are still this server's."""
 
     async def close(self) -> None:
-        """Note nothing more."""
+        """Note nothing more, and adopt no more kernels."""
 
 
 class RegisteredHandover(Handover):

@@ -37,6 +37,7 @@ from .overview import host_of
 from .services import KernelServices
 from .shares import KernelShares
 from .stopping import (
+    HandingOver,
     end_unsaved,
     leave_all,
     leave_now,
@@ -437,9 +438,8 @@ class MultiKernelManager:
             for kernel in self:
                 kernel.executions.close_streams()
             self._services.events.close()
-            self._stop_task = asyncio.get_running_loop().create_task(
-                self._stop_all(), name="stop of all kernels"
-            )
+            loop = asyncio.get_running_loop()
+            self._stop_task = loop.create_task(self._stop_all(), name="stop of all kernels")
 
     async def stopped(self) -> None:
         """Stop or leave every kernel; returns when that is done, or has taken too long."""
@@ -456,18 +456,22 @@ class MultiKernelManager:
         self._usage_events.close()
         await asyncio.wait(self._culling)
         warm = asyncio.get_running_loop().create_task(self.warm.close(), name="stop of the warm")
-        kernels = [*self]
-        # Late adoptions end, and no checkpoint comes behind a record that `leave` has stored.
+        kernels, adopting = [*self], {*self._handover.adopting}
+        # Adoptions end, and no checkpoint comes behind a record that `leave` has stored.
         await self._handover.close()
         own = (kernel.shutdown_seconds for kernel in kernels)
         patience = max((self.settings.shutdown_wait_time, *own))
+        handing_over = HandingOver(self._handover)
         if self._handover.hands_over:
+            # Kernels that are not adopted yet are this server's in the registry alone.
+            handing_over.add(*adopting.difference(self._kernels, (one.id for one in kernels)))
             # A client that waits for the answer to a start gets an error: its kernel is stopped.
             asked_for = [kernel for kernel in kernels if kernel.id in self._starting]
             kernels = [kernel for kernel in kernels if kernel.id not in self._starting]
-            kernels = asked_for + await leave_all(kernels, self.settings.orphan_timeout, patience)
+            bounds = self.settings.orphan_timeout, patience
+            kernels = asked_for + await leave_all(kernels, *bounds, handing_over.add)
         await stop_all(kernels, [*self._starting.values(), warm], patience)
-        await self._handover.hand_over()
+        await handing_over.end()
 
     def _forget(self, kernel: Kernel) -> None:
         # A kernel that is not listed has not gone: it has never come (`ExternalKernels`), or it is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from ...log_formats import about
@@ -16,6 +16,7 @@ from .departures import BY_REQUEST
 from .kernel import Kernel
 
 __all__ = [
+    "HandingOver",
     "end_unsaved",
     "leave_all",
     "leave_now",
@@ -34,6 +35,12 @@ LEAVE_SECONDS: Final = 10.0
 
 SLACK_SECONDS: Final = 15.0
 """How much longer than one kernel's shutdown the stop of all kernels may take."""
+
+HAND_OVER_AGAIN_SECONDS: Final = 1.0
+"""The pause before kernels are handed over again that could not be."""
+
+REST_SECONDS: Final = 30.0
+"""How long the last handover may take. Each of its steps has a bound of its own."""
 
 GIVEN_UP: Final = "The kernel was given up: its host was not reached"
 
@@ -79,19 +86,78 @@ async def stop_all(
         stop.cancel()
 
 
+class HandingOver:
+    """Hands kernels over to the other replicas as soon as they are left, beside the server's stop.
+
+    A kernel that takes long to stop, or to be left, so keeps no other from its clients. Nothing in
+    here raises, and a registry that is away holds up the end of the server by no more than `end`
+    does.
+    """
+
+    # Streams and WebSockets end first (`MultiKernelManager.begin_stop`), and the kernels are left
+    # and handed over `FAREWELL_SECONDS` later. In the other order a client could send requests that
+    # reach no process, as this server has left it, and how far a client has come would be refused
+    # by the registry, as the kernel is no more this replica's. A client that comes back at once, to
+    # whichever replica, loses nothing: its request waits there until another has the kernel
+    # (`ForwardingMiddleware`). One that is slow to take the end of its stream may get the last
+    # messages twice.
+
+    def __init__(self, handover: Handover) -> None:
+        self._handover = handover
+        self._left: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, *kernel_ids: str) -> None:
+        """These kernels have been left."""
+        self._left.update(kernel_ids)
+        if self._task is None and self._left:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="hand over")
+
+    async def _run(self) -> None:
+        has_failed = False
+        while self._left:
+            # Those that are left meanwhile are the next ones: many kernels go in few transactions.
+            kernel_ids = {*self._left}
+            try:
+                await self._handover.hand_over(kernel_ids)
+                self._left -= kernel_ids
+            except Exception as error:
+                if not has_failed:
+                    logger.error("%d kernels are handed over later: %s", len(kernel_ids), error)
+                has_failed = True
+                await asyncio.sleep(HAND_OVER_AGAIN_SECONDS)
+        self._task = None
+
+    async def end(self) -> None:
+        """Hand over what is left by now, and the rest."""
+        if self._task is not None:
+            # What the registry was asked comes into effect, or not: the rest is what it has then.
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        try:
+            async with asyncio.timeout(REST_SECONDS):
+                await self._handover.hand_over_rest()
+        except Exception:
+            logger.exception("the other replicas take the kernels over when the lease has ended")
+
+
 async def leave_all(
-    kernels: Collection[Kernel], orphan_timeout: float, patience: float
+    kernels: Collection[Kernel],
+    orphan_timeout: float,
+    patience: float,
+    on_left: Callable[[str], None],
 ) -> list[Kernel]:
     """Let the kernels go on without this server; returns those that cannot, to be stopped.
 
     The keeper ends those that no other server takes within ``orphan_timeout`` seconds. ``patience``
-    is that of `stop_all`. A kernel that takes `SLACK_SECONDS` more is taken for left.
+    is that of `stop_all`. A kernel that takes `SLACK_SECONDS` more is taken for left. For each of
+    the others ``on_left`` is called with its id as soon as it is left.
     """
     if not kernels:
         return []
     await asyncio.sleep(FAREWELL_SECONDS)
     loop = asyncio.get_running_loop()
-    leaves = [loop.create_task(_leave_quietly(one)) for one in kernels]
+    leaves = [loop.create_task(_leave(one, on_left)) for one in kernels]
     # A leave waits for the kernel's lock, and for a disk that may hang.
     _, late = await asyncio.wait(leaves, timeout=patience + SLACK_SECONDS)
     for leave in late:
@@ -111,6 +177,13 @@ async def leave_all(
             orphan_timeout,
         )
     return [kernel for kernel, is_left in zip(kernels, left, strict=True) if not is_left]
+
+
+async def _leave(kernel: Kernel, on_left: Callable[[str], None]) -> bool:
+    is_left = await _leave_quietly(kernel)
+    if is_left:
+        on_left(kernel.id)
+    return is_left
 
 
 async def _leave_quietly(kernel: Kernel) -> bool:

@@ -81,10 +81,11 @@ class _Found(NamedTuple):
 class Directory:
     """The registry's content, in memory. Make it inside a running event loop, and `close` it.
 
-    The functions in `on_replicas` are called when replicas have come or gone.
+    ``wake`` is called when there may be kernels to take: when replicas have come or gone, and when a
+    kernel is nobody's. The functions in `on_replicas` are called when replicas have come or gone.
     """
 
-    def __init__(self, url: str, on_replicas: Callable[[], None]) -> None:
+    def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
@@ -99,7 +100,8 @@ class Directory:
         self.on_sessions: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         """Called when replicas or kernels may have changed."""
-        self.on_replicas: list[Callable[[], None]] = [on_replicas]
+        self.on_replicas: list[Callable[[], None]] = [wake]
+        self._wake = wake
         self._database = Database(url)
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
@@ -221,6 +223,9 @@ class Directory:
         _replace(self.kernels, found.kernels, found.kernel_ids)
         if found.kernels or found.kernel_ids is None or found.kernel_ids:
             self.changes += 1
+        # A replica that ends hands over one kernel after the other, while it is still there.
+        if any(one.replica is None and one.is_reachable for one in found.kernels):
+            self._wake()
         if found.sessions or found.session_ids is None or found.session_ids:
             _replace(self.sessions, found.sessions, found.session_ids)
             self.on_sessions()

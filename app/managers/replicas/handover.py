@@ -132,7 +132,19 @@ class SharedHandover(RegisteredHandover):
         except Exception:
             about(logger, kernel_id=kernel_id).exception("kernel %s could not be left", kernel_id)
 
-    async def hand_over(self) -> None:
+    async def close(self) -> None:
+        """As `Handover.close`; no kernel is taken over any more."""
+        self._shared.member.take_no_more()  # first: each that is taken begins a task
+        await super().close()
+
+    async def hand_over(self, kernel_ids: Collection[str]) -> None:
+        """As `Handover.hand_over`. Raises `StoreAway`."""
+        # Another replica may have a kernel by the time that this one drops it here. That is as if
+        # this replica had been declared dead: what it writes and asks in its term is refused.
+        for kernel_id in await self._shared.release(kernel_ids):
+            self._shared.fence(kernel_id)
+
+    async def hand_over_rest(self) -> None:
         """Leave the group: the other replicas take the kernels, and this one answers for none."""
         await self._shared.leave()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeVar
@@ -29,6 +29,7 @@ from .membership import (
     join,
     leave,
     mine,
+    release,
     take,
 )
 from .terms import Terms
@@ -86,6 +87,7 @@ class Member:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._trouble = ""
+        self._takes = True
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
@@ -217,7 +219,7 @@ class Member:
     async def _take(self) -> None:
         """Take this replica's share of the kernels that no replica has, until there are none."""
         for _ in range(ROUNDS):
-            if self.standing is not Standing.GOOD:
+            if not self._takes or self.standing is not Standing.GOOD:
                 return
             # Between this look at the lease and the statement the replica may be declared dead: it
             # takes nothing then, as its row is gone (`take`).
@@ -227,6 +229,9 @@ class Member:
             known = [*self._terms]
             found = await self._ask(lambda one: mine(one, self.replica.id, known))  # noqa: B023
             new = [one for one in found if one.record.id not in self._terms]
+            if not self._takes:  # this replica has begun to end while it took these
+                await self.release({one.record.id: one.term for one in new})
+                return
             # The term before anything is told: whoever asks the keeper, or writes, has it by then.
             # A kernel that was started here, or deleted, during the question is in `_terms` (it
             # stays there for a while, see `SharedHandover.forget`), and so is not taken for new.
@@ -237,6 +242,18 @@ class Member:
             if not left:
                 return
             await asyncio.sleep(SPREAD_SECONDS)
+
+    def take_no_more(self) -> None:
+        """Leave free kernels to the others from now on; the lease is renewed as before."""
+        self._takes = False
+
+    async def release(self, terms: Mapping[str, int]) -> None:
+        """Free kernels that this replica has in these ``terms``. Raises `StoreAway`.
+
+        `take_no_more` comes before, or this replica may take them itself.
+        """
+        if terms:
+            await self._ask(lambda one: release(one, self.replica.id, terms))
 
     async def _ask(self, work: Callable[[Connection], T]) -> T:
         return await bounded(self._thread, self._database, partial(self._database.run, work))

@@ -5,7 +5,7 @@ Each function here is the work of one transaction (`Database.run`), and does no 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -27,6 +27,7 @@ __all__ = [
     "join",
     "leave",
     "mine",
+    "release",
     "take",
 ]
 
@@ -296,6 +297,20 @@ def everybodys(connection: Connection) -> list[str]:
     """The ids of all kernels that the registry knows."""
     rows = connection.execute("SELECT id FROM kernelkeep.kernel").fetchall()
     return [kernel_id for (kernel_id,) in rows]
+
+
+def release(connection: Connection, replica_id: str, terms: Mapping[str, int]) -> None:
+    """Free kernels that a replica has left, and has in these ``terms``; it goes on with the rest.
+
+    Nothing is changed of a kernel that is another replica's, or nobody's, by now.
+    """
+    connection.execute(
+        "UPDATE kernelkeep.kernel AS kernel SET replica = NULL "
+        "FROM unnest(%s::text[], %s::bigint[]) AS left_ (id, term) WHERE kernel.id = left_.id "
+        "AND kernel.replica = %s AND kernel.term = left_.term",
+        ([*terms], [*terms.values()], replica_id),
+    )
+    tell(connection, "kernels", [*terms])
 
 
 def leave(connection: Connection, replica_id: str) -> None:

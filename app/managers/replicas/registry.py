@@ -16,7 +16,7 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -311,6 +311,20 @@ class SharedRegistry(Registry):
         await self.claims.clear()
         await self.claims.confirm()
 
+    async def release(self, kernel_ids: Collection[str]) -> Collection[str]:
+        """Write what waits, then free those of these kernels that are stored; returns their ids.
+
+        The kernels have all been left (`Kernel.leave`). Raises `StoreAway`.
+        """
+        if not await self.stored(CLOSE_SECONDS):
+            raise StoreAway("the database does not answer")
+        # Whoever takes a kernel reads what is stored by then, and refuses what comes behind that.
+        # So what could not be stored is tried again by `leave`, before it frees the others.
+        missing = self._missed.keys() | {kernel_id for kernel_id, _ in self._unwritten}
+        terms = {each: self.terms.of(each) for each in kernel_ids if each not in missing}
+        await self.member.release(terms)
+        return terms
+
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
         # The order is that of the next owner's needs: what the database takes in time is stored
@@ -328,7 +342,7 @@ class SharedRegistry(Registry):
     async def close(self) -> None:
         """Leave the kernels to the others, if that was not done before, and stop."""
         await self._counting.close()
-        # `leave` may have been called before (`Handover.hand_over`); then it finds nothing to do.
+        # `leave` may have been called before (`Handover.hand_over_rest`), and finds nothing to do.
         await self.leave()
         try:
             await super().close()

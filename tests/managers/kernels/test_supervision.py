@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -34,7 +34,7 @@ from app.managers.handover import handover as handover_module
 from app.managers.handover.elsewhere import Nowhere
 from app.managers.handover.handover import RegisteredHandover
 from app.managers.handover.registry import Registry
-from app.managers.handover.store import KernelRecord
+from app.managers.handover.store import KernelRecord, StoreAway
 from app.managers.kernels.callers import CallersKernels
 from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
@@ -519,9 +519,56 @@ async def test_a_disk_that_hangs_keeps_no_kernel_from_being_left(
         await is_up(kernel)
         held = Held(monkeypatch, registry_of(manager), "save")
         async with asyncio.timeout(30):
-            assert await leave_all([kernel], 5.0, 2.0 - SLACK_SECONDS) == []
+            left: list[str] = []
+            assert await leave_all([kernel], 5.0, 2.0 - SLACK_SECONDS, left.append) == []
+        assert left == []  # it is not handed over before the end
         assert held.called.is_set()
         assert "1 kernels are left without all that the next server should know" in caplog.text
+
+
+async def test_a_registry_that_is_away_keeps_no_server_from_its_end(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> None:
+        raise StoreAway("of a test")
+
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        held = Held(monkeypatch, manager._handover, "hand_over")
+        monkeypatch.setattr(manager._handover, "hand_over_rest", fail)
+        async with asyncio.timeout(30):
+            await manager.stopped()
+        assert held.called.is_set()
+        assert is_alive(pid_of(kernel))
+        assert "the other replicas take the kernels over when the lease has ended" in caplog.text
+
+
+async def test_a_start_that_hangs_keeps_no_kernel_from_being_handed_over(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_over: set[str] = set()
+
+    async def note(kernel_ids: Collection[str]) -> None:
+        handed_over.update(kernel_ids)
+
+    async with kernels(state_dir) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        monkeypatch.setattr(manager._handover, "hand_over", note)
+        held = Held(monkeypatch, Kernel, "start")
+        starting = asyncio.create_task(manager.start_kernel())
+        await held.called.wait()
+        manager._handover.adopting.add("taken")  # and not adopted by the time of the stop
+        manager.begin_stop()
+        await eventually(lambda: handed_over == {kernel.id, "taken"}, 30)
+        assert not starting.done()
+        held.may_go_on.set()
+        with pytest.raises(ServerStopping):
+            await starting
+        await manager.stopped()
+        # The client of the other was told that it has none.
+        assert handed_over == {kernel.id, "taken"}
 
 
 async def test_a_task_that_does_not_end_holds_up_the_end_for_a_bounded_time(

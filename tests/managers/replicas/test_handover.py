@@ -24,6 +24,9 @@ class Member(SimpleNamespace):
     async def begin(self) -> None:
         """There is nothing to take yet."""
 
+    def take_no_more(self) -> None:
+        """Nothing is taken in here but what the test gives."""
+
 
 async def test_a_kernel_that_comes_back_is_adopted_when_it_was_left(tmp_path: Path) -> None:
     found: list[str] = []

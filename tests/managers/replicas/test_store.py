@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 
@@ -12,6 +13,7 @@ from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableR
 from app.managers.log.places import Places
 from app.managers.processes.hosts.authority import Signer, certificates, new_authority
 from app.managers.replicas.database import Database
+from app.managers.replicas.directory import Directory
 from app.managers.replicas.lease import Lease
 from app.managers.replicas.member import Member as Living
 from app.managers.replicas.membership import (
@@ -24,6 +26,7 @@ from app.managers.replicas.membership import (
     join,
     leave,
     mine,
+    release,
     take,
 )
 from app.managers.replicas.store import SharedStore
@@ -218,6 +221,71 @@ def test_only_kernels_whose_keepers_are_reached_are_taken(first: Member, second:
     first.database.run(lambda one: leave(one, first.replica.id))
     assert second.take(keepers=("elsewhere",)) == []
     assert [one.id for one in second.take()] == ["a"]
+
+
+def test_a_replica_frees_some_of_its_kernels_and_has_the_others(
+    first: Member, second: Member
+) -> None:
+    for kernel_id in ("a", "b", "c"):
+        first.save(record(kernel_id))
+    terms = {"a": first.terms.of("a"), "b": first.terms.of("b") - 1, "gone": 1}
+    first.database.run(lambda one: release(one, first.replica.id, terms))
+    first.database.run(lambda one: release(one, second.replica.id, {"c": first.terms.of("c")}))
+    assert [one.id for one in second.take()] == ["a"]
+    first.store.save(record("a"))
+    first.store.save(record("b"))
+    assert [kernel_id for kernel_id, _ in first.fenced] == ["a"]
+    # Asked twice, as when an answer is lost.
+    first.database.run(lambda one: release(one, first.replica.id, terms))
+    assert first.take() == []
+
+
+async def test_a_replica_that_ends_takes_no_kernel_and_frees_what_it_is_just_taking(
+    database: Database, url: str, first: Member
+) -> None:
+    first.save(record("a"))
+    first.save(record("b"))
+    replica = Replica("id-ends", "ends", "unix:host:ends", "0", "digest")
+    member = Living(url, replica, Lease(60.0), Terms(), ["here"])
+    taken: list[str] = []
+    member.on_taken = lambda found: taken.extend(one.record.id for one in found)
+    await member.join()
+    term = first.terms.of("a")
+    first.database.run(lambda one: release(one, first.replica.id, {"a": term}))
+    taking = asyncio.create_task(member.begin())
+    await asyncio.sleep(0)  # it has asked, and the answer comes in a later turn of the loop
+    member.take_no_more()
+    await taking
+
+    def owners() -> list[tuple[str, str | None, int]]:
+        asked = "SELECT id, replica, term FROM kernelkeep.kernel ORDER BY id"
+        return database.run(lambda one: one.execute(asked).fetchall())
+
+    later = first.terms.of("b")
+    assert owners() == [("a", None, term + 1), ("b", "id-first", later)]
+    first.database.run(lambda one: release(one, first.replica.id, {"b": later}))
+    await member._take()
+    assert taken == []
+    await member.close()
+    assert owners() == [("a", None, term + 1), ("b", None, later)]
+
+
+async def test_a_kernel_that_is_freed_wakes_the_replicas(
+    database: Database, url: str, first: Member
+) -> None:
+    first.save(record("a"))
+    woken = asyncio.Event()
+    directory = Directory(url, woken.set)
+    await directory.begin()
+    try:
+        await eventually(lambda: "a" in directory.kernels, 30)
+        woken.clear()
+        terms = {"a": first.terms.of("a")}
+        await asyncio.to_thread(database.run, lambda one: release(one, first.replica.id, terms))
+        await asyncio.wait_for(woken.wait(), 30)
+        assert directory.kernels["a"].replica is None
+    finally:
+        await directory.close()
 
 
 def other(

@@ -111,6 +111,54 @@ async def test_a_replica_that_ends_hands_its_kernels_over(replicas: Replicas) ->
         await rest.delete(kernel["id"])
 
 
+async def test_a_kernel_that_does_not_end_keeps_no_other_from_the_other_replicas(
+    replicas: Replicas,
+) -> None:
+    """A replica that ends has to wait for the stop of one kernel: the others are not its any more.
+
+    Their clients come back to whichever replica, the one that ends included.
+    """
+    stubborn = ("--shutdown-wait-time", str(2 * TAKEOVER_SECONDS))
+    first = await asyncio.to_thread(replicas.start, "first", *stubborn)
+    second = await asyncio.to_thread(replicas.start, "second")
+    async with (
+        RestClient(first.url, replicas.token) as ends,
+        RestClient(second.url, replicas.token) as rest,
+    ):
+        kernel_id = (await ends.start_kernel("fake"))["id"]
+        other_id = (await ends.start_kernel("fake-stubborn"))["id"]
+        await Executions(ends, other_id).run("print up")  # one that is not ready is killed at once
+        deletion = asyncio.create_task(ends.http.delete(f"/api/kernels/{other_id}", timeout=None))
+        try:
+
+            async def is_stopping() -> bool:
+                return bool((await ends.kernel(other_id))["execution_state"] == "terminating")
+
+            await eventually(is_stopping, TAKEOVER_SECONDS)
+            channels = await JupyterChannels.connect(first.ws_url, kernel_id, replicas.token)
+            async with channels:
+                await channels.execute("print before")
+                replicas.send("first", signal.SIGTERM)
+                assert (await channels.closed(TAKEOVER_SECONDS)).code == 1012
+            async with asyncio.timeout(TAKEOVER_SECONDS):
+                # This request comes at once, and waits for the takeover.
+                executions = Executions(rest, kernel_id)
+                assert (await executions.run("print after"))["state"] == "ok"
+                assert await asyncio.to_thread(replicas.owner_of, kernel_id) == "second"
+                assert (await ends.kernel(kernel_id))["id"] == kernel_id
+            async with await JupyterChannels.connect(
+                first.ws_url, kernel_id, replicas.token
+            ) as again:
+                await again.execute("print again")
+            members = "SELECT name FROM kernelkeep.replica ORDER BY name"
+            assert replicas.query(members) == [("first",), ("second",)]
+            assert not deletion.done()
+        finally:
+            await asyncio.to_thread(replicas.end, "first")
+            await asyncio.gather(deletion, return_exceptions=True)
+        await rest.delete(kernel_id)
+
+
 HOLDING = """
 CREATE FUNCTION kernelkeep.hold() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -259,6 +307,9 @@ async def test_what_a_dead_replica_has_left_is_looked_for_again_unless_all_is_do
             assert (dead, known) == (["gone"], ["k"])
             if error is not None:
                 raise error
+
+        def take_no_more(self) -> None:
+            """Nothing is taken in here."""
 
         async def buried(self, ids: Sequence[str], *, is_done: bool) -> None:
             told.set_result((ids, is_done))

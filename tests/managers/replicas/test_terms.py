@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from app.managers.handover import registry as handover_registry
 from app.managers.handover.registry import Registry
-from app.managers.handover.store import ExecutionRecord, UnusableRegistry
+from app.managers.handover.store import ExecutionRecord, StoreAway, UnusableRegistry
 from app.managers.log.places import Places
 from app.managers.replicas import registry
 from app.managers.replicas.errors import RegistryUnavailable, ReplicaUnreachable
@@ -140,6 +140,34 @@ async def test_a_registry_that_does_not_answer_holds_up_nobody_who_leaves(
         await SharedRegistry.leave(cast("Any", leaving))
     assert left == ["member"]
     assert "k" not in terms
+
+
+async def test_only_kernels_that_are_stored_are_handed_over_before_the_end() -> None:
+    async def release(asked: dict[str, int]) -> None:
+        freed.update(asked)
+
+    async def stored(_seconds: float) -> bool:
+        return is_stored
+
+    freed: dict[str, int] = {}
+    terms = Terms()
+    for kernel_id in ("stored", "new", "waits", "stays"):
+        terms.begin(kernel_id)
+    ending: Any = SimpleNamespace(
+        stored=stored,
+        member=SimpleNamespace(release=release),
+        terms=terms,
+        _missed={"new": None},
+        _unwritten={("waits", "e"): 1},
+    )
+    asked = ["stored", "new", "waits"]
+    is_stored = False
+    with pytest.raises(StoreAway):
+        await SharedRegistry.release(ending, asked)
+    assert freed == {}
+    is_stored = True
+    assert {*await SharedRegistry.release(ending, asked)} == {"stored"}
+    assert freed == {"stored": terms.of("stored")}
 
 
 @pytest.mark.parametrize("name", ["", "identity", "one.lock"])
