@@ -62,9 +62,12 @@ class Sshd:
         public = (self.directory / f"{key}.pub").read_text()
         (self.directory / "known_hosts").write_text(f"[{self.address}]:{self.port} {public}")
 
-    def write_config(self, key: str = "user", **more: str) -> None:
-        """The configuration of ``lab``, by which kernelspecs name the host."""
-        lines = {
+    def write_config(self, key: str = "user", **more: str | None) -> None:
+        """The configuration of ``lab``, by which kernelspecs name the host.
+
+        Of ``more`` lines, those that are None are left out.
+        """
+        lines: dict[str, str | None] = {
             "HostName": self.address,
             "Port": str(self.port),
             "User": getpass.getuser(),
@@ -73,8 +76,14 @@ class Sshd:
             "UserKnownHostsFile": str(self.directory / "known_hosts"),
             **more,
         }
-        text = "".join(f"    {name} {value}\n" for name, value in lines.items())
+        written = {name: value for name, value in lines.items() if value is not None}
+        text = "".join(f"    {name} {value}\n" for name, value in written.items())
         self.config.write_text(f"Host lab\n{text}")
+
+    def add_host(self, name: str, other: Sshd) -> None:
+        """Have the configuration name another host as well, such as a jump host."""
+        text = other.config.read_text().replace("Host lab", f"Host {name}", 1)
+        self.config.write_text(self.config.read_text() + text)
 
     def restart(self, *options: str) -> None:
         """The same with these lines in its configuration."""

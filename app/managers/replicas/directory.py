@@ -81,8 +81,8 @@ class _Found(NamedTuple):
 class Directory:
     """The registry's content, in memory. Make it inside a running event loop, and `close` it.
 
-    ``wake`` is called when there may be kernels to take: when replicas have come or gone, and when a
-    kernel is nobody's. The functions in `on_replicas` are called when replicas have come or gone.
+    ``wake`` is called when there may be kernels to take: when replicas have come or gone, and when
+    a kernel is nobody's. The functions in `on_replicas` are called when replicas have come or gone.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:

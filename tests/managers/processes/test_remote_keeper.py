@@ -288,6 +288,29 @@ async def test_how_much_a_host_has_to_do_its_keeper_tells(
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_kernel_that_nobody_has_is_ended_when_its_keeper_is_met(
+    begin: Begin, keeper: RemoteKeeper, place: NearPlace, own: bool
+) -> None:
+    client, _ = await begin("k"), await begin("l")
+    process = keeper._processes.get("l")
+    assert process is not None
+    stray = psutil.Process(process.pid)
+    place.is_kernels_own = own
+    keeper.is_stray = lambda kernel_id: kernel_id == "l"
+    link = keeper._connection.link
+    cut_off(keeper)
+    await eventually(lambda: keeper._connection.link not in (link, None), WAIT)
+    await client.ran("print still here")
+    if own:  # it is its engine's to end the job
+        assert stray.is_running()
+        return
+    await eventually(lambda: not stray.is_running(), WAIT)
+    await eventually(lambda: not [*place.path.rglob("logs/l")], WAIT)
+    assert [*place.path.rglob("logs/k")]
+    assert "l" not in await keeper.kept()
+
+
 async def _tail(keeper: RemoteKeeper) -> str:
     return await keeper.tail("k")
 

@@ -26,6 +26,7 @@ from .errors import (
     HostUnusable,
     HostWithoutPython,
 )
+from .jumps import Way
 from .options import SSHOptions
 from .pythons import MARK
 
@@ -103,29 +104,28 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
     except ImportError:
         text = "Kernels behind SSH take the package asyncssh: pip install 'kernelkeep[ssh]'"
         raise EngineNotInstalled(text) from None
-    name = options.name
     given: dict[str, Any] = {"username": options.user, "port": options.port}
     given = {key: value for key, value in given.items() if value is not None}
-    given["config"] = await asyncio.to_thread(_config_files, options)
+    way = Way(options.name, await asyncio.to_thread(_config_files, options))
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             # Own bounds of ssh's configuration (ConnectTimeout) may be longer: a start must not
             # wait so.
-            return await asyncssh.connect(options.hosts[0], **given)
+            return await way.connect(options.hosts[0], given)
     except asyncssh.HostKeyNotVerifiable as error:
         raise HostKeyRefused(
-            f"The key of {name} is not the one in known_hosts, or none is there: {error.reason}"
+            f"The key of {way.at} is not the one in known_hosts, or none is there: {error.reason}"
         ) from error
     except asyncssh.PermissionDenied as error:
-        raise HostLoginRefused(f"{name} does not let the user in: {error.reason}") from error
+        raise HostLoginRefused(f"{way.at} does not let the user in: {error.reason}") from error
     except TimeoutError:
-        raise HostUnreachable(f"{name} does not answer within {CONNECT_SECONDS:g} s") from None
+        raise HostUnreachable(f"{way.at} does not answer within {CONNECT_SECONDS:g} s") from None
     except (OSError, ValueError, asyncssh.Error) as error:
         # A line of the configuration, a key, or a file that is named there.
         if isinstance(error, ValueError) or getattr(error, "filename", None) is not None:
-            text = f"ssh's configuration for {name} cannot be used: {error}"
+            text = f"ssh's configuration for {way.at} cannot be used: {error}"
             raise HostUnusable(text) from error
-        raise HostUnreachable(f"{name} cannot be reached: {error}") from error
+        raise HostUnreachable(f"{way.at} cannot be reached: {error}") from error
 
 
 def _config_files(options: SSHOptions) -> list[str] | None:

@@ -54,6 +54,8 @@ class Keepers:
         self._options = options
         self.on_fenced: Callable[[str], None] = lambda _: None
         """Called with the id of a kernel that another replica has."""
+        self.is_stored: Callable[[str], bool] = lambda _: True
+        """Whether a kernel that has no keeper here may be one that is stored."""
         self._newest = self._client(NewestPlace(state_dir, self._add))
         self._older: dict[Keeper, AsidePlace] = {}
         self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
@@ -183,6 +185,7 @@ class Keepers:
             keeper.on_fenced = self._on_fenced
             # A kernel without a home may be one that an earlier server has left there.
             keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
+            keeper.is_stray = lambda each: not (each in self._homes or self.is_stored(each))
             self._remote[key] = keeper
             self._share()
         return keeper

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol, Unpack
@@ -18,6 +19,7 @@ import msgspec
 from ....keeper.hearings import Heard
 from ....keeper.processes import UNKNOWN_EXIT
 from ....keeper.protocol import Fields, Garbled
+from ....log_formats import about
 from ....protocol.messages import Message
 from ...errors import KeeperUnavailable, KernelUnreachable
 from ...messages.line import Line
@@ -31,6 +33,8 @@ from .mirrors import Mirrors
 from .places import Place
 
 __all__ = ["Host", "RemoteKeeper", "RemotePlace"]
+
+logger = logging.getLogger(__name__)
 
 ORPHAN_SECONDS: Final = 600.0
 """How long kernels that are to end with the server go on after it was killed: a keeper on another
@@ -114,6 +118,8 @@ class RemoteKeeper(Keeper):
         )
         self.may_have: Callable[[str], bool] = lambda _: True
         """Whether a kernel may be one of this keeper's."""
+        self.is_stray: Callable[[str], bool] = lambda _: False
+        """Whether a kernel is nobody's: none that is stored, and none of this server's."""
         self._processes = Processes(here=False)
         self.has_given_up = False
         """Whether a kernel was given up."""
@@ -400,6 +406,24 @@ class RemoteKeeper(Keeper):
         begin = await super().greet(link)
         self._check(*self._heard, *(watched.kernel_id for watched in self._processes))
         return begin
+
+    def _begin(self, link: KeeperLink, heard: Sequence[tuple[Line, Heard]]) -> None:
+        super()._begin(link, heard)
+        if not self.is_kernels_own:  # the job of such a keeper ends by its engine
+            self._end_strays()
+
+    def _end_strays(self) -> None:
+        """End the kernels that nobody has, which a server left that was killed at a start."""
+        # None of these is one that is being started: it is this server's before this keeper is
+        # asked to launch it, and another server with this state directory is not there.
+        there = {*self._heard, *(watched.kernel_id for watched in self._processes)}
+        for kernel_id in filter(self.is_stray, sorted(there)):
+            log = about(logger, kernel_id=kernel_id)
+            log.warning("kernel %s on %s was nobody's, and is ended", kernel_id, self._where.name)
+            pid = self._processes.forget(kernel_id, None)
+            if pid is not None:
+                self._errands.end(kernel_id, pid=pid)
+            self.drop(kernel_id)
 
     def _check(self, *kernel_ids: str) -> None:
         """Raise `Garbled` if one of these kernels is another keeper's, or of this machine."""

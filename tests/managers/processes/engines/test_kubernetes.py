@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.support.cable import Cable
 from tests.support.channels import JupyterChannels
 from tests.support.cluster import Cluster, Fault, unschedulable, waiting
 from tests.support.drill import KEEP, Servers
+from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.kernelspecs import write_kernelspec
 from tests.support.lively import (
@@ -88,6 +91,21 @@ async def test_a_kernel_there_does_what_one_here_does(
 
     await rest.delete(kernel_id)
     await eventually(lambda: not cluster.pods, 30)
+
+
+async def test_python_calculates_and_plots_there(
+    server: ServerProcess, rest: RestClient, cluster: Cluster, home: Home
+) -> None:
+    argv = (sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    write_kernelspec(home.jupyter_path, "pod", replace(cluster.spec(), argv=argv))
+    kernel_id = (await rest.start_kernel("pod"))["id"]
+    runs = Executions(rest, kernel_id)
+    ran = await runs.run("1+1")
+    assert ran["outputs"][0]["data"]["text/plain"] == "2"
+    code = "%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    outputs = (await runs.run(code))["outputs"]
+    shown = [output["data"] for output in outputs if output["output_type"] == "display_data"]
+    assert "image/png" in shown[0]
 
 
 async def name_of(cluster: Cluster, kernel_id: str) -> str:

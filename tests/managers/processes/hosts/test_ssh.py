@@ -15,19 +15,22 @@ import re
 import signal
 import sys
 import venv
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from app.managers.handover.store import FILE, SQLiteRegistry
 from app.managers.processes.hosts.pythons import MARK
 from tests.docs.test_curl_commands import run as run_commands
 from tests.support.channels import JupyterChannels
 from tests.support.drill import Servers
 from tests.support.executions import Executions
 from tests.support.home import Home
-from tests.support.kernelspecs import write_kernelspec
+from tests.support.kernelspecs import Spec, write_kernelspec
 from tests.support.lively import (
     RATE,
     finished,
@@ -262,6 +265,51 @@ async def test_the_next_server_goes_on_with_it(
         model = await rest.kernel(dies)
         assert model["execution_state"] == "dead"
         assert "was killed by signal 9" in model["reason"]
+
+
+async def test_a_kernel_that_no_server_has_stored_is_ended_and_others_go_on(
+    server: ServerProcess, servers: Servers, lab: Sshd, home: Home
+) -> None:
+    async with RestClient(server.url, server.token) as rest:
+        kernel_id, stray = [(await rest.start_kernel("far"))["id"] for _ in range(2)]
+        pid, ends = [await pid_of(rest, each) for each in (kernel_id, stray)]
+    servers.crash()
+    registry = SQLiteRegistry(home.state_dir / FILE)
+    registry.delete(stray)  # as if the server had been killed before it had stored that kernel
+    registry.close()
+    server = await asyncio.to_thread(servers.start)
+    await eventually(lambda: not is_alive(ends), 30)
+    await eventually(lambda: not [*lab.far.rglob(f"*{stray}*")], 10)
+    assert f"kernel {stray} on lab was nobody's, and is ended" in server.output()
+    async with RestClient(server.url, server.token) as rest:
+        assert [model["id"] for model in await rest.kernels()] == [kernel_id]
+        # One that is being started, or restarted, while its keeper is met again is somebody's.
+        slow = Spec(flags=("--slow-start", "2"), metadata=lab.spec().metadata)
+        write_kernelspec(home.jupyter_path, "far", slow)
+
+        async def met_meanwhile(launching: Coroutine[Any, Any, Any]) -> Any:
+            before = slow_ones(home)
+            task = asyncio.create_task(launching)
+            await eventually(lambda: slow_ones(home) - before, 30)
+            await asyncio.to_thread(lab.cut)
+            return await task
+
+        began = (await met_meanwhile(rest.start_kernel("far")))["id"]
+        first = await pid_of(rest, began)
+        await met_meanwhile(rest.restart(began))
+        assert await pid_of(rest, began) != first
+        assert await pid_of(rest, kernel_id) == pid
+        assert server.output().count("was nobody's") == 1
+
+
+def slow_ones(home: Home) -> set[int]:
+    """The processes of kernels that take their time to come up."""
+    found = set()
+    for one in home.processes():
+        with suppress(psutil.NoSuchProcess):
+            if "--slow-start" in one.cmdline():
+                found.add(one.pid)
+    return found
 
 
 async def test_a_host_that_is_away_when_the_server_starts_is_waited_for(
