@@ -82,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         type=_scopes,
-        help="what it permits: user (all with one's own), admin (everything), or resource:action, "
-        "with commas between them",
+        help="what it permits: user (all with one's own; the files are nobody's own and take "
+        "contents:read or contents:write), admin (everything), or resource:action, with commas "
+        "between them",
     )
     creating.add_argument(
         "--expires",

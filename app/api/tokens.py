@@ -79,8 +79,8 @@ class CreateToken(BaseModel):
     name: str = Field(description="No other of the owner's tokens has it, in any case of letters.")
     scopes: list[str] = Field(
         max_length=100,
-        description="As `resource:action`; `user` stands for all that users do with their own. No "
-        "more than who makes it may do.",
+        description="As `resource:action`; `user` stands for all that users do with their own, "
+        "which the files are not. No more than who makes it may do.",
     )
     owner: str | None = Field(None, description="Whose it is; by default the caller's.")
     groups: list[str] | None = Field(

@@ -27,6 +27,9 @@ from tests.support.server import ServerProcess
 
 PATH = "/api/tokens"
 
+FILE = "/api/contents/hers.txt"
+TEXT = {"type": "file", "format": "text", "content": "hers alone"}
+
 
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
@@ -219,6 +222,22 @@ async def test_the_same_name_again_is_a_conflict_in_any_case_of_letters(clients:
         )
     )
     assert sorted(response.status_code for response in made) == [201] + [409] * 9
+
+
+async def test_the_preset_of_users_opens_no_file(clients: Clients, server: ServerProcess) -> None:
+    """The files are everybody's: a notebook of one owner's must not be open to all others."""
+    async with RestClient(server.url, server.token) as admin:
+        await admin.request("PUT", FILE, 201, json=TEXT)
+        alone = await clients((await make(admin, "alone", "user", owner="alone"))["token"])
+        for method, body in (("GET", None), ("PUT", TEXT), ("DELETE", None)):
+            refused = await alone.http.request(method, FILE, json=body)
+            assert "contents:" in error_of(refused, 403, "not_authorized")
+        refused = await alone.http.get("/files/hers.txt")
+        assert "contents:read" in error_of(refused, 403, "not_authorized")
+        scopes = ("user", "contents:write")
+        team = await clients((await make(admin, "team", *scopes, owner="team"))["token"])
+        assert (await team.request("GET", FILE)).json()["content"] == TEXT["content"]
+        await team.request("DELETE", FILE, 204)
 
 
 async def test_a_list_that_cannot_be_written_is_told(make_server: MakeServer, home: Home) -> None:
