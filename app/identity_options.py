@@ -23,7 +23,7 @@ __all__ = [
 DEFAULT_SCOPES = [
     # What it takes to work with one's own kernels. The files below root_dir are nobody's own.
     *("kernels:write", "kernels:execute", "sessions:write"),
-    *("kernelspecs:read", "events:execute", "api:write"),
+    *("kernelspecs:read", "events:execute", "owners:read", "api:write"),
 ]
 
 OIDC_ALGORITHMS = [

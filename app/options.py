@@ -407,7 +407,7 @@ class Log(OptionGroup):
     audit_log: AbsolutePathOrNone = Field(
         None,
         description="File (0600) of the audit log: a JSON line for each action, with who did what "
-        "to which kernel.",
+        "to which kernel, share, session, file or token.",
     )
     audit_log_bytes: int = Field(
         100 * 2**20,

@@ -7,6 +7,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import pwd
 import sys
 import time
 import unicodedata
@@ -20,7 +22,13 @@ from .durations import NEVER, InvalidDuration, parse_duration, shown_duration
 from .managers.errors import KernelkeepError
 from .managers.owners.names import InvalidName, owner_name
 from .managers.owners.scopes import PRESETS, InvalidScope, Scopes
-from .managers.owners.token_table import NewToken, TokenPlace, TokenRecord, UnusableTokens
+from .managers.owners.token_table import (
+    BY_COMMAND,
+    NewToken,
+    TokenPlace,
+    TokenRecord,
+    UnusableTokens,
+)
 from .plugins import CannotLoad
 from .token_places import token_place
 
@@ -82,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         type=_scopes,
-        help="what it permits: user (all with one's own), admin (everything), or resource:action, "
-        "with commas between them",
+        help="what it permits: user (all with one's own; the files are nobody's own and take "
+        "contents:read or contents:write), admin (everything), or resource:action, with commas "
+        "between them",
     )
     creating.add_argument(
         "--expires",
@@ -141,6 +150,7 @@ def _create(place: TokenPlace, options: argparse.Namespace) -> None:
         owner=options.owner or options.name,
         scopes=tuple(scopes),
         groups=tuple(sorted({group for given in options.groups for group in given})),
+        made_with=_user(),
         expires=None if options.expires is None else now + options.expires,
     )
     with contextlib.closing(place.open(create=True)) as store:
@@ -148,11 +158,20 @@ def _create(place: TokenPlace, options: argparse.Namespace) -> None:
         try:
             print(token, flush=True)
         except OSError as error:
-            store.revoke([record.id], now)
+            store.revoke([record.id], now, _user())
             sys.stdout = None  # or Python writes about the broken pipe once more
             raise _NotDone(f"the token could not be printed ({error.strerror})") from None
     ends = "does not expire" if options.expires is None else f"expires {_time(record.expires)}"
     say(f"token {record.id} of {record.owner} {ends}; it is not shown again")
+
+
+def _user() -> str:
+    """The user of the system who runs the command."""
+    number = os.getuid()
+    try:
+        return f"{BY_COMMAND}{number} ({printable(pwd.getpwuid(number).pw_name)})"
+    except KeyError:  # as in a container
+        return f"{BY_COMMAND}{number}"
 
 
 def _records(place: TokenPlace, *, ended: bool = False) -> list[TokenRecord]:
@@ -227,7 +246,7 @@ def _revoke(place: TokenPlace, options: argparse.Namespace) -> None:
         say("there is no token to revoke")
         return
     with contextlib.closing(place.open()) as store:
-        ended = store.revoke([record.id for record in chosen], time.time())
+        ended = store.revoke([record.id for record in chosen], time.time(), _user())
     for record in ended:
         say(f"revoked {record.id} ({record.name} of {record.owner})")
 

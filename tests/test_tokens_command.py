@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import stat
@@ -74,6 +75,7 @@ def test_one_is_made_listed_and_revoked(tokens: Any, home: Home) -> None:
     assert (found["id"], found["name"], found["owner"]) == (token[:11], "ci", "anna")
     assert (found["state"], found["last_used"], found["groups"]) == ("valid", None, [])
     assert round((found["expires"] - found["created"]) / 86400) == 90
+    assert found["made_with"].startswith(f"uid:{os.getuid()}")
     shown = tokens("list").stdout
     assert token[:11] in shown
     assert token not in shown
@@ -82,7 +84,7 @@ def test_one_is_made_listed_and_revoked(tokens: Any, home: Home) -> None:
     assert token[:11] in ended.stderr
     assert listed(tokens("list", "--json")) == []
     (found,) = listed(tokens("list", "--all", "--json"))
-    assert found["state"] == "revoked"
+    assert (found["state"], found["revoked_by"]) == ("revoked", found["made_with"])
 
 
 def test_owner_groups_scopes_and_end_are_as_they_are_given(tokens: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -25,10 +26,11 @@ from ..managers.files.errors import (
 )
 from ..managers.files.models import CheckpointModel, ContentsModel
 from ..managers.files.service import ContentsService
+from ..managers.files.uploads import LAST
 from ..managers.limits.errors import BeyondLimit, ContentsLimit
 from ..managers.limits.shares import CallersShare
 from .access import requires
-from .dependencies import of_state, read_body
+from .dependencies import AuditDep, of_state, read_body
 from .openapi import BODY, errors
 from .schemas import schema_of
 
@@ -127,9 +129,13 @@ async def list_checkpoints(service: ContentsDep, path: PathDep) -> Response:
     responses={201: _LOCATION, **errors(*_WRITE)},
     dependencies=[requires("contents", "write")],
 )
-async def create_checkpoint(request: Request, service: ContentsDep, path: PathDep) -> Response:
+async def create_checkpoint(
+    request: Request, service: ContentsDep, audit: AuditDep, path: PathDep
+) -> Response:
     """Keep a file as it is now, in the place of what was kept of it before."""
-    checkpoint = await service.run(service.contents.create_checkpoint, path)
+    with audit.action("checkpoint_created", path=path) as about:
+        checkpoint = await service.run(service.contents.create_checkpoint, path)
+        about["checkpoint_id"] = checkpoint.id
     location = f"{_url(request, path)}/checkpoints/{checkpoint.id}"
     return _json(_encode(checkpoint), 201, {"Location": location})
 
@@ -141,9 +147,12 @@ async def create_checkpoint(request: Request, service: ContentsDep, path: PathDe
     responses=errors(*_WRITE),
     dependencies=[requires("contents", "write")],
 )
-async def restore_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: str) -> Response:
+async def restore_checkpoint(
+    service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
+) -> Response:
     """Make a file what it was when the checkpoint was made."""
-    await service.run(service.contents.restore_checkpoint, path, checkpoint_id)
+    with audit.action("checkpoint_restored", path=path, checkpoint_id=checkpoint_id):
+        await service.run(service.contents.restore_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
 
@@ -154,9 +163,12 @@ async def restore_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id:
     responses=errors(*_WRITE),
     dependencies=[requires("contents", "write")],
 )
-async def delete_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: str) -> Response:
+async def delete_checkpoint(
+    service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
+) -> Response:
     """Remove a checkpoint."""
-    await service.run(service.contents.delete_checkpoint, path, checkpoint_id)
+    with audit.action("checkpoint_deleted", path=path, checkpoint_id=checkpoint_id):
+        await service.run(service.contents.delete_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
 
@@ -168,9 +180,10 @@ async def delete_checkpoint(service: ContentsDep, path: PathDep, checkpoint_id: 
     responses=errors(*_WRITE, ContentsTooLarge),
     dependencies=[requires("contents", "write")],
 )
-async def trust_notebook(service: ContentsDep, path: PathDep) -> Response:
+async def trust_notebook(service: ContentsDep, audit: AuditDep, path: PathDep) -> Response:
     """Trust a notebook: browsers may run what its outputs hold."""
-    found = await service.run(service.contents.trust, path)
+    with audit.action("notebook_trusted", path=path):
+        found = await service.run(service.contents.trust, path)
     return _json(_encode(found.model), 201)
 
 
@@ -226,16 +239,20 @@ async def get_contents(
     dependencies=[requires("contents", "write")],
 )
 async def create_contents(
-    request: Request, service: ContentsDep, share: ShareDep, path: PathDep
+    request: Request, service: ContentsDep, share: ShareDep, audit: AuditDep, path: PathDep
 ) -> Response:
     """Make something new in a directory: empty, or a copy. The server chooses its name."""
     new = await _decoded(request, service, share, _New) or _New()
     if new.copy_from:
-        found = await service.run(service.contents.copy, new.copy_from, path)
+        with audit.action("file_copied", path=path, copy_from=new.copy_from) as about:
+            found = await service.run(service.contents.copy, new.copy_from, path)
+            about["path"] = found.model.path
         await share.add_contents(found.model.size or 0)
     else:
         kind, suffix = new.type or None, new.ext or ""
-        found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
+        with audit.action("file_created", path=path) as about:
+            found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
+            about["path"] = found.model.path
     return _changed(request, found)
 
 
@@ -260,14 +277,22 @@ async def save_contents(
     request: Request,
     service: ContentsDep,
     share: ShareDep,
+    audit: AuditDep,
     path: PathDep,
     precondition: PreconditionDep,
 ) -> Response:
     """Write a file or a notebook, or make a directory. Readers see the old content or the new."""
     save = await _decoded(request, service, share, Save)
     if save is None:
-        return _changed(request, await service.run(service.contents.create, path))
-    return _changed(request, await service.run(service.contents.save, path, save, precondition))
+        with audit.action("file_created", path=path) as about:
+            found = await service.run(service.contents.create, path)
+            about["path"] = found.model.path
+        return _changed(request, found)
+    # Until its last chunk has come, an upload changes no file.
+    whole = save.chunk in (None, LAST)
+    with audit.action("file_saved", path=path) if whole else nullcontext():
+        found = await service.run(service.contents.save, path, save, precondition)
+    return _changed(request, found)
 
 
 @router.patch(
@@ -282,6 +307,7 @@ async def rename_contents(
     request: Request,
     service: ContentsDep,
     share: ShareDep,
+    audit: AuditDep,
     path: PathDep,
     precondition: PreconditionDep,
 ) -> Response:
@@ -289,7 +315,8 @@ async def rename_contents(
     renamed = await _decoded(request, service, share, _Renamed)
     if renamed is None:
         raise InvalidRequest("JSON body missing")
-    found = await service.run(service.contents.rename, path, renamed.path, precondition)
+    with audit.action("file_renamed", path=path, new_path=renamed.path):
+        found = await service.run(service.contents.rename, path, renamed.path, precondition)
     return _changed(request, found)
 
 
@@ -301,10 +328,11 @@ async def rename_contents(
     dependencies=[requires("contents", "write")],
 )
 async def delete_contents(
-    service: ContentsDep, path: PathDep, precondition: PreconditionDep
+    service: ContentsDep, audit: AuditDep, path: PathDep, precondition: PreconditionDep
 ) -> Response:
     """Remove a file, or a directory with all that is in it."""
-    await service.run(service.contents.delete, path, precondition)
+    with audit.action("file_deleted", path=path):
+        await service.run(service.contents.delete, path, precondition)
     return Response(status_code=204)
 
 

@@ -18,7 +18,7 @@ from starlette.responses import RedirectResponse, Response
 
 from ..callers import caller
 from ..managers.errors import InvalidJSON, KernelkeepError
-from ..managers.telemetry.audit import AuditLog
+from ..managers.telemetry.audit import MAX_TEXT, AuditLog
 
 __all__ = [
     "STANDARD_HEADERS",
@@ -111,8 +111,10 @@ def note_refusal(connection: HTTPConnection, code: str, hidden: Mapping[str, str
     if audit is not None:
         route = getattr(connection.scope.get("route"), "path_format", "")
         method = connection.scope.get("method", "WebSocket")
-        kernel_id = connection.path_params.get("kernel_id")
-        about = {} if kernel_id is None else {"kernel_id": kernel_id}
+        found: Mapping[str, str] = connection.path_params
+        about: dict[str, Any] = {
+            name: found[name][:MAX_TEXT] for name in ("kernel_id", "path") if name in found
+        }
         audit.refuse(f"{method} {route}", code, known=True, **{**about, **hidden})
 
 

@@ -30,7 +30,7 @@ OwnersDep = Annotated[CallersOwners, of_state("owners")]
     operation_id="owners_list",
     response_model=schema_of(list[OwnerModel]),
     responses=ERRORS,
-    dependencies=[requires("api", "read", activity=False)],
+    dependencies=[requires("owners", "read", activity=False)],
 )
 async def list_owners(request: Request, owners: OwnersDep) -> Response:
     """List the owners of whom the server knows something, with their limits and usage.
@@ -48,7 +48,7 @@ async def list_owners(request: Request, owners: OwnersDep) -> Response:
     operation_id="owners_get",
     response_model=schema_of(OwnerModel),
     responses=errors(OwnerNotFound),
-    dependencies=[requires("api", "read", activity=False)],
+    dependencies=[requires("owners", "read", activity=False)],
 )
 async def get_owner(
     request: Request,

@@ -28,8 +28,9 @@ from ..managers.limits.errors import BeyondLimit, KernelsLimit, StartsLimit
 from ..managers.processes.engines.caller_options import EngineOptionRefused
 from ..managers.processes.launch_errors import TooManyOpenFiles
 from ..managers.sessions.sessions import SessionModel
+from ..managers.sessions.store import Session
 from .access import requires
-from .dependencies import AuthorizationDep, JSONRoute, SessionsDep
+from .dependencies import AuditDep, AuthorizationDep, JSONRoute, SessionsDep
 from .openapi import BODY, ERRORS, errors, links
 from .requests import StartSession, UpdateSession
 from .schemas import schema_of
@@ -42,6 +43,16 @@ SessionIdDep = Annotated[str, Path(description="The session's id.")]
 
 def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(body, status, headers, "application/json")
+
+
+def _about(session: Session) -> dict[str, str]:
+    """A session in the fields of the audit log."""
+    return {
+        "session_id": session.id,
+        "path": session.path,
+        "kernel_id": session.kernel_id,
+        "owner": session.owner,
+    }
 
 
 @router.get(
@@ -94,12 +105,16 @@ async def list_sessions(sessions: SessionsDep) -> Response:
     dependencies=[requires("sessions", "write", also=[("kernels", "write")])],
 )
 async def create_session(
-    request: Request, sessions: SessionsDep, trace: TraceDep, body: StartSession
+    request: Request, sessions: SessionsDep, audit: AuditDep, trace: TraceDep, body: StartSession
 ) -> Response:
     """Make a session and start its kernel, or attach it to a kernel that runs.
 
     If there is a session for this path, that one is returned as it is, with 201 too.
     """
+
+    def made(session: Session) -> None:
+        audit.note("session_created", b"", **_about(session))
+
     session = await sessions.create(
         body.path,
         body.type,
@@ -108,6 +123,7 @@ async def create_session(
         kernel_name=body.kernel.name or None,
         env=trace,
         given=body.kernel.engine_options,
+        made=made,
     )
     location = f"{request.scope.get('root_path', '')}/api/sessions/{session.id}"
     return _json(sessions.model(session), 201, {"Location": location})
@@ -150,6 +166,7 @@ async def get_session(sessions: SessionsDep, session_id: SessionIdDep) -> Respon
 )
 async def update_session(
     sessions: SessionsDep,
+    audit: AuditDep,
     authorization: AuthorizationDep,
     session_id: SessionIdDep,
     trace: TraceDep,
@@ -162,14 +179,16 @@ async def update_session(
     """
     if body.kernel.id is not None or body.kernel.name is not None:
         await authorization.require("write", "kernels")
-    session = await sessions.update(
-        session_id,
-        body.changes,
-        kernel_id=body.kernel.id,
-        kernel_name=body.kernel.name,
-        env=trace,
-        given=body.kernel.engine_options,
-    )
+    with audit.action("session_changed", session_id=session_id) as about:
+        session = await sessions.update(
+            session_id,
+            body.changes,
+            kernel_id=body.kernel.id,
+            kernel_name=body.kernel.name,
+            env=trace,
+            given=body.kernel.engine_options,
+        )
+        about |= _about(session)
     return _json(sessions.model(session))
 
 
@@ -180,7 +199,10 @@ async def update_session(
     responses=errors(SessionNotFound, KernelUnreachable, KernelNotStopped),
     dependencies=[requires("sessions", "write", also=[("kernels", "write")])],
 )
-async def delete_session(sessions: SessionsDep, session_id: SessionIdDep) -> Response:
+async def delete_session(
+    sessions: SessionsDep, audit: AuditDep, session_id: SessionIdDep
+) -> Response:
     """End a session and shut its kernel down, even if other sessions have it too."""
-    await sessions.delete(session_id)
+    with audit.action("session_deleted", session_id=session_id) as about:
+        about |= _about(await sessions.delete(session_id))
     return Response(status_code=204)

@@ -14,9 +14,10 @@ from ..managers.errors import (
     ShareNotFound,
     TooManyShares,
 )
-from ..managers.owners.ownership import Share
+from ..managers.kernels.callers import CallersKernels
+from ..managers.owners.ownership import Grantee, Share
 from .access import requires
-from .dependencies import KernelIdDep, ManagerDep, SmallRoute
+from .dependencies import AuditDep, KernelIdDep, ManagerDep, SmallRoute
 from .openapi import BODY, errors
 
 router = APIRouter(
@@ -49,6 +50,17 @@ def _shown(share: Share) -> dict[str, str]:
     return {share.kind: share.name, "access": share.access}
 
 
+def _about(manager: CallersKernels, kernel_id: str, grantee: Grantee) -> dict[str, str]:
+    """A kernel and with whom it is shared, in the fields of the audit log.
+
+    Raises `KernelNotFound`.
+    """
+    kernel = manager.get(kernel_id)
+    kind, name = grantee
+    about = {"kernel_id": kernel.id, "kernel_name": kernel.name, "owner": kernel.ownership.owner}
+    return {**about, f"with_{kind}": name}
+
+
 @router.get(
     "",
     operation_id="shares_list",
@@ -70,13 +82,18 @@ async def list_shares(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
     responses=errors(*BODY, KernelNotFound, InvalidShare, TooManyShares),
     dependencies=[requires("kernels", "write")],
 )
-async def create_share(manager: ManagerDep, kernel_id: KernelIdDep, body: ShareModel) -> Response:
+async def create_share(
+    manager: ManagerDep, audit: AuditDep, kernel_id: KernelIdDep, body: ShareModel
+) -> Response:
     """Share a kernel with an owner or a group, until the kernel is shut down or the share ends.
 
     A share that the same owner or group has already is replaced.
     """
     kind: Literal["name", "group"] = "name" if body.name is not None else "group"
-    share = await manager.share(kernel_id, Share(kind, body.name or body.group or "", body.access))
+    asked = Share(kind, body.name or body.group or "", body.access)
+    about = {**_about(manager, kernel_id, asked.grantee), "access": asked.access}
+    with audit.action("share_created", **about):
+        share = await manager.share(kernel_id, asked)
     return Response(_encode(_shown(share)), 201, media_type="application/json")
 
 
@@ -89,6 +106,7 @@ async def create_share(manager: ManagerDep, kernel_id: KernelIdDep, body: ShareM
 )
 async def delete_share(
     manager: ManagerDep,
+    audit: AuditDep,
     kernel_id: KernelIdDep,
     name: Annotated[str | None, Query(description="The owner whose share ends.")] = None,
     group: Annotated[str | None, Query(description="The group whose share ends.")] = None,
@@ -96,5 +114,7 @@ async def delete_share(
     """End a share. Connections that are open by it alone are closed."""
     if (name is None) == (group is None):
         raise InvalidShare("either name or group")
-    await manager.revoke(kernel_id, ("name", name) if name is not None else ("group", group or ""))
+    grantee: Grantee = ("name", name) if name is not None else ("group", group or "")
+    with audit.action("share_ended", **_about(manager, kernel_id, grantee)):
+        await manager.revoke(kernel_id, grantee)
     return Response(status_code=204)

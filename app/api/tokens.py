@@ -19,7 +19,7 @@ from ..managers.owners.errors import (
     TokensUnavailable,
     TooManyTokens,
 )
-from ..managers.owners.token_table import TokenRecord
+from ..managers.owners.token_table import BY_COMMAND, TokenRecord
 from ..managers.telemetry.audit import AuditLog
 from .access import requires
 from .dependencies import AuditDep, SmallRoute, TokensDep
@@ -54,7 +54,8 @@ class TokenModel(msgspec.Struct):
         str,
         Meta(
             description="The id of the token that it was made with, and is revoked with; or the "
-            "name of what identified its maker; or empty."
+            "name of what identified its maker, `uid:` and a user of the system for the command; "
+            "or empty."
         ),
     ]
     created: datetime
@@ -79,8 +80,8 @@ class CreateToken(BaseModel):
     name: str = Field(description="No other of the owner's tokens has it, in any case of letters.")
     scopes: list[str] = Field(
         max_length=100,
-        description="As `resource:action`; `user` stands for all that users do with their own. No "
-        "more than who makes it may do.",
+        description="As `resource:action`; `user` stands for all that users do with their own, "
+        "which the files are not. No more than who makes it may do.",
     )
     owner: str | None = Field(None, description="Whose it is; by default the caller's.")
     groups: list[str] | None = Field(
@@ -118,8 +119,14 @@ def _json(body: object, status: int = 200) -> Response:
 
 
 def note_token(audit: AuditLog, action: str, record: TokenRecord) -> None:
-    """Note in the audit log that a token was made or revoked."""
-    audit.note(action, token=record.id, token_name=record.name, token_owner=record.owner)
+    """Note in the audit log that a token was made or revoked.
+
+    If a user of the system has done that with the command, that one is the ``actor``.
+    """
+    by = record.revoked_by if action == "token_revoked" else record.made_with
+    actor = {"actor": by} if by.startswith(BY_COMMAND) else {}
+    named = {"token": record.id, "token_name": record.name, "token_owner": record.owner}
+    audit.note(action, b"", **named, **actor)
 
 
 @router.get(

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from app.identity_options import DEFAULT_SCOPES
 from app.managers.kernels.owners import OwnerModel, UsageModel, together
 from app.managers.limits.limits import Limits
 from tests.conftest import MakeServer, servers
@@ -380,7 +381,7 @@ async def test_bytes_that_are_written(server: ServerProcess, stack: AsyncExitSta
 
 
 async def test_who_sees_whose_limits(server: ServerProcess, stack: AsyncExitStack) -> None:
-    anna = await Owner(server, stack, "anna").rest(scopes=["api:read", "kernels:write"])
+    anna = await Owner(server, stack, "anna").rest(scopes=["owners:read", "kernels:write"])
     kernel = (await anna.start_kernel("fake"))["id"]
     await anna.wait_for_state(kernel, "idle")
     mine = (await anna.request("GET", "/api/owners/anna")).json()
@@ -397,15 +398,33 @@ async def test_who_sees_whose_limits(server: ServerProcess, stack: AsyncExitStac
         refused = await anna.http.get(f"/api/owners/{other}")
         assert refused.status_code == 404
         assert refused.json()["code"] in ("owner_not_found", "not_found")
-    blind = await Owner(server, stack, "blind").rest(scopes=["kernels:read"])
-    assert (await blind.http.get("/api/owners/blind")).status_code == 403
-    admin = await Owner(server, stack, "boss").rest(scopes=["api:read", "kernels:admin"])
+    blind = await Owner(server, stack, "blind").rest(scopes=["kernels:read", "api:write"])
+    for path in ("/api/owners", "/api/owners/blind"):
+        refused = await blind.http.get(path)
+        assert refused.status_code == 403
+        assert "owners:read" in refused.json()["message"]
+    admin = await Owner(server, stack, "boss").rest(scopes=["owners:read", "kernels:admin"])
     names = [one["name"] for one in (await admin.request("GET", "/api/owners")).json()]
     assert {"anna", "boss"} <= {*names}
     assert names == sorted(names)
     theirs = (await admin.request("GET", "/api/owners/three")).json()
     assert theirs["limits"] == {"kernels": 3}
     assert (await admin.request("GET", "/api/owners/never-was")).json()["usage"]["kernels"] == 0
+
+
+@pytest.mark.parametrize("scopes", [["user"], DEFAULT_SCOPES])
+async def test_whoever_works_with_kernels_sees_what_it_may_use(
+    server: ServerProcess, stack: AsyncExitStack, scopes: list[str]
+) -> None:
+    """With the preset of tokens, and with what people of a JupyterHub or a provider have."""
+    rest = await Owner(server, stack, "three").rest(scopes=scopes)
+    mine = (await rest.request("GET", "/api/owners/three")).json()
+    assert mine["limits"] == {"kernels": 3}
+    listed = (await rest.request("GET", "/api/owners")).json()
+    assert [one["name"] for one in listed] == ["three"]
+    permissions = {"permissions": '{"owners": ["read"]}'}
+    me = (await rest.request("GET", "/api/me", params=permissions)).json()
+    assert me["permissions"]["owners"] == ["read"]
 
 
 async def test_kernels_that_a_killed_server_has_left_count(

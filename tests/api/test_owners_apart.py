@@ -41,6 +41,7 @@ POSTED = "urn:example:posted"
 USER = [
     *("kernels:write", "kernels:execute", "kernelspecs:read", "sessions:write", "sessions:execute"),
     *("contents:write", "events:write", "events:execute", "api:write", "tokens:write"),
+    "owners:read",
 ]
 """The scopes of somebody who may do everything with what is their own."""
 

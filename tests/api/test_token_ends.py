@@ -59,11 +59,18 @@ class Tokens:
         assert ended.returncode == 0, ended
         return ended.stdout.strip()
 
-    def make(self, name: str, *, owner: str = "", seconds: float | None = None) -> str:
-        """A token with the scopes of a user."""
+    def make(
+        self,
+        name: str,
+        *,
+        owner: str = "",
+        seconds: float | None = None,
+        scopes: tuple[str, ...] = ("user",),
+    ) -> str:
+        """A token, by default with the scopes of a user."""
         now = time.time()
         expires = None if seconds is None else now + seconds
-        wanted = NewToken(name, owner or name, tuple(Scopes.parse(["user"])), expires=expires)
+        wanted = NewToken(name, owner or name, tuple(Scopes.parse(scopes)), expires=expires)
         with contextlib.closing(TokenStore(self._home.state_dir, create=True)) as store:
             return store.add(wanted, now)[1]
 
@@ -228,7 +235,7 @@ async def test_a_download_breaks_off(
     large.touch()
     os.truncate(large, 200 * 2**20)
     server = make_server(home=home)
-    token = tokens.make("anna")
+    token = tokens.make("anna", scopes=("user", "contents:read"))
     rest = await stack.enter_async_context(RestClient(server.url, token))
     async with rest.http.stream("GET", "/files/large.bin") as response:
         assert response.status_code == 200

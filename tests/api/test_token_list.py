@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -19,6 +21,7 @@ import pytest
 from tests.api.errors import error_of
 from tests.conftest import MakeServer, servers
 from tests.support.channels import Connector
+from tests.support.commands import Commands
 from tests.support.home import Home
 from tests.support.identities import token as told
 from tests.support.processes import eventually
@@ -26,6 +29,9 @@ from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
 PATH = "/api/tokens"
+
+FILE = "/api/contents/hers.txt"
+TEXT = {"type": "file", "format": "text", "content": "hers alone"}
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +227,22 @@ async def test_the_same_name_again_is_a_conflict_in_any_case_of_letters(clients:
     assert sorted(response.status_code for response in made) == [201] + [409] * 9
 
 
+async def test_the_preset_of_users_opens_no_file(clients: Clients, server: ServerProcess) -> None:
+    """The files are everybody's: a notebook of one owner's must not be open to all others."""
+    async with RestClient(server.url, server.token) as admin:
+        await admin.request("PUT", FILE, 201, json=TEXT)
+        alone = await clients((await make(admin, "alone", "user", owner="alone"))["token"])
+        for method, body in (("GET", None), ("PUT", TEXT), ("DELETE", None)):
+            refused = await alone.http.request(method, FILE, json=body)
+            assert "contents:" in error_of(refused, 403, "not_authorized")
+        refused = await alone.http.get("/files/hers.txt")
+        assert "contents:read" in error_of(refused, 403, "not_authorized")
+        scopes = ("user", "contents:write")
+        team = await clients((await make(admin, "team", *scopes, owner="team"))["token"])
+        assert (await team.request("GET", FILE)).json()["content"] == TEXT["content"]
+        await team.request("DELETE", FILE, 204)
+
+
 async def test_a_list_that_cannot_be_written_is_told(make_server: MakeServer, home: Home) -> None:
     server = make_server(home=home)
     async with RestClient(server.url, server.token) as admin:
@@ -257,3 +279,28 @@ async def test_the_audit_log_tells_who_has_made_and_revoked_which(
         assert (record["user"], record["credential"]) == ("anonymous", "server")
         assert (record["token"], record["token_name"]) == (made["id"], "ci")
         assert record["token_owner"] == "anna"
+
+
+async def test_the_audit_log_tells_who_has_used_the_command(
+    make_server: MakeServer, home: Home, commands: Commands
+) -> None:
+    path = home.path / "audit.jsonl"
+    server = make_server("--audit-log", str(path), home=home)
+    # While a token is in force, the server looks at the list by itself.
+    async with RestClient(server.url, server.token) as admin:
+        await make(admin, "watched", "user")
+
+    async def command(count: int, *arguments: str) -> None:
+        ran = await asyncio.to_thread(commands.run, "tokens", *arguments, home=home)
+        assert ran.returncode == 0, ran
+        await eventually(lambda: len(records(path)) == count)
+
+    await command(2, "create", "ci", "--scopes", "user")
+    await command(3, "revoke", "ci")
+    uid = os.getuid()
+    _, *found = records(path)
+    assert [record["action"] for record in found] == ["token_created", "token_revoked"]
+    for record in found:
+        assert record["token_name"] == "ci"
+        assert "user" not in record
+        assert record["actor"] == f"uid:{uid} ({pwd.getpwuid(uid).pw_name})"

@@ -29,12 +29,15 @@ ALL: Final = "*"
 PRESETS: Final = {
     "user": (
         *("kernels:write", "kernels:execute"),
-        *("sessions:write", "sessions:execute", "contents:write", "events:write"),
-        *("events:execute", "tokens:write", "kernelspecs:read", "owners:read", "api:write"),
+        *("sessions:write", "sessions:execute", "events:write", "events:execute"),
+        *("tokens:write", "kernelspecs:read", "owners:read", "api:write"),
     ),
     "admin": (ALL,),
 }
-"""Names for lists of scopes: all that a user does with its own, and everything with everybody's."""
+"""Names for lists of scopes: all that a user does with its own, and everything with everybody's.
+
+The files below the root directory are no owner's own, so ``user`` has no scope of ``contents``.
+"""
 
 _MAX_SHOWN: Final = 64
 

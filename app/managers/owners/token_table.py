@@ -18,7 +18,15 @@ from .errors import TokenNameTaken, TooManyTokens
 from .names import confusable
 from .principal import ANONYMOUS
 
-__all__ = ["Execute", "NewToken", "TokenPlace", "TokenRecord", "TokenTable", "UnusableTokens"]
+__all__ = [
+    "BY_COMMAND",
+    "Execute",
+    "NewToken",
+    "TokenPlace",
+    "TokenRecord",
+    "TokenTable",
+    "UnusableTokens",
+]
 
 T = TypeVar("T")
 
@@ -32,8 +40,15 @@ MAX_REMEMBERED: Final = 10_000
 shows one is told apart from one that guesses."""
 
 
+BY_COMMAND: Final = "uid:"
+"""What the name of a user of the system begins with, who has made or revoked a token."""
+
+
 class NewToken(msgspec.Struct, frozen=True):
-    """What a token is to be. ``made_with`` is the credential of who makes it, or empty."""
+    """What a token is to be. ``made_with`` is the credential of who makes it, or empty.
+
+    A user of the system who makes one with the command is `BY_COMMAND` and who that is.
+    """
 
     name: str
     owner: str
@@ -46,7 +61,8 @@ class NewToken(msgspec.Struct, frozen=True):
 class TokenRecord(msgspec.Struct, frozen=True):
     """A token of the list. ``id`` is its prefix; times are in seconds since the epoch.
 
-    ``version`` grows with each change of any token, but for ``last_used``.
+    ``version`` grows with each change of any token, but for ``last_used``. ``revoked_by`` is the
+    user of the system who has revoked it with the command, or empty.
     """
 
     id: str
@@ -61,6 +77,7 @@ class TokenRecord(msgspec.Struct, frozen=True):
     revoked: float | None
     last_used: float | None
     version: int
+    revoked_by: str = ""
 
     def in_force(self, now: float) -> bool:
         """Whether the token is neither revoked nor expired."""
@@ -261,10 +278,11 @@ class TokenTable(ABC):
         [(version,)] = execute(f"SELECT coalesce(max(version), 0) FROM {self.table}")
         return int(version) + 1
 
-    def revoke(self, ids: Iterable[str], now: float) -> list[TokenRecord]:
+    def revoke(self, ids: Iterable[str], now: float, by: str = "") -> list[TokenRecord]:
         """Revoke tokens that are in force, with those that were made with them, and so on.
 
-        Returns what was revoked. Ids of other tokens mean nothing.
+        Returns what was revoked. Ids of other tokens mean nothing. ``by`` is `BY_COMMAND` and the
+        user of the system, or empty.
         """
         revoked = [*ids]
 
@@ -272,7 +290,10 @@ class TokenTable(ABC):
             # In one transaction, which keeps others from writing: a token that is made with one of
             # these while this goes on finds its maker ended (`add`), or is found here.
             version = self._next_version(execute)
-            end = f"UPDATE {self.table} SET revoked = ?, version = ? WHERE id = ? AND {_IN_FORCE}"
+            end = (
+                f"UPDATE {self.table} SET revoked = ?, version = ?, revoked_by = ? "
+                f"WHERE id = ? AND {_IN_FORCE}"
+            )
             # Through tokens that have ended already, too: those made with them may be in force.
             left, seen = [*revoked], set[str]()
             while left:
@@ -280,7 +301,7 @@ class TokenTable(ABC):
                 if token_id in seen:  # another program may have written tokens that made each other
                     continue
                 seen.add(token_id)
-                execute(end, now, version, token_id, now)
+                execute(end, now, version, by, token_id, now)
                 made = execute(f"SELECT id FROM {self.table} WHERE made_with = ?", token_id)
                 left += [made_id for (made_id,) in made]
             ended = self._select(execute, "WHERE revoked = ? ORDER BY created, id", now)

@@ -93,6 +93,15 @@ class TokenStore(TokenTable):
                         execute(statement)
                 execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         execute("SELECT name_key FROM token LIMIT 1")
+        if not self._has_revoker():
+            with self._transaction():
+                if not self._has_revoker():  # another process may have come first
+                    execute("ALTER TABLE token ADD COLUMN revoked_by NOT NULL DEFAULT ''")
+
+    def _has_revoker(self) -> bool:
+        # Not a version of the schema: a server of before leaves the column out, and takes the file.
+        columns = self._connection.execute("PRAGMA table_info(token)")
+        return any(name == "revoked_by" for _, name, *_ in columns)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

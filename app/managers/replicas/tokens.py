@@ -44,9 +44,10 @@ class SharedTokens(TokenTable):
         self._database = database
         try:
             # Not its version: replicas of two versions share a registry while they are upgraded.
-            if not self._run(_is_there):
-                if not create:
-                    raise FileNotFoundError
+            is_there, is_newest = self._run(_state)
+            if not is_there and not create:
+                raise FileNotFoundError
+            if not is_newest:
                 with self._bounded():
                     migrate(database)
         except UnusableRegistry as error:
@@ -109,11 +110,13 @@ class SharedTokens(TokenTable):
         self._database.close()
 
 
-def _is_there(connection: Connection) -> bool:
-    found = connection.execute(
-        "SELECT FROM pg_tables WHERE schemaname = 'kernelkeep' AND tablename = 'token'"
-    ).fetchone()
-    return found is not None
+def _state(connection: Connection) -> tuple[bool, bool]:
+    """Whether there is a list, and whether it has all columns."""
+    rows = connection.execute(
+        "SELECT column_name FROM information_schema.columns "
+        "WHERE table_schema = 'kernelkeep' AND table_name = 'token'"
+    ).fetchall()
+    return bool(rows), ("revoked_by",) in rows
 
 
 def _execute(connection: Connection) -> Execute:

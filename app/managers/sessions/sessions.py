@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 from uuid import uuid4
 
@@ -193,8 +193,9 @@ class SessionManager:
         kernel_name: str | None = None,
         env: Mapping[str, str] | None = None,
         given: Mapping[str, Value] | None = None,
+        made: Callable[[Session], None] | None = None,
     ) -> Session:
-        """The session of ``path``: an existing one, or a new one.
+        """The session of ``path``: an existing one, or a new one, of which ``made`` is told.
 
         A new session gets the kernel ``kernel_id``, which is started under that id if it does not
         exist, or without an id a new kernel. ``env`` and ``given`` are for one that is started.
@@ -224,6 +225,8 @@ class SessionManager:
                 # The kernel may have ended since: then the next look removes the session again.
                 session = Session(str(uuid4()), path, name, session_type, kernel_id, owner)
                 await self._book.keep(session)
+                if made is not None:
+                    made(session)
                 return session
 
     async def update(
@@ -276,8 +279,10 @@ class SessionManager:
                     raise KernelNotStopped(f"{text}: {error.message}") from error
             return after
 
-    async def delete(self, session_id: str) -> None:
-        """End a session, and shut its kernel down even if other sessions have that kernel, too.
+    async def delete(self, session_id: str) -> Session:
+        """End a session, which is returned, and shut its kernel down.
+
+        The kernel ends even if other sessions have it, too.
 
         A kernel that others share with the caller goes on: it is its owner's. Returns when the
         kernel's process is gone. Raises what `get` raises, and `KernelNotStopped` or
@@ -296,6 +301,7 @@ class SessionManager:
                 if self._book.has_kernel(session):
                     await self._book.keep(session)
                 raise
+            return session
 
     # Steps of these
 

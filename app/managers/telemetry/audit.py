@@ -20,8 +20,9 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,10 +31,11 @@ import msgspec
 from ...callers import caller
 from ...plugins import CannotLoad
 from ...protocol.messages import Buffer, format_timestamp
+from ..errors import KernelkeepError
 from .audit_files import AuditFiles, open_audit_file
 from .counters import Counters
 
-__all__ = ["AuditLog", "check_audit_log"]
+__all__ = ["MAX_TEXT", "AuditLog", "check_audit_log"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ REFUSALS_SECONDS: Final = 60.0
 
 MAX_ASKED: Final = 200
 """Characters of what was asked that are noted."""
+
+MAX_TEXT: Final = 4096
+"""Characters of a path, or of another text of a client's, that are noted: no path is longer."""
 
 
 class _Request(msgspec.Struct):
@@ -126,6 +131,29 @@ class AuditLog:
             record["client"] = found.address
             record["request_id"] = found.request_id
         self._add(record, content)
+
+    @contextmanager
+    def action(self, action: str, **data: Any) -> Iterator[dict[str, Any]]:
+        """Note the action that the ``with`` block does: that it is done, or the error it raises.
+
+        The block may add to the ``data`` that it is given. What it refuses is noted as any other
+        refused request (`app.api.errors.note_refusal`), and not here; that something is not there
+        is not noted.
+        """
+        try:
+            yield data
+        except KernelkeepError as error:
+            if error.status not in (403, 404) and not error.hides:
+                self.note(action, error=error.code, **_cut(data))
+            raise
+        except asyncio.CancelledError:
+            # A thread may do what has begun although nobody waits for it.
+            self.note(action, error="cancelled", **_cut(data))
+            raise
+        except Exception:
+            self.note(action, error="internal_error", **_cut(data))
+            raise
+        self.note(action, **_cut(data))
 
     def refuse(self, asked: str, error: str, *, known: bool, **data: Any) -> None:
         """Note that a request was refused: ``asked`` is its method and path, ``error`` the code.
@@ -226,6 +254,15 @@ def check_audit_log(path: Path | None) -> None:
             os.close(open_audit_file(path))
         except OSError as error:
             raise CannotLoad(f"--audit-log: {path}: {error.strerror}") from None
+
+
+def _cut(data: dict[str, Any]) -> dict[str, Any]:
+    """The data without what is not known, and with a bound for each text: clients send them."""
+    return {
+        name: value[:MAX_TEXT] if isinstance(value, str) else value
+        for name, value in data.items()
+        if value is not None
+    }
 
 
 def _line(record: dict[str, Any], content: Buffer) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from app.managers.owners.scopes import (
     ACTIONS,
     EVERYTHING,
+    PRESETS,
     RESOURCES,
     InvalidScope,
     Scope,
@@ -105,3 +106,18 @@ def test_no_scopes_allow_nothing() -> None:
 def test_scopes_are_listed_in_order_and_once() -> None:
     scopes = Scopes.parse(["sessions:read", "kernels:read", "kernels:read"])
     assert list(scopes) == ["kernels:read", "sessions:read"]
+
+
+def test_the_preset_of_users_gives_what_is_their_own_and_no_files() -> None:
+    scopes = Scopes.parse(["user"])
+    assert not any(scopes.allow(action, "contents") for action in ACTIONS)
+    for resource in ("kernels", "sessions", "events"):
+        assert scopes.allow_own("write", resource)
+        assert scopes.allow_own("execute", resource)
+    for resource in ("kernelspecs", "tokens", "owners", "api"):
+        assert scopes.allow_own("read", resource)
+    assert not any(
+        scopes.reach(*question, "anna", frozenset({"physics"})) for question in QUESTIONS
+    )
+    assert Scopes.parse(["user", "contents:write"]).allow("write", "contents")
+    assert set(PRESETS) == {"user", "admin"}

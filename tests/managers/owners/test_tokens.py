@@ -42,6 +42,21 @@ def test_what_is_made_comes_back_and_the_token_is_not_in_the_file(
         assert again.records() == [record]
 
 
+def test_a_file_of_before_is_used_and_left_to_the_version_before(
+    store: TokenStore, tmp_path: Path
+) -> None:
+    record, _ = store.add(wanted(), NOW)
+    path = tmp_path / FILE
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE token DROP COLUMN revoked_by")
+    with contextlib.closing(TokenStore(tmp_path)) as again:
+        assert again.records() == [record]
+        (revoked,) = again.revoke([record.id], NOW, "uid:0 (root)")
+        assert revoked.revoked_by == "uid:0 (root)"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+
+
 def test_another_connection_s_changes_are_noticed(store: TokenStore, tmp_path: Path) -> None:
     before = store.changes_elsewhere()
     store.add(wanted("own"), NOW)

@@ -59,8 +59,9 @@ async def rests(replicas: Replicas) -> AsyncIterator[list[RestClient]]:
             await found[0].delete(kernel_id)
 
 
-async def owners_token(rest: RestClient, owner: str) -> str:
-    asked = {"name": "laptop", "owner": owner, "scopes": ["user"]}
+async def owners_token(rest: RestClient, owner: str, *more: str) -> str:
+    """A token of an owner's with the scopes of a user, and more."""
+    asked = {"name": "laptop", "owner": owner, "scopes": ["user", *more]}
     return str((await rest.request("POST", "/api/tokens", 201, json=asked)).json()["token"])
 
 
@@ -121,7 +122,7 @@ async def test_starts_and_restarts_of_a_minute_are_counted_at_all_replicas(
 async def test_bytes_of_a_day_are_counted_at_all_replicas(
     replicas: Replicas, rests: list[RestClient]
 ) -> None:
-    async with clients(replicas, await owners_token(rests[0], "writer")) as own:
+    async with clients(replicas, await owners_token(rests[0], "writer", "contents:write")) as own:
         body = {"type": "file", "format": "text", "content": 200 * "x"}
         text = json.dumps(body).ljust(300)
         answers = await asyncio.gather(

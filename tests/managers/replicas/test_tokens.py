@@ -59,6 +59,17 @@ def test_another_connection_s_changes_are_noticed(store: TokenTable, place: Toke
     assert store.changes_elsewhere() != before
 
 
+def test_who_has_revoked_one_by_the_command_is_known(store: TokenTable, place: TokenPlace) -> None:
+    first, _ = store.add(wanted("first", made_with="uid:1000 (anna)"), NOW)
+    second, _ = store.add(wanted("second", made_with=first.id), NOW)
+    third, _ = store.add(wanted("third"), NOW)
+    store.revoke([third.id], NOW)
+    store.revoke([first.id], NOW, "uid:0 (root)")
+    with contextlib.closing(place.open()) as again:
+        found = {record.id: record.revoked_by for record in again.records()}
+        assert found == {first.id: "uid:0 (root)", second.id: "uid:0 (root)", third.id: ""}
+
+
 def ids(store: TokenTable) -> list[str]:
     return [record.id for record in store.records() if record.in_force(NOW)]
 

@@ -19,7 +19,10 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from app.callers import Caller, begin_call
+from app.managers.errors import NoSuchKernel, NotAuthorized
+from app.managers.files.errors import ContentsNotFound, VersionMismatch
 from app.managers.telemetry.audit import (
+    MAX_TEXT,
     MAX_WAITING,
     REFUSALS,
     REFUSALS_SECONDS,
@@ -33,6 +36,7 @@ from tests.support.executions import Executions
 from tests.support.home import Home
 from tests.support.identities import token
 from tests.support.metrics import scrape
+from tests.support.owners import end_share, share
 from tests.support.processes import eventually
 from tests.support.rest import RestClient
 from tests.support.running import kernels_of
@@ -393,3 +397,147 @@ def test_a_file_that_cannot_be_moved_grows_on(path: Path, caplog: pytest.LogCapt
 def test_a_device_is_not_moved() -> None:
     files = AuditFiles(Path("/dev/null"), 1, 1)
     assert files.write(b"x" * 50) == 50
+
+
+async def test_an_action_is_noted_with_its_outcome(path: Path) -> None:
+    path.parent.mkdir()
+    audit = AuditLog(path, Counters())
+
+    def fail(error: BaseException) -> None:
+        with pytest.raises(type(error)), audit.action("file_saved", path="a"):
+            raise error
+
+    with audit.action("file_saved", path="x" * 2**20, checkpoint_id=None) as about:
+        about["session_id"] = "b"
+    for error in (
+        VersionMismatch("changed"),
+        ValueError("a fault"),
+        asyncio.CancelledError(),
+        NotAuthorized("write", "contents"),  # these three are noted elsewhere, or not at all
+        ContentsNotFound("a"),
+        NoSuchKernel("c").hiding({"owner": "anna"}),
+    ):
+        fail(error)
+    await audit.close()
+    done, *failed = records(path)
+    assert (len(done.pop("path")), done.pop("time")[:2]) == (MAX_TEXT, "20")
+    assert done == {"action": "file_saved", "session_id": "b", "outcome": "done"}
+    assert [(found["path"], found["outcome"], found["error"]) for found in failed] == [
+        ("a", "failed", "version_mismatch"),
+        ("a", "failed", "internal_error"),
+        ("a", "failed", "cancelled"),
+    ]
+
+
+async def _changes_files(rest: RestClient) -> None:
+    """Every change of files there is, and some that fail."""
+    path = "/api/contents"
+    text = {"type": "file", "format": "text", "content": "secret"}
+    await rest.request("PUT", f"{path}/a.txt", 201, json=text)
+    await rest.request("PUT", f"{path}/up.txt", 201, json={**text, "chunk": 1})
+    await rest.request("PUT", f"{path}/up.txt", 201, json={**text, "chunk": -1})
+    await rest.request("PUT", f"{path}/made", 201, json={"type": "directory"})
+    await rest.request("POST", f"{path}/made", 201, json={"type": "notebook"})
+    await rest.request("POST", f"{path}/made", 201, json={"copy_from": "a.txt"})
+    await rest.request("POST", f"{path}/made/Untitled.ipynb/trust", 201)
+    checkpoints = f"{path}/a.txt/checkpoints"
+    number = (await rest.request("POST", checkpoints, 201)).json()["id"]
+    await rest.request("POST", f"{checkpoints}/{number}", 204)
+    await rest.request("DELETE", f"{checkpoints}/{number}", 204)
+    await rest.request("PATCH", f"{path}/a.txt", json={"path": "b.txt"})
+    stale = await rest.http.delete(f"{path}/b.txt", headers={"If-Match": '"stale"'})
+    assert stale.status_code == 412
+    await rest.request("DELETE", f"{path}/b.txt", 204)
+    assert (await rest.http.delete(f"{path}/b.txt")).status_code == 404
+    refused = await rest.http.post(f"{path}/away/x.txt/checkpoints")
+    assert (refused.status_code, refused.json()["code"]) == (403, "contents_forbidden")
+
+
+FILES = [
+    ("file_saved", "a.txt", {}),
+    ("file_saved", "up.txt", {}),
+    ("file_saved", "made", {}),
+    ("file_created", "made/Untitled.ipynb", {}),
+    ("file_copied", "made/a.txt", {"copy_from": "a.txt"}),
+    ("notebook_trusted", "made/Untitled.ipynb", {}),
+    ("checkpoint_created", "a.txt", {"checkpoint_id": "checkpoint"}),
+    ("checkpoint_restored", "a.txt", {"checkpoint_id": "checkpoint"}),
+    ("checkpoint_deleted", "a.txt", {"checkpoint_id": "checkpoint"}),
+    ("file_renamed", "a.txt", {"new_path": "b.txt"}),
+    ("file_deleted", "b.txt", {"error": "version_mismatch"}),
+    ("file_deleted", "b.txt", {}),
+]
+
+
+@pytest.fixture
+def telling(make_server: MakeServer, home: Home) -> ServerProcess:
+    """A server of many owners with an audit log."""
+    provider = ("--identity-provider-class", "tests.support.identities:Telling")
+    return make_server("--audit-log", str(home.path / "audit.jsonl"), *provider, home=home)
+
+
+async def test_changes_of_files_are_told_with_who_made_them(
+    telling: ServerProcess, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    away = home.root_dir / "away"
+    away.mkdir()
+    (away / "x.txt").touch()
+    (away / ".ipynb_checkpoints").symlink_to(home.path)
+    async with RestClient(telling.url, token("anna", ["contents:write"])) as anna:
+        await _changes_files(anna)
+        reader = token("ben", ["contents:read"])
+        async with RestClient(telling.url, reader) as ben:
+            assert (await ben.http.delete("/api/contents/up.txt")).status_code == 403
+    await eventually(lambda: records(path)[-1:] and records(path)[-1]["user"] == "ben")
+    *told, last = records(path)
+    assert (last["asked"], last["path"]) == ("DELETE /api/contents/{path}", "up.txt")
+    refused = told.pop()
+    assert (refused["outcome"], refused["error"]) == ("refused", "contents_forbidden")
+    assert refused["path"] == "away/x.txt"
+    assert [(found["action"], found["path"]) for found in told] == [each[:2] for each in FILES]
+    for found, (_, _, more) in zip(told, FILES, strict=True):
+        assert (found["user"], found["credential"]) == ("anna", "of anna")
+        assert (found["client"], bool(found["request_id"])) == ("127.0.0.1", True)
+        assert found["outcome"] == ("failed" if "error" in more else "done")
+        assert more.items() <= found.items()
+    assert "secret" not in path.read_text()
+
+
+async def test_shares_sessions_and_events_are_told_with_who_made_them(
+    telling: ServerProcess, home: Home
+) -> None:
+    path = home.path / "audit.jsonl"
+    async with RestClient(telling.url, token("anna", ["user"])) as anna:
+        body = {"path": "a.ipynb", "type": "notebook", "kernel": {"name": "fake"}}
+        session = (await anna.request("POST", "/api/sessions", 201, json=body)).json()
+        await anna.request("POST", "/api/sessions", 201, json=body)  # it is there already
+        kernel_id, session_id = session["kernel"]["id"], session["id"]
+        about = {"kernel_id": kernel_id, "owner": "anna"}
+        await anna.request("PATCH", f"/api/sessions/{session_id}", json={"path": "b.ipynb"})
+        await share(anna, kernel_id, name="ben", access="execute")
+        await share(anna, kernel_id, group="physics", access="read")
+        await share(anna, kernel_id, 400, name="anna", access="read")
+        await end_share(anna, kernel_id, name="ben")
+        await end_share(anna, kernel_id, 404, name="ben")
+        event = {"schema_id": "urn:none", "version": "1", "data": {"a": "secret"}}
+        await anna.request("POST", "/api/events", 400, json=event)
+        await anna.request("DELETE", f"/api/sessions/{session_id}", 204)
+    await eventually(lambda: "session_deleted" in path.read_text())
+    told = [found for found in records(path) if found["action"] not in ("start", "shutdown")]
+    ours = {"session_id": session_id, **about}
+    expected = [
+        ("session_created", {**ours, "path": "a.ipynb"}),
+        ("session_changed", {**ours, "path": "b.ipynb"}),
+        ("share_created", {**about, "with_name": "ben", "access": "execute"}),
+        ("share_created", {**about, "with_group": "physics", "access": "read"}),
+        ("share_created", {**about, "with_name": "anna", "error": "invalid_share"}),
+        ("share_ended", {**about, "with_name": "ben", "outcome": "done"}),
+        ("event_posted", {"schema_id": "urn:none", "version": "1", "error": "invalid_event"}),
+        ("session_deleted", {**ours, "path": "b.ipynb"}),
+    ]
+    assert [found["action"] for found in told] == [action for action, _ in expected]
+    for found, (_, more) in zip(told, expected, strict=True):
+        assert (found["user"], found["credential"]) == ("anna", "of anna")
+        assert more.items() <= found.items()
+    assert "secret" not in path.read_text()
