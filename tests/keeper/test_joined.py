@@ -1,6 +1,7 @@
 """Real keepers that dial in, with fake kernels: what becomes of them, and of what is under way.
 
-These are the tests of `app.keeper.joined`, `app.keeper.joining` and `app.keeper.dialling`.
+These are the tests of `app.keeper.joined`, `app.keeper.joining` and `app.keeper.dialling`, and of
+`app.managers.processes.keeper.remote_keepers` for them.
 """
 
 from __future__ import annotations
@@ -347,20 +348,20 @@ async def test_the_keeper_of_a_kernel_that_was_given_up_is_told_to_end_by_any_la
 ) -> None:
     options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
     keepers = Keepers(home.state_dir, **options)
-    keepers.assign("k", "where", lambda: JoinedPlace(service.joining, "k", "lab k"))
+    keepers.remote.assign("k", "where", lambda: JoinedPlace(service.joining, "k", "lab k"))
     process = start((await service.joining.invite("k")).document)
-    keeper = keepers._remote["where"]
+    keeper = keepers.remote._keepers["where"]
     traffic = await speak(keeper, home, "k")
     kernel = psutil.Process((await keeper.kept())["k"].pid)
-    assert not keepers.give_up("k", "it can be asked")
+    assert not keepers.remote.give_up("k", "it can be asked")
     process.send_signal(signal.SIGSTOP)
     await eventually(lambda: not keeper.is_connected, WAIT)
-    assert keepers.give_up("k", "nobody waits for it")
+    assert keepers.remote.give_up("k", "nobody waits for it")
     assert await ended(keeper) == UNKNOWN_EXIT
     await traffic.close("")
     await keeper.forget("k")
     keepers.drop("k")
-    await eventually(lambda: not keepers._remote, WAIT)
+    await eventually(lambda: not keepers.remote.all, WAIT)
     await keepers.close()
     await service.close()
     async with await next_service(service):
@@ -373,7 +374,7 @@ async def test_the_keeper_of_a_kernel_that_was_given_up_is_told_to_end_by_any_la
 async def test_a_kernel_of_this_machine_is_not_given_up(home: Home) -> None:
     options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
     keepers = Keepers(home.state_dir, **options)
-    assert not keepers.give_up("k", "it is here")
+    assert not keepers.remote.give_up("k", "it is here")
     with pytest.raises(ValueError, match="stays here"):
-        keepers.declare_ended("k", "it is here")
+        keepers.remote.declare_ended("k", "it is here")
     await keepers.close()

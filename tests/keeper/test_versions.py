@@ -1,4 +1,7 @@
-"""Keepers of several versions in one state directory, as one server sees them."""
+"""Keepers of several versions in one state directory, as one server sees them.
+
+These are the tests of `app.managers.processes.keeper.older_keepers`, too.
+"""
 
 from __future__ import annotations
 
@@ -149,10 +152,10 @@ async def test_the_bound_on_logs_is_for_all_keepers_together(
     await before.launch("k")
     keepers = make_keepers(log_total_bytes=10**6)
     await keepers.kept()
-    clients = (keepers._newest, *keepers._older)
+    clients = (keepers._newest, *keepers._older.all)
     assert [each._options["log_total_bytes"] for each in clients] == [500_000, 500_000]
     await keepers.end("k")
-    await eventually(lambda: not keepers._older, WAIT)
+    await eventually(lambda: not keepers._older.all, WAIT)
     assert keepers._newest._options["log_total_bytes"] == 10**6
 
 
@@ -219,7 +222,7 @@ async def test_a_keeper_that_is_asked_to_hear_a_kernel_anew_is_not_left(
     ear = Ear(keepers)
     await ear.line.hear(home.path / "log", None)
     await keepers.forget("k")
-    (home_of_k,) = keepers._older
+    (home_of_k,) = keepers._older.all
     await eventually(lambda: not home_of_k._errands, WAIT)
     os.kill(older.pid, signal.SIGSTOP)
     ear.line.drop()

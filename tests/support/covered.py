@@ -188,6 +188,11 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     "app.managers.processes.keeper.mirrors": ("managers/processes/test_far_link",),
     "app.managers.processes.keeper.remote": ("managers/processes/test_remote_keeper",),
     "app.managers.processes.keeper.keepers": ("keeper/test_versions",),
+    "app.managers.processes.keeper.older_keepers": ("keeper/test_versions",),
+    "app.managers.processes.keeper.remote_keepers": (
+        "managers/processes/test_remote_keeper",
+        "keeper/test_joined",
+    ),
     "app.managers.processes.keeper.new_keepers": ("managers/processes/test_keeping",),
     "app.managers.processes.keeper.kept": ("keeper/test_trouble", "keeper/test_versions"),
     "app.managers.processes.keeper.lines": ("keeper/test_lost_link", "keeper/test_lies"),

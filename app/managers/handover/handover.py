@@ -182,7 +182,7 @@ class RegisteredHandover(Handover):
         await self._end_unknown(known)
         if not self._registry.put_aside:
             # Keepers on other hosts are asked when their kernels are adopted, or later.
-            self._keepers.is_stored = known.__contains__
+            self._keepers.remote.is_stored = known.__contains__
             await asyncio.to_thread(_remove_leftovers, self._state_dir, known)
             await asyncio.to_thread(self._isolation.remove_leftovers, known)
         if not records:

@@ -172,7 +172,7 @@ class KernelServices:
             kernel_id, spec, left, owner=owner, on_words=on_words, limits=limits
         )
         if not has_engine:
-            assign_host(self.keepers, kernel_id, spec, self.service, left)
+            assign_host(self.keepers.remote, kernel_id, spec, self.service, left)
 
     def log_of(self, kernel_id: str, spec: KernelSpec) -> Path:
         """The directory of a kernel's log, or of its mirror if the kernel is on another host."""

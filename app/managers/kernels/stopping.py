@@ -52,7 +52,7 @@ async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_u
     process is taken for gone, and the keeper there ends it when the host is back.
     """
     is_away, why = kernel.state.unreachable or kernel.is_left, BY_REQUEST
-    if give_up and is_away and keepers.give_up(kernel.id, GIVEN_UP):
+    if give_up and is_away and keepers.remote.give_up(kernel.id, GIVEN_UP):
         kernel.state.on_reach("")
         why = GIVEN_UP
     # The stop ends the kernel's life before that gets its turn to see a death.

@@ -1,7 +1,8 @@
 """A keeper on another host, but for the host: it is this machine, and the way there a relay.
 
-These are the tests of `app.managers.processes.keeper.remote`, and of `app.keeper.servers` for
-servers that follow logs.
+These are the tests of `app.managers.processes.keeper.remote`, of
+`app.managers.processes.keeper.remote_keepers`, and of `app.keeper.servers` for servers that follow
+logs.
 """
 
 from __future__ import annotations
@@ -469,22 +470,22 @@ async def test_a_keeper_that_somebody_looks_at_is_not_left_with_its_last_kernel(
     options: dict[str, Any] = {"log_bytes": 10**8, "log_total_bytes": 10**9, "log_age": 3600.0}
     keepers = Keepers(home.state_dir, orphan_timeout=None, output_bytes=10_000, **options)
     looked = {"lab"}
-    keepers.is_looked_at = looked.__contains__
+    keepers.remote.is_looked_at = looked.__contains__
     try:
         for leave in (keepers.drop, keepers.let_go):
             looked.add("lab")
-            keepers.assign("k", "lab", lambda: place)
-            await keepers.connect("k")
-            keeper = keepers._remote["lab"]
+            keepers.remote.assign("k", "lab", lambda: place)
+            await keepers.remote.connect("k")
+            keeper = keepers.remote._keepers["lab"]
             leave("k")
             await eventually(lambda: keeper.has_nothing, WAIT)  # noqa: B023
             await keepers._settled()
-            assert await keepers.look_at("lab", lambda: place, with_load=True) >= 0
-            assert keepers._remote["lab"] is keeper
+            assert await keepers.remote.look_at("lab", lambda: place, with_load=True) >= 0
+            assert keepers.remote._keepers["lab"] is keeper
             looked.clear()
-            keepers.leave_unused("lab")
+            keepers.remote.leave_unused("lab")
             await keepers._settled()
-            assert keepers._remote == {}
+            assert keepers.remote.all == []
             place.relay = Relay()  # the one before is closed
     finally:
         await keepers.close()

@@ -25,7 +25,7 @@ from ...errors import KeeperUnavailable
 from ..hosts.errors import HostUnreachable, HostUnusable
 from ..hosts.joining import Joining
 from ..hosts.service import Service
-from ..keeper.keepers import Keepers
+from ..keeper.remote_keepers import RemoteKeepers
 from .engine import Engine, Job, Order, ParkingEngine, Strangers
 from .kinds import KINDS, Chosen, chosen
 from .order import stdin_of
@@ -47,7 +47,7 @@ LEAVE_SECONDS: Final = 10.0
 class Engines:
     """The engines of one server. Make it in a running event loop, and `close` it there."""
 
-    def __init__(self, joining: Joining, keepers: Keepers, service: Service) -> None:
+    def __init__(self, joining: Joining, keepers: RemoteKeepers, service: Service) -> None:
         self._joining = joining
         self._keepers = keepers
         self._service = service

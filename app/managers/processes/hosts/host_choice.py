@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 
 from ...errors import KeeperUnavailable
-from ..keeper.keepers import Keepers
+from ..keeper.remote_keepers import RemoteKeepers
 from .errors import HostUnusable
 from .options import SSHOptions
 from .place import SSHPlace
@@ -30,7 +30,7 @@ AWAY_SECONDS: Final = 30.0
 class HostChoice:
     """Chooses hosts for the kernels of one server, whose keepers there are this ``service``'s."""
 
-    def __init__(self, keepers: Keepers, service: Service) -> None:
+    def __init__(self, keepers: RemoteKeepers, service: Service) -> None:
         self._keepers = keepers
         self._service = service
         self._looks: Counter[str] = Counter()  # by the keepers' keys

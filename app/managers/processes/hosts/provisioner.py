@@ -21,6 +21,7 @@ from ..keeper.kept import Kept
 from ..keeper.link import KeeperRefuses
 from ..keeper.provisioner import KeeperProvisioner
 from ..keeper.remote import Host
+from ..keeper.remote_keepers import RemoteKeepers
 from .options import SSHOptions, options_of
 from .place import SSHPlace
 from .service import Service
@@ -39,7 +40,7 @@ def elsewhere(metadata: Mapping[str, Any]) -> str:
 
 
 def assign_host(
-    keepers: Keepers,
+    keepers: RemoteKeepers,
     kernel_id: str,
     spec: KernelSpec,
     service: Service,
@@ -104,10 +105,10 @@ class RemoteProvisioner(KeeperProvisioner):
         }
         # The keeper chooses addresses and writes the file: which ports are free there, only it
         # knows.
-        file, prepared = await self.keepers.prepare(self.kernel_id, info)
+        file, prepared = await self.keepers.remote.prepare(self.kernel_id, info)
         self.connection_info = cast(KernelConnectionInfo, prepared)
         # Behind `prepare`, which has made a connection: before, nothing may be known of the host.
-        host = self.keepers.host_of(self.kernel_id)
+        host = self.keepers.remote.host_of(self.kernel_id)
         shared = self._shared = self._shared_files(host)
         extra = kwargs.pop("extra_arguments", [])
         env = kwargs.pop("env", {})
@@ -153,7 +154,7 @@ class RemoteProvisioner(KeeperProvisioner):
         info = await super().get_provisioner_info()
         kept = self.process
         assert isinstance(kept, Kept), "there is a process"
-        keeper = self.keepers.key_of(self.kernel_id)
+        keeper = self.keepers.remote.key_of(self.kernel_id)
         return {**info, "pid": None, "there": kept.pid, "keeper": keeper}
 
     async def load_provisioner_info(self, provisioner_info: Mapping[str, Any]) -> None:
@@ -173,7 +174,7 @@ class RemoteProvisioner(KeeperProvisioner):
             kept = None
         if kept is None:
             raise ProcessLookupError(f"process {pid} is gone")
-        self._shared = self._shared_files(self.keepers.host_of(self.kernel_id))
+        self._shared = self._shared_files(self.keepers.remote.host_of(self.kernel_id))
         self._take(kept)
 
     def resolve_path(self, path: str) -> str | None:

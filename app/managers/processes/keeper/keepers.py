@@ -19,23 +19,21 @@ from typing import Any, Final, TypeVar
 
 from ....keeper.hearings import Heard
 from ....keeper.limits import NO_LIMITS, ProcessLimits
-from ....keeper.protocol import aside_dirs
 from ....protocol.messages import ClientMessage, Message
 from ...errors import KeeperUnavailable
 from ...messages.line import Line
 from .client import Keeper
 from .kept import Kept, ProcessUsage
+from .older_keepers import OlderKeepers
 from .places import AsidePlace, KeeperGone, NewestPlace
-from .remote import Host, RemoteKeeper, RemotePlace
+from .remote import RemoteKeeper, RemotePlace
+from .remote_keepers import RemoteKeepers
 
 __all__ = ["Keepers"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-PART_SECONDS: Final = 5.0
-"""How long the keeper of a kernel that is gone may take to be told of that."""
 
 SETTLE_SECONDS: Final = 5.0
 """How long a kernel is looked for only when it is known which keepers have ended."""
@@ -54,22 +52,24 @@ class Keepers:
         self._options = options
         self.on_fenced: Callable[[str], None] = lambda _: None
         """Called with the id of a kernel that another replica has."""
-        self.is_stored: Callable[[str], bool] = lambda _: True
-        """Whether a kernel that has no keeper here may be one that is stored."""
-        self._newest = self._client(NewestPlace(state_dir, self._add))
-        self._older: dict[Keeper, AsidePlace] = {}
         self._homes: dict[str, Keeper] = {}  # the keepers of kernels, as far as they are known
-        self._remote: dict[str, RemoteKeeper] = {}
-        self.is_looked_at: Callable[[str], bool] = lambda _: False
-        """Whether `look_at` is done with a keeper, by its key, and `leave_unused` is to follow."""
+        self._newest = self._client(NewestPlace(state_dir, lambda each: self._older.add(each)))
+        self._older = OlderKeepers(
+            state_dir, self._client, self._newest, self._homes, self._change, self._share
+        )
+        self.remote = RemoteKeepers(self._remote, self._homes, self._change, self._share)
         self._has_looked = False  # for a keeper that is to be set aside
         self._changes: set[asyncio.Task[None]] = set()  # of which keepers there are
-        for directory in aside_dirs(state_dir):
-            self._add(directory)
+        self._older.find()
 
     def _client(self, place: NewestPlace | AsidePlace) -> Keeper:
         total = self._log_total_bytes
         keeper = Keeper(self._state_dir, place=place, log_total_bytes=total, **self._options)
+        keeper.on_fenced = self._on_fenced
+        return keeper
+
+    def _remote(self, place: RemotePlace) -> RemoteKeeper:
+        keeper = RemoteKeeper(place, log_total_bytes=self._log_total_bytes, **self._options)
         keeper.on_fenced = self._on_fenced
         return keeper
 
@@ -90,23 +90,9 @@ class Keepers:
         """As `Connection.problem`, of the keeper that new kernels get."""
         return self._newest.problem()
 
-    # Older keepers
-
-    def _add(self, directory: Path) -> None:
-        """There is a keeper that was set aside; it must not be without a server for long."""
-        if any(place.directory == directory for place in self._older.values()):
-            return
-        place = AsidePlace(self._state_dir, directory)
-        keeper = self._client(place)
-        self._older[keeper] = place
-        keeper.on_gone = lambda: self._on_gone(keeper)
-        keeper.on_empty = lambda: self._change(self._retire(keeper))
-        self._share()
-        keeper.connect_soon()
-
     def _share(self) -> None:
         """Divide the bytes for logs: the bound is for the logs of all keepers together."""
-        keepers = (self._newest, *self._older, *self._remote.values())
+        keepers = (self._newest, *self._older.all, *self.remote.all)
         for keeper in keepers:
             keeper.bound_logs(self._log_total_bytes // len(keepers))
 
@@ -115,162 +101,7 @@ class Keepers:
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
 
-    def _on_gone(self, keeper: Keeper) -> None:
-        """An older keeper has ended, or was killed: its kernels, if any, are the newest's."""
-        # `find` tells this, and `_retire` may be closing the same keeper: whoever takes it out sees
-        # to the rest.
-        place = self._older.pop(keeper, None)
-        if place is None:
-            return
-        self._homes = {each: home for each, home in self._homes.items() if home is not keeper}
-        self._share()
-        found = [Kept(kernel_id, pid, at, None, out) for kernel_id, pid, at, out in place.notes()]
-        # `take_from` has the kernels be the newest's before anything is awaited. What is left is to
-        # tell that keeper, which whoever asks for such a kernel waits for (`_settled`).
-        self._change(self._move(self._newest.take_from(keeper, found), keeper, place))
-
-    async def _move(self, taking: asyncio.Task[None], keeper: Keeper, place: AsidePlace) -> None:
-        """Remove what an older keeper has left, once another has its kernels."""
-        try:
-            await taking
-        except KeeperUnavailable as error:
-            # The directory stays: the next server finds in its notes which processes there are.
-            logger.error("kernels of a keeper that has ended have no other yet: %s", error.message)
-            self._newest.connect_soon()
-        else:
-            await asyncio.to_thread(place.remove)
-        await keeper.close()
-
-    async def _retire(self, keeper: Keeper) -> None:
-        """Leave an older keeper that has no kernels any more, so that it ends."""
-        place = self._older.get(keeper)
-        if place is None or not keeper.is_empty:
-            return
-        # While it is left nothing goes to it: only a kernel that it has, or is asked to hear, is
-        # launched there, and it has none. A kernel that nobody has adopted it may have all the
-        # same, and then does not end.
-        ended = await self._leave(keeper, place)
-        if self._older.pop(keeper, None) is None:
-            return
-        if ended:
-            logger.info("the keeper of the version before has ended with its last kernel")
-            self._share()
-        else:  # it has kernels that nobody has adopted
-            self._add(place.directory)
-
-    async def _leave(self, keeper: Keeper, place: AsidePlace) -> bool:
-        """Close the connection to an older keeper; whether it ends as it has no kernels."""
-        await keeper.close()
-        # Looked at again: until the connection was closed a kernel could come.
-        if not (keeper.is_empty and await place.has_ended()):
-            return False
-        await asyncio.to_thread(place.remove)
-        return True
-
-    # Keepers on other hosts
-
-    def assign(self, kernel_id: str, key: str, place: Callable[[], RemotePlace]) -> None:
-        """Have a kernel on another host: by the keeper ``key``, whose ``place`` is made if need be.
-
-        Call this before anything else is asked for the kernel.
-        """
-        self._homes[kernel_id] = self._elsewhere(key, place)
-
-    def _elsewhere(self, key: str, place: Callable[[], RemotePlace]) -> RemoteKeeper:
-        keeper = self._remote.get(key)
-        if keeper is None:
-            total = self._log_total_bytes
-            keeper = RemoteKeeper(place(), log_total_bytes=total, **self._options)
-            keeper.on_empty = lambda: self._change(self._retire_remote(keeper))
-            keeper.on_fenced = self._on_fenced
-            # A kernel without a home may be one that an earlier server has left there.
-            keeper.may_have = lambda kernel_id: self._homes.get(kernel_id, keeper) is keeper
-            keeper.is_stray = lambda each: not (each in self._homes or self.is_stored(each))
-            self._remote[key] = keeper
-            self._share()
-        return keeper
-
-    def count(self, key: str) -> int:
-        """How many kernels are assigned to the keeper ``key`` on another host."""
-        keeper = self._remote.get(key)
-        return 0 if keeper is None else sum(home is keeper for home in self._homes.values())
-
-    async def look_at(
-        self, key: str, place: Callable[[], RemotePlace], *, with_load: bool
-    ) -> float:
-        """The load of a host, or 0; `leave_unused` is to follow. Raises `KeeperUnavailable`."""
-        # It has no kernel, so its last kernel's end, or `leave_unused`, could take it out while
-        # this waits: `is_looked_at` keeps both from it.
-        keeper = self._elsewhere(key, place)
-        await keeper.connect()
-        return await keeper.load() if with_load else 0.0
-
-    def leave_unused(self, key: str) -> None:
-        """Leave a keeper on another host, unless there is something that it is needed for."""
-        if (keeper := self._remote.get(key)) is not None and keeper.has_nothing:
-            self._part_with(keeper)
-
-    async def _retire_remote(self, keeper: RemoteKeeper) -> None:
-        """Leave a keeper on another host that has no kernels any more, so that it ends."""
-        # One that is away cannot say that it has nothing. Where it is told to end when it comes
-        # back, it need not be waited for.
-        is_given_up = keeper.has_given_up and keeper.ends_forgotten and not keeper.is_connected
-        if (keeper.is_empty or is_given_up) and self._take_out(keeper):
-            await keeper.retire()
-
-    def _take_out(self, keeper: RemoteKeeper) -> bool:
-        """Have a keeper on another host no more, unless a kernel or a choice of hosts needs it.
-
-        Returns whether that was done.
-        """
-        key = next((key for key, each in self._remote.items() if each is keeper), None)
-        # From this look to the removal nothing is awaited. A kernel that is assigned later gets a
-        # new client for the same keeper, so that no kernel is at one that is being closed.
-        if key is None or keeper in self._homes.values() or self.is_looked_at(key):
-            return False
-        del self._remote[key]
-        self._share()
-        return True
-
-    def declare_ended(self, kernel_id: str, reason: str) -> None:
-        """As `RemoteKeeper.declare_ended`. Raises `ValueError` for a kernel of this machine."""
-        self._remote_home(kernel_id).declare_ended(kernel_id, reason)
-
-    async def rest(self, kernel_id: str) -> None:
-        """As `RemoteKeeper.rest`. Raises `ValueError` for a kernel of this machine."""
-        await self._remote_home(kernel_id).rest(kernel_id)
-
-    def is_connected(self, kernel_id: str) -> bool:
-        """Whether the keeper of a kernel can be asked now."""
-        return self._home(kernel_id).is_connected
-
-    async def connect(self, kernel_id: str) -> None:
-        """Connect to the keeper of a kernel that was assigned. Raises `KeeperUnavailable`."""
-        await self._remote_home(kernel_id).connect()
-
-    def give_up(self, kernel_id: str, reason: str) -> bool:
-        """As `RemoteKeeper.give_up`; False for a kernel of this machine."""
-        home = self._home(kernel_id)
-        return isinstance(home, RemoteKeeper) and home.give_up(kernel_id, reason)
-
-    async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """As `RemoteKeeper.prepare`. Raises `ValueError` for a kernel that was not assigned."""
-        return await self._remote_home(kernel_id).prepare(kernel_id, info)
-
-    def key_of(self, kernel_id: str) -> str:
-        """By which ``key`` a kernel was assigned. Raises `ValueError` if it was not."""
-        home = self._remote_home(kernel_id)
-        return next(key for key, keeper in self._remote.items() if keeper is home)
-
-    def host_of(self, kernel_id: str) -> Host:
-        """What is known of the host of a kernel that was assigned, and whose keeper was asked."""
-        return self._remote_home(kernel_id).host
-
-    def _remote_home(self, kernel_id: str) -> RemoteKeeper:
-        keeper = self._home(kernel_id)
-        if not isinstance(keeper, RemoteKeeper):
-            raise ValueError("the kernel has begun on this machine, and stays here")
-        return keeper
+    # The keepers of kernels
 
     def is_newest_for(self, kernel_id: str) -> bool:
         """Whether the newest keeper has this kernel, or would get it."""
@@ -293,7 +124,8 @@ class Keepers:
             await self._look()
         except KeeperUnavailable as error:
             failure = error
-        everybody = [self._newest, *self._older] if self._older else []
+        older = self._older.all
+        everybody = [self._newest, *older] if older else []
         # Those that can be asked come first: a kernel of theirs does not wait for the others.
         for keeper in sorted(everybody, key=lambda each: not each.is_connected):
             try:
@@ -364,7 +196,7 @@ class Keepers:
         """Do `Keeper.kept` at all keepers, and raise if the newest does not answer."""
         await self._look()
         found: dict[str, Kept] = {}
-        for keeper in [*self._older]:
+        for keeper in self._older.all:
             try:
                 found |= await keeper.kept()
             except KeeperGone:
@@ -412,7 +244,7 @@ class Keepers:
         kernel_id = line.kernel_id
         if kernel_id not in self._homes:
             # An older keeper may write a log that there is, so that one has to be asked first.
-            has_older = self._older or not self._has_looked
+            has_older = self._older.all or not self._has_looked
             if has_older and await asyncio.to_thread(directory.exists):
                 await self._find_home(kernel_id)
             else:
@@ -454,27 +286,15 @@ class Keepers:
         # The home is forgotten at once, and the keeper may be told later: it remembers by itself.
         home = self._homes.pop(kernel_id, self._newest)
         home.drop(kernel_id)
-        if not isinstance(home, RemoteKeeper):
-            return
-        if home.has_given_up:
-            home.on_empty()  # there will be no answer after which it is called
-        if home.is_kernels_own:
-            seconds = PART_SECONDS if home.is_connected else 0.0
-            # Not cancelled by anything: `_take_out` looks whether the keeper is needed again, or
-            # gone.
-            asyncio.get_running_loop().call_later(seconds, self._part_with, home)
-
-    def _part_with(self, keeper: RemoteKeeper) -> None:
-        """Leave a keeper for good that has not been told to end: the end of its job ends it."""
-        if self._take_out(keeper):
-            self._change(keeper.retire())
+        if isinstance(home, RemoteKeeper):
+            self.remote.on_dropped(home)
 
     def let_go(self, kernel_id: str) -> None:
         """As `Keeper.let_go`. The connection to a keeper without other kernels here is closed."""
         home = self._homes.pop(kernel_id, self._newest)
         home.let_go(kernel_id)
-        if isinstance(home, RemoteKeeper) and self._take_out(home):
-            self._change(home.close())
+        if isinstance(home, RemoteKeeper):
+            self.remote.on_let_go(home)
 
     async def end_strays(self, dead: Sequence[str], known: Sequence[str]) -> None:
         """Have the newest keeper end the kernels of dead replicas that the registry does not know.
@@ -489,9 +309,5 @@ class Keepers:
         await self._settled()
         for task in self._changes:
             task.cancel()
-        leaving: list[Awaitable[object]] = [
-            self._leave(keeper, place) for keeper, place in self._older.items()
-        ]
-        leaving += [keeper.close() for keeper in self._remote.values()]
-        self._remote = {}
-        await asyncio.gather(self._newest.close(), *leaving, *self._changes, return_exceptions=True)
+        leaving = [self._newest.close(), *self._older.close(), *self.remote.close()]
+        await asyncio.gather(*leaving, *self._changes, return_exceptions=True)

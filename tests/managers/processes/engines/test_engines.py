@@ -120,7 +120,9 @@ class Server:
         self.service = JoinedService(home.state_dir)
         options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
         self.keepers = Keepers(home.state_dir, **options)
-        self.engines = Engines(self.service.joining, self.keepers, OwnService(home.state_dir))
+        self.engines = Engines(
+            self.service.joining, self.keepers.remote, OwnService(home.state_dir)
+        )
         self.words: list[str] = []
         told = {"owner": "ada", "on_words": self.words.append}
         assert self.engines.assign("k", SPEC, left, **told)  # type: ignore[arg-type]
@@ -150,7 +152,7 @@ class Server:
         """Launch a process as a kernel's life does, and have it answer."""
         await self.engines.prepare("k")
         asked = {"transport": "ipc", "key": "secret", "signature_scheme": "hmac-sha256"}
-        file, info = await self.keepers.prepare("k", asked)
+        file, info = await self.keepers.remote.prepare("k", asked)
         await self.keepers.launch(
             "k",
             [sys.executable, str(FAKE_KERNEL), "-f", file],
@@ -236,7 +238,7 @@ async def test_a_list_from_before_a_jobs_end_does_not_bring_it_back(
     await server.engines.prepare("k")
     await server.see([job])
     assert server.work.generation > job.generation
-    assert server.keepers.is_connected("k")
+    assert server.keepers.remote.is_connected("k")
 
 
 async def test_a_job_that_cannot_be_ended_does_not_hide_those_of_others(
@@ -299,7 +301,7 @@ async def test_the_job_of_a_dead_kernel_ends_and_its_log_stays(
     # What is said of the kernel has a place, and nobody looks for a keeper.
     server.traffic.voice.announce("dead")
     await eventually(lambda: "dead" in client.told, WAIT)
-    keeper = server.keepers._remote_home("k")
+    keeper = server.keepers.remote._home("k")
     assert keeper._connection._recovery is None or keeper._connection._recovery.done()
     # Another process gets another job, and the log goes on.
     await server.launch()

@@ -91,7 +91,7 @@ class Bench:
         self.ledger, self.group = Ledger(), Group()
         options = {**LOGS, "orphan_timeout": 3600.0, "output_bytes": 10_000}
         self.keepers = Keepers(tmp_path, **options)
-        self.engines = Engines(Joining(tmp_path), self.keepers, self.group)
+        self.engines = Engines(Joining(tmp_path), self.keepers.remote, self.group)
         self.words: list[str] = []
 
     def assign(self, kernel_id: str, left: Mapping[str, Any]) -> str:
@@ -213,7 +213,7 @@ async def test_the_job_of_a_kernel_that_is_let_go_is_left_alone(bench: Bench) ->
     bench.group.others = {own: 3}
     bench.keepers.let_go("k")
     assert not bench.engines.has("k")
-    await eventually(lambda: not bench.keepers._remote, 10)
+    await eventually(lambda: not bench.keepers.remote.all, 10)
     (bench.engines._strangers[next(iter(bench.engines._engines))]) = Strangers(0)
     await bench.see()
     assert not bench.ledger.cancelled

@@ -16,8 +16,8 @@ from app.managers.processes.hosts.errors import HostKeyRefused, HostUnreachable,
 from app.managers.processes.hosts.host_choice import HostChoice, in_turn, no_host
 from app.managers.processes.hosts.options import SSHOptions
 from app.managers.processes.hosts.service import OwnService
-from app.managers.processes.keeper.keepers import Keepers
 from app.managers.processes.keeper.remote import RemotePlace
+from app.managers.processes.keeper.remote_keepers import RemoteKeepers
 
 Load = float | KeeperUnavailable | None
 
@@ -32,7 +32,7 @@ class Hosts:
         self.left: list[str] = []
         self.options = SSHOptions(host=[*loads])
         self.is_looked_at: Callable[[str], bool] = lambda _: False
-        self.choice = HostChoice(cast(Keepers, self), OwnService(Path("/nowhere")))
+        self.choice = HostChoice(cast(RemoteKeepers, self), OwnService(Path("/nowhere")))
 
     async def choose(self) -> str:
         return await asyncio.wait_for(self.choice.choose(self.options), 10)
