@@ -231,14 +231,8 @@ class ExternalKernel(Kernel):
         if self._course.phase is Phase.RUNNING:
             return
         pause = 0.5
-        reachable = asyncio.get_running_loop().create_task(self.traffic.own.reachable())
-        try:
-            while not reachable.done():
-                self.traffic.own.probe()
-                await asyncio.wait({reachable}, timeout=pause)
-                pause = min(pause * 2, 30.0)
-        finally:
-            reachable.cancel()
+        while not await self.traffic.own.reach(pause):
+            pause = min(pause * 2, 30.0)
         await self.traffic.stdin_connected()
         if self._inherited:
             self._life.take_for_ready()

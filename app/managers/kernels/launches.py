@@ -337,42 +337,25 @@ class Launches:
         started = loop.time()
         deadline = started + (float("inf") if was_up else settings.kernel_info_timeout)
         longest = LEFT_PROBE_SECONDS if was_up else PROBE_SECONDS
-        reachable = loop.create_task(own.reachable())
         pause = 1.0
         # A new process has nothing else to do. Most kernels answer at once, and the keeper opens no
         # socket to control unless something is sent there.
         on_control = was_up
-        try:
-            while True:
-                own.probe(on_control=on_control)
-                on_control = True
-                # A kernel that has answered may not have been heard on iopub: it sends no welcome,
-                # and its first status was published before the keeper's subscription reached it.
-                # Another question makes it publish another status.
-                wait = 0.05 if own.answered else pause
-                pause = min(pause * 1.5, longest)
-                events: set[asyncio.Future[Any]] = {reachable, process.exited}
-                await asyncio.wait(
-                    events,
-                    timeout=max(min(wait, deadline - loop.time()), 0.001),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if reachable.done():
+        while not await self._reaches(process, min(pause, deadline - loop.time()), on_control):
+            on_control = True
+            pause = min(pause * 1.5, longest)
+            if process.exited.done() and was_up:
+                return False
+            if process.exited.done():
+                problem = f"The kernel's process {process.exited.result()} before it was ready"
+                raise KernelStartFailed(await self.describe(process, problem))
+            if loop.time() >= deadline:
+                if own.answered or own.heard_iopub:
                     break
-                if process.exited.done() and was_up:
-                    return False
-                if process.exited.done():
-                    problem = f"The kernel's process {process.exited.result()} before it was ready"
-                    raise KernelStartFailed(await self.describe(process, problem))
-                if loop.time() >= deadline:
-                    if own.answered or own.heard_iopub:
-                        break
-                    problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
-                    raise KernelStartFailed(await self.describe(process, problem))
-                if not was_up and loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
-                    raise KernelStartFailed("The kernel has bound no ipc socket")
-        finally:
-            reachable.cancel()
+                problem = f"The kernel said nothing within {settings.kernel_info_timeout:g} s"
+                raise KernelStartFailed(await self.describe(process, problem))
+            if not was_up and loop.time() >= started + IPC_PATIENCE and self._has_no_ipc():
+                raise KernelStartFailed("The kernel has bound no ipc socket")
         # The process may end while this is awaited: the life waits for its end next.
         await self._traffic.stdin_connected()
         if not (was_up or (own.answered and own.heard_iopub)):
@@ -382,6 +365,16 @@ class Launches:
                 "was not heard on iopub" if own.answered else "does not answer kernel_info",
             )
         return True
+
+    async def _reaches(self, process: KernelProcess, seconds: float, on_control: bool) -> bool:
+        """Do `OwnRequests.reach`; False when the process ends meanwhile."""
+        reaching = asyncio.ensure_future(self._traffic.own.reach(seconds, on_control=on_control))
+        try:
+            events: set[asyncio.Future[Any]] = {reaching, process.exited}
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+            return reaching.done() and reaching.result()
+        finally:
+            reaching.cancel()
 
     def remember_transport(self) -> None:
         """The kernel has come up: use this transport for its kernelspec from now on."""

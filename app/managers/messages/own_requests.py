@@ -18,6 +18,9 @@ BEHIND_SECONDS: Final = 30.0
 """How many seconds the server waits for output that the kernel published before its reply: a flood
 of it may still have to be read."""
 
+HEARD_SECONDS: Final = 0.05
+"""How many seconds after its answer a kernel is heard on iopub, if at all."""
+
 SUBSHELL_SECONDS: Final = 5.0
 """How many seconds a kernel may take to answer which subshells it has."""
 
@@ -25,12 +28,11 @@ SUBSHELL_SECONDS: Final = 5.0
 class OwnRequests:
     """The server's own requests to one kernel. No client sees the answers.
 
-    ``answered`` tells whether the present process has answered a ``kernel_info_request``, and
-    ``heard_iopub`` whether any message of that process has come on iopub.
+    ``heard_iopub`` tells whether any message of the present process has come on iopub.
     """
 
     def __init__(self, line: Line) -> None:
-        self.answered = False
+        self._answered = asyncio.Event()
         self.heard_iopub = False
         self.kernel_info: bytes | None = None
         """The content of the kernel's last ``kernel_info_reply``."""
@@ -43,6 +45,11 @@ class OwnRequests:
         request shows the contrary."""
         # The idle statuses that `catch_up` awaits, by the msg_id of the request on control.
         self._going_idle: dict[str, asyncio.Future[None]] = {}
+
+    @property
+    def answered(self) -> bool:
+        """Whether the present process has answered a ``kernel_info_request``."""
+        return self._answered.is_set()
 
     @property
     def session(self) -> str:
@@ -59,7 +66,8 @@ class OwnRequests:
         # `Traffic.disconnect` has read all that the process before has said (where the keeper could
         # be asked), so no reply of the old process counts for the new one. An `ask` of the old
         # process, which gets no reply any more, returns None in time.
-        self.answered = self.heard_iopub = False
+        self.heard_iopub = False
+        self._answered.clear()
         self._reachable.clear()
         self.tells_control = True
 
@@ -68,9 +76,11 @@ class OwnRequests:
 
         Replies read in the log may be those of an earlier process, so they prove nothing.
         """
-        self.answered = self.heard_iopub = was_up
+        self.heard_iopub = was_up
+        self._answered.clear()
         self._reachable.clear()
-        self._look_reachable()
+        if was_up:
+            self._on_answer()
 
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
         """Send a request. Returns its msg_id; empty if there is no process, or no room for it."""
@@ -166,13 +176,23 @@ class OwnRequests:
         except (msgspec.MsgspecError, RecursionError):
             return ""
 
-    async def reachable(self) -> None:
-        """Return when the kernel has answered a probe and was heard on iopub. Has no timeout.
+    async def reach(self, seconds: float, *, on_control: bool = True) -> bool:
+        """Ask a kernel that comes up (`probe`); whether it has answered, and was heard on iopub.
 
         Both are needed: the sockets connect one by one, and output of code that runs before iopub
-        is connected would be lost.
+        is connected would be lost. Returns False when no answer comes in ``seconds``. After an
+        answer that is `HEARD_SECONDS` behind it: such a kernel sends no welcome, and its status was
+        published before the keeper's subscription reached it. Asked again, it publishes another.
         """
-        await self._reachable.wait()
+        self.probe(on_control=on_control)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._answered.wait()
+            async with asyncio.timeout(HEARD_SECONDS):
+                await self._reachable.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def on_reply(self, message: Message) -> None:
         """Take note of a reply of the kernel, to a request of the server or of any client."""
@@ -181,14 +201,17 @@ class OwnRequests:
             answer.set_result(bytes(message.part(3)))
         if message.header.msg_type == "kernel_info_reply":
             self.kernel_info = bytes(message.part(3))
-            self.answered = True
-            self._look_reachable()
+            self._on_answer()
 
     def on_iopub(self) -> None:
         """Take note that a message of the kernel has come on iopub."""
         if not self.heard_iopub:
             self.heard_iopub = True
             self._look_reachable()
+
+    def _on_answer(self) -> None:
+        self._answered.set()
+        self._look_reachable()
 
     def _look_reachable(self) -> None:
         if self.answered and self.heard_iopub:

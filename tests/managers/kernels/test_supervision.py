@@ -774,7 +774,7 @@ async def test_one_that_is_not_stored_and_whose_host_is_away_is_given_up(
     original = Kernel.stop
     async with kernels(state_dir) as manager:
         monkeypatch.setattr(manager._handover, "check_saved", is_away)
-        monkeypatch.setattr(manager.keepers, "give_up", give_up)
+        monkeypatch.setattr(manager.keepers.remote, "give_up", give_up)
         monkeypatch.setattr(Kernel, "stop", stop)
         with pytest.raises(RegistryUnavailable) as raised:
             await manager.start_kernel()
