@@ -272,6 +272,10 @@ class Contents:
             if exists and not place.target.is_dir() and save.type is None:
                 raise InvalidContents("No file type provided")
             kind = _kind_of(save.type, place)
+            if save.chunk is not None and kind != "file":
+                raise InvalidContents(
+                    f'File type "{kind}" is not supported for large file transfer'
+                )
             if kind == "directory":
                 return self._save_directory(place, precondition)
             if place.target.is_dir():
@@ -281,7 +285,7 @@ class Contents:
             if save.chunk is not None:
                 # Until the last chunk has come, no file changes: only then the condition counts.
                 guard = self._changes(place, precondition)
-                return self._save_chunk(place, kind, save, save.chunk, guard, exists=exists)
+                return self._save_chunk(place, save, save.chunk, guard, exists=exists)
             # Checked here to write nothing in vain, and again under the lock in `_changes`.
             precondition.check(place.target)
             data, complaint = self._data(place, kind, save)
@@ -314,15 +318,12 @@ class Contents:
     def _save_chunk(
         self,
         place: Place,
-        kind: str,
         save: Save,
         chunk: int,
         guard: AbstractContextManager[None],
         *,
         exists: bool,
     ) -> Found:
-        if kind != "file":
-            raise InvalidContents(f'File type "{kind}" is not supported for large file transfer')
         data = data_of_file(save.content, save.format)
         status = self._uploads.add(place.target, chunk, data, guard)
         model = describe(place, status)
@@ -346,9 +347,12 @@ class Contents:
             raise InvalidContents("The root directory cannot be renamed")
         self._tree.check_movable(place)
         with filesystem_errors(place):
-            place.entry.lstat()  # 404, and not 412 or 409, if there is nothing to move
+            # 404, and not 412 or 409, if there is nothing to move. A link that leads nowhere is
+            # nothing, as for every other request: the answer could not tell what was moved.
+            place.target.stat()
             if new.path == place.path:
                 return self._found(place)
+            self._tree.check_link(place, new)
             if new.entry.is_relative_to(place.entry):
                 raise InvalidContents("A directory cannot be moved into itself")
             with self._changes(place, precondition):
