@@ -6,6 +6,7 @@ or `NoSpace`; a method with a `Precondition` may raise `VersionMismatch`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import stat
 import threading
 from base64 import encodebytes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +36,9 @@ __all__ = ["Contents", "Found", "Precondition", "Save"]
 
 MAX_NAMES: Final = 10_000
 """How many numbers are tried to find a free name for a new file."""
+
+MAX_REMOVALS: Final = 100
+"""How often the removal of a directory goes on when a file in it was removed by others."""
 
 
 class Save(msgspec.Struct):
@@ -382,7 +386,7 @@ class Contents:
             # Without the lock, which is not held for as long as this may take. What is saved to the
             # directory meanwhile goes with it, as if it had been saved just before.
             self._check_removable(place)
-            shutil.rmtree(place.entry)
+            _remove(place.entry)
 
     def _check_removable(self, place: Place) -> None:
         """Raise `InvalidContents` if a directory has hidden files other than checkpoints.
@@ -439,6 +443,17 @@ class Contents:
         place = self._tree.find(place.path)
         status = place.target.stat()
         return Found(describe(place, status), version_of(status), created)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory with all that is in it. Raises `OSError`."""
+    for _ in range(MAX_REMOVALS):
+        # What others remove at the same time ends this, as if there had been nothing to remove.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        if not os.path.lexists(directory):
+            return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def _kind_of(asked: str | None, place: Place) -> str:
