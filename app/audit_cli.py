@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -132,11 +133,20 @@ def _fits(record: Record, options: argparse.Namespace) -> bool:
 
 
 def _shown(record: Record) -> str:
-    cells = [str(record.get(name) or "-") for name in _COLUMNS]
+    cells = [_cell(record.get(name) or "-") for name in _COLUMNS]
     more = {
         name: value
         for name, value in record.items()
         if name not in _COLUMNS and value not in (None, "") and (name, value) != ("outcome", "done")
     }
-    cells += [f"{name}={value}" for name, value in more.items()]
-    return printable("  ".join(cells))
+    cells += [f"{name}={_cell(value)}" for name, value in more.items()]
+    return "  ".join(cells)
+
+
+def _cell(value: object) -> str:
+    """A value as people read it; quoted if it could be taken for several, or for another column.
+
+    Clients choose some of them, such as paths and names.
+    """
+    text = printable(str(value))
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) else text

@@ -105,7 +105,19 @@ def test_a_line_tells_a_person_what_was_done(audit: Audit) -> None:
     assert line.split()[1:] == ["start", "anna", "kk_00000001", "-", "aaaa", "owner=anna"]
     (line,) = audit("--outcome", "refused").stdout.splitlines()
     assert "outcome=refused" in line
-    assert "asked=GET /?" in line
+    assert 'asked="GET /?"' in line
+
+
+def test_what_a_client_has_chosen_is_one_value(audit: Audit) -> None:
+    """A path, or a name, could tell of an actor or an outcome in a line for people."""
+    path = 'a  actor=root\u2028"outcome=done'
+    more = record("file_deleted", 0, user="eve  -", path=path, checkpoint_id=1)
+    with open(audit.path, "a") as file:
+        file.write(json.dumps(more) + "\n")
+    (line,) = audit("--action", "file_deleted").stdout.splitlines()
+    cells = line.split("  ", 2)[2]
+    assert cells.startswith('"eve  -"  -  -  -  path="a  actor=root?\\"outcome=done"')
+    assert cells.endswith("  checkpoint_id=1")
 
 
 def test_what_is_no_record_is_left_out_and_counted(audit: Audit) -> None:

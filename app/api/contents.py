@@ -26,6 +26,7 @@ from ..managers.files.errors import (
 )
 from ..managers.files.models import CheckpointModel, ContentsModel
 from ..managers.files.service import ContentsService
+from ..managers.files.tree import plain_path
 from ..managers.files.uploads import LAST
 from ..managers.limits.errors import BeyondLimit, ContentsLimit
 from ..managers.limits.shares import CallersShare
@@ -133,7 +134,7 @@ async def create_checkpoint(
     request: Request, service: ContentsDep, audit: AuditDep, path: PathDep
 ) -> Response:
     """Keep a file as it is now, in the place of what was kept of it before."""
-    with audit.action("checkpoint_created", path=path) as about:
+    with audit.action("checkpoint_created", path=plain_path(path)) as about:
         checkpoint = await service.run(service.contents.create_checkpoint, path)
         about["checkpoint_id"] = checkpoint.id
     location = f"{_url(request, path)}/checkpoints/{checkpoint.id}"
@@ -151,7 +152,7 @@ async def restore_checkpoint(
     service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
 ) -> Response:
     """Make a file what it was when the checkpoint was made."""
-    with audit.action("checkpoint_restored", path=path, checkpoint_id=checkpoint_id):
+    with audit.action("checkpoint_restored", path=plain_path(path), checkpoint_id=checkpoint_id):
         await service.run(service.contents.restore_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
@@ -167,7 +168,7 @@ async def delete_checkpoint(
     service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
 ) -> Response:
     """Remove a checkpoint."""
-    with audit.action("checkpoint_deleted", path=path, checkpoint_id=checkpoint_id):
+    with audit.action("checkpoint_deleted", path=plain_path(path), checkpoint_id=checkpoint_id):
         await service.run(service.contents.delete_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
@@ -182,7 +183,7 @@ async def delete_checkpoint(
 )
 async def trust_notebook(service: ContentsDep, audit: AuditDep, path: PathDep) -> Response:
     """Trust a notebook: browsers may run what its outputs hold."""
-    with audit.action("notebook_trusted", path=path):
+    with audit.action("notebook_trusted", path=plain_path(path)):
         found = await service.run(service.contents.trust, path)
     return _json(_encode(found.model), 201)
 
@@ -244,13 +245,15 @@ async def create_contents(
     """Make something new in a directory: empty, or a copy. The server chooses its name."""
     new = await _decoded(request, service, share, _New) or _New()
     if new.copy_from:
-        with audit.action("file_copied", path=path, copy_from=new.copy_from) as about:
+        with audit.action(
+            "file_copied", path=plain_path(path), copy_from=plain_path(new.copy_from)
+        ) as about:
             found = await service.run(service.contents.copy, new.copy_from, path)
             about["path"] = found.model.path
         await share.add_contents(found.model.size or 0)
     else:
         kind, suffix = new.type or None, new.ext or ""
-        with audit.action("file_created", path=path) as about:
+        with audit.action("file_created", path=plain_path(path)) as about:
             found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
             about["path"] = found.model.path
     return _changed(request, found)
@@ -284,13 +287,13 @@ async def save_contents(
     """Write a file or a notebook, or make a directory. Readers see the old content or the new."""
     save = await _decoded(request, service, share, Save)
     if save is None:
-        with audit.action("file_created", path=path) as about:
+        with audit.action("file_created", path=plain_path(path)) as about:
             found = await service.run(service.contents.create, path)
             about["path"] = found.model.path
         return _changed(request, found)
     # Until its last chunk has come, an upload changes no file.
     whole = save.chunk in (None, LAST)
-    with audit.action("file_saved", path=path) if whole else nullcontext():
+    with audit.action("file_saved", path=plain_path(path)) if whole else nullcontext():
         found = await service.run(service.contents.save, path, save, precondition)
     return _changed(request, found)
 
@@ -315,7 +318,7 @@ async def rename_contents(
     renamed = await _decoded(request, service, share, _Renamed)
     if renamed is None:
         raise InvalidRequest("JSON body missing")
-    with audit.action("file_renamed", path=path, new_path=renamed.path):
+    with audit.action("file_renamed", path=plain_path(path), new_path=plain_path(renamed.path)):
         found = await service.run(service.contents.rename, path, renamed.path, precondition)
     return _changed(request, found)
 
@@ -331,7 +334,7 @@ async def delete_contents(
     service: ContentsDep, audit: AuditDep, path: PathDep, precondition: PreconditionDep
 ) -> Response:
     """Remove a file, or a directory with all that is in it."""
-    with audit.action("file_deleted", path=path):
+    with audit.action("file_deleted", path=plain_path(path)):
         await service.run(service.contents.delete, path, precondition)
     return Response(status_code=204)
 

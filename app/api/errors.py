@@ -97,7 +97,7 @@ async def _on_kernelkeep_error(connection: HTTPConnection, error: Exception) -> 
     assert isinstance(error, KernelkeepError)
     if error.status == 404 and (redirect := _without_slash(connection)):
         return redirect
-    if error.status == 403 or error.hides:
+    if (error.status == 403 and not error.noted) or error.hides:
         note_refusal(connection, error.code, error.hides)
     return response_to(error)
 
@@ -113,7 +113,9 @@ def note_refusal(connection: HTTPConnection, code: str, hidden: Mapping[str, str
         method = connection.scope.get("method", "WebSocket")
         found: Mapping[str, str] = connection.path_params
         about: dict[str, Any] = {
-            name: found[name][:MAX_TEXT] for name in ("kernel_id", "path") if name in found
+            name: found[name][:MAX_TEXT]
+            for name in ("kernel_id", "session_id", "path")
+            if name in found
         }
         audit.refuse(f"{method} {route}", code, known=True, **{**about, **hidden})
 

@@ -91,9 +91,10 @@ async def create_share(
     """
     kind: Literal["name", "group"] = "name" if body.name is not None else "group"
     asked = Share(kind, body.name or body.group or "", body.access)
-    about = {**_about(manager, kernel_id, asked.grantee), "access": asked.access}
-    with audit.action("share_created", **about):
+    named = {**_about(manager, kernel_id, asked.grantee), "access": asked.access}
+    with audit.action("share_created", **named) as about:
         share = await manager.share(kernel_id, asked)
+        about[f"with_{kind}"] = share.name
     return Response(_encode(_shown(share)), 201, media_type="application/json")
 
 
@@ -115,6 +116,7 @@ async def delete_share(
     if (name is None) == (group is None):
         raise InvalidShare("either name or group")
     grantee: Grantee = ("name", name) if name is not None else ("group", group or "")
-    with audit.action("share_ended", **_about(manager, kernel_id, grantee)):
-        await manager.revoke(kernel_id, grantee)
+    with audit.action("share_ended", **_about(manager, kernel_id, grantee)) as about:
+        share = await manager.revoke(kernel_id, grantee)
+        about[f"with_{share.kind}"] = share.name
     return Response(status_code=204)

@@ -75,6 +75,8 @@ class KernelkeepError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    by_system: ClassVar[bool] = False
+    """Whether it is the operating system that refuses: something may be done in part by then."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -85,6 +87,8 @@ class KernelkeepError(Exception):
         self.hides: Mapping[str, str] = {}
         """What is there although the response says that it is not, in the fields of the audit log.
         Only the audit log tells it."""
+        self.noted = False
+        """Whether the audit log has it as a failure, and not as a refusal."""
 
     def hiding(self, hidden: Mapping[str, str]) -> Self:
         """This error, which `hides` something; or nothing, if ``hidden`` is empty."""

@@ -376,6 +376,23 @@ async def test_renaming(rest: RestClient, root: Path) -> None:
     await refused(rest, "PATCH", "b.txt", 400, "invalid_request")
 
 
+async def test_a_link_that_leads_nowhere_stays_where_it_is(rest: RestClient, root: Path) -> None:
+    """It was moved, and the answer said that there is no such file."""
+    (root / "sub").mkdir()
+    (root / "sub" / "file").touch()
+    (root / "sub" / "near").symlink_to("file")
+    (root / "sub" / "nowhere").symlink_to("nothing")
+    for name, status, code in (
+        ("near", 400, "invalid_contents"),
+        ("nowhere", 404, "contents_not_found"),
+    ):
+        await refused(rest, "PATCH", f"sub/{name}", status, code, json={"path": "moved"})
+        assert (root / "sub" / name).is_symlink()
+        assert not (root / "moved").is_symlink()
+    await rest.request("PATCH", url("sub/near"), json={"path": "sub/moved"})
+    assert (root / "sub" / "moved").resolve() == root / "sub" / "file"
+
+
 async def test_deleting(rest: RestClient, root: Path) -> None:
     (root / "sub" / "deep").mkdir(parents=True)
     (root / "sub" / "deep" / "x").touch()
@@ -435,6 +452,13 @@ async def test_a_file_in_chunks(rest: RestClient, root: Path) -> None:
     )
     await chunk(-1, "y", 200)
     assert names_in(root) == ["big.txt"]
+
+
+@pytest.mark.parametrize("kind", ["directory", "notebook"])
+async def test_only_files_come_in_chunks(rest: RestClient, root: Path, kind: str) -> None:
+    """A directory was made, and the audit log said nothing of a chunk that is not the last."""
+    await refused(rest, "PUT", "a", 400, "invalid_contents", json={"type": kind, "chunk": 1})
+    assert names_in(root) == []
 
 
 async def test_a_chunk_before_the_last_has_no_version_to_rely_on(

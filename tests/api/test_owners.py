@@ -468,12 +468,12 @@ async def test_the_documented_configuration_works(make_server: MakeServer, home:
 
 def test_what_replicas_tell_of_an_owner_is_summed_up() -> None:
     def owner(name: str, kernels: int, used: int, lately: int | None) -> OwnerModel:
-        usage = UsageModel(kernels, used, used, used, lately, None, lately, lately, 0.5, None)
+        usage = UsageModel(kernels, used, used, used, lately, None, lately, lately, 0.1, None)
         return OwnerModel(name, Limits(kernels=5), usage)
 
     hers = [owner("ada", 2, 3, None), owner("ada", 3, 4, 2), owner("ada", 2, 0, 1)]
     found = together([owner("bob", 1, 0, None), *hers])
     ada = owner("ada", 3, 7, 3)
     ada.usage.starts_per_minute = 2  # each knows what was started at all of them until a moment ago
-    ada.usage.cpu = 1.5
+    ada.usage.cpu = 0.3
     assert found == [ada, owner("bob", 1, 0, None)]

@@ -6,6 +6,7 @@ or `NoSpace`; a method with a `Precondition` may raise `VersionMismatch`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import stat
 import threading
 from base64 import encodebytes
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -35,6 +36,9 @@ __all__ = ["Contents", "Found", "Precondition", "Save"]
 
 MAX_NAMES: Final = 10_000
 """How many numbers are tried to find a free name for a new file."""
+
+MAX_REMOVALS: Final = 100
+"""How often the removal of a directory goes on when a file in it was removed by others."""
 
 
 class Save(msgspec.Struct):
@@ -272,6 +276,10 @@ class Contents:
             if exists and not place.target.is_dir() and save.type is None:
                 raise InvalidContents("No file type provided")
             kind = _kind_of(save.type, place)
+            if save.chunk is not None and kind != "file":
+                raise InvalidContents(
+                    f'File type "{kind}" is not supported for large file transfer'
+                )
             if kind == "directory":
                 return self._save_directory(place, precondition)
             if place.target.is_dir():
@@ -281,7 +289,7 @@ class Contents:
             if save.chunk is not None:
                 # Until the last chunk has come, no file changes: only then the condition counts.
                 guard = self._changes(place, precondition)
-                return self._save_chunk(place, kind, save, save.chunk, guard, exists=exists)
+                return self._save_chunk(place, save, save.chunk, guard, exists=exists)
             # Checked here to write nothing in vain, and again under the lock in `_changes`.
             precondition.check(place.target)
             data, complaint = self._data(place, kind, save)
@@ -314,15 +322,12 @@ class Contents:
     def _save_chunk(
         self,
         place: Place,
-        kind: str,
         save: Save,
         chunk: int,
         guard: AbstractContextManager[None],
         *,
         exists: bool,
     ) -> Found:
-        if kind != "file":
-            raise InvalidContents(f'File type "{kind}" is not supported for large file transfer')
         data = data_of_file(save.content, save.format)
         status = self._uploads.add(place.target, chunk, data, guard)
         model = describe(place, status)
@@ -346,9 +351,12 @@ class Contents:
             raise InvalidContents("The root directory cannot be renamed")
         self._tree.check_movable(place)
         with filesystem_errors(place):
-            place.entry.lstat()  # 404, and not 412 or 409, if there is nothing to move
+            # 404, and not 412 or 409, if there is nothing to move. A link that leads nowhere is
+            # nothing, as for every other request: the answer could not tell what was moved.
+            place.target.stat()
             if new.path == place.path:
                 return self._found(place)
+            self._tree.check_link(place, new)
             if new.entry.is_relative_to(place.entry):
                 raise InvalidContents("A directory cannot be moved into itself")
             with self._changes(place, precondition):
@@ -378,7 +386,7 @@ class Contents:
             # Without the lock, which is not held for as long as this may take. What is saved to the
             # directory meanwhile goes with it, as if it had been saved just before.
             self._check_removable(place)
-            shutil.rmtree(place.entry)
+            _remove(place.entry)
 
     def _check_removable(self, place: Place) -> None:
         """Raise `InvalidContents` if a directory has hidden files other than checkpoints.
@@ -435,6 +443,17 @@ class Contents:
         place = self._tree.find(place.path)
         status = place.target.stat()
         return Found(describe(place, status), version_of(status), created)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory with all that is in it. Raises `OSError`."""
+    for _ in range(MAX_REMOVALS):
+        # What others remove at the same time ends this, as if there had been nothing to remove.
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        if not os.path.lexists(directory):
+            return
+    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
 
 def _kind_of(asked: str | None, place: Place) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +22,9 @@ MAX_COPIED_FILES: Final = 100_000
 next one, and so on, a few dozen directories would become billions, of no bytes.
 """
 
+MAX_DEPTH: Final = 64
+"""How many directories, one in the other, may be in it."""
+
 
 def copy_to(source: Place, target: Path) -> None:
     """Copy a file. Raises `FileExistsError` if there is a file of that name."""
@@ -32,43 +34,69 @@ def copy_to(source: Place, target: Path) -> None:
 
 
 def copy_directory(tree: Tree, source: Place, target: Path) -> None:
-    """Copy the visible files of a directory. Of a symbolic link its target is copied."""
-    # Files may grow while they are copied: the bound is one on what a client asks for, not on what
-    # a kernel that writes at the same time makes of it.
-    _check_size(tree, source)
+    """Copy the visible files of a directory. Of a symbolic link its target is copied.
+
+    Raises `ContentsTooLarge` or `InvalidContents`, and `FileExistsError` if ``target`` is there. If
+    it raises anything, there is no copy.
+    """
+    _measure(tree, source, _Room(source.path))
     target.mkdir()
     try:
-        for child in tree.children(source):
-            to = target / child.name
-            if not child.target.is_dir():
-                copy_to(child, to)
-            # A link may lead to a directory that the copy is being made in.
-            elif not target.is_relative_to(child.target):
-                copy_directory(tree, child, to)
+        _copy_into(target, tree, source, target, _Room(source.path))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
 
 
-def _check_size(tree: Tree, source: Place) -> None:
-    size = 0
-    for count, more in enumerate(_sizes_below(tree, source), 1):
-        size += more
-        if size > MAX_COPIED_BYTES:
-            raise ContentsTooLarge(f"{source.path} has more than {MAX_COPIED_BYTES} bytes")
-        if count > MAX_COPIED_FILES:
+class _Room:
+    """The room that is left in the copy of one directory, which is called ``path``."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._bytes = self._files = 0
+
+    def take(self, size: int = 0, *, depth: int = 0) -> None:
+        """Take the room of a file of so many bytes, or of a directory in so many others.
+
+        Raises `ContentsTooLarge` or `InvalidContents`.
+        """
+        self._bytes += size
+        self._files += 1
+        if depth > MAX_DEPTH:  # a link may lead to a directory above it
+            raise InvalidContents(f"{self._path} is nested too deeply")
+        if self._bytes > MAX_COPIED_BYTES:
+            raise ContentsTooLarge(f"{self._path} has more than {MAX_COPIED_BYTES} bytes")
+        if self._files > MAX_COPIED_FILES:
             raise ContentsTooLarge(
-                f"{source.path} has more than {MAX_COPIED_FILES:,} files and directories"
+                f"{self._path} has more than {MAX_COPIED_FILES:,} files and directories"
             )
 
 
-def _sizes_below(tree: Tree, place: Place, depth: int = 0) -> Iterator[int]:
-    """The bytes of each file, and 0 for each directory, in the order in which they are copied."""
-    if depth > 64:  # a link may lead to a directory above it
-        raise InvalidContents(f"{place.path} is nested too deeply")
+def _measure(tree: Tree, place: Place, room: _Room, depth: int = 1) -> None:
+    """Take the room of all that is in a directory, so that nothing is begun in vain."""
     for child in tree.children(place):
         if child.target.is_dir():
-            yield 0
-            yield from _sizes_below(tree, child, depth + 1)
+            room.take(depth=depth)
+            _measure(tree, child, room, depth + 1)
         else:
-            yield child.target.stat().st_size
+            room.take(child.target.stat().st_size)
+
+
+def _copy_into(
+    to: Path, tree: Tree, source: Place, copy: Path, room: _Room, depth: int = 1
+) -> None:
+    """Copy what is in a directory into the directory ``to``, which is ``copy`` or below it."""
+    # There may be more by now than was measured, so all of it takes its room once more.
+    for child in tree.children(source):
+        # A link may lead to a directory that the copy is made in, which would have no end. One that
+        # leads into the copy led nowhere when this began, and each could double what is there.
+        if copy.is_relative_to(child.target) or child.target.is_relative_to(copy):
+            continue
+        target = to / child.name
+        if child.target.is_dir():
+            room.take(depth=depth)
+            target.mkdir()
+            _copy_into(target, tree, child, copy, room, depth + 1)
+        else:
+            room.take(child.target.stat().st_size)
+            copy_to(child, target)

@@ -33,6 +33,7 @@ class ContentsForbidden(KernelkeepError):
 
     status = 403
     code = "contents_forbidden"
+    by_system = True
 
 
 class ContentsNotFound(NotFound):

@@ -14,7 +14,7 @@ from ...name_patterns import matcher
 from ..errors import KernelkeepError
 from .errors import ContentsExist, ContentsForbidden, ContentsNotFound, InvalidContents, NoSpace
 
-__all__ = ["Place", "Tree", "filesystem_errors"]
+__all__ = ["Place", "Tree", "filesystem_errors", "plain_path"]
 
 UNLISTED: Final = ("__pycache__", "*.pyc", "*.pyo", "*~")
 """Names that a listing leaves out, as Jupyter servers do; such a file can be asked for by name."""
@@ -43,6 +43,11 @@ class Place(NamedTuple):
         return f"{self.path}/{name}" if self.path else name
 
 
+def plain_path(path: str) -> str:
+    """An API path without slashes at its ends, and with one between two names."""
+    return "/".join(part for part in path.split("/") if part)
+
+
 class Tree:
     """The visible files below ``root``, which must be an absolute path without symbolic links.
 
@@ -63,8 +68,8 @@ class Tree:
         # What is found here holds until another process moves a file or a link. What is opened
         # afterwards is looked at once more where that counts (`bodies.open_file`), and a kernel of
         # the same user could read and write all of it anyway.
-        parts = [part for part in path.split("/") if part]
-        plain = "/".join(parts)
+        plain = plain_path(path)
+        parts = plain.split("/") if plain else []
         if any(part.startswith(".") or "\0" in part for part in parts):
             raise ContentsNotFound(plain)
         named = self._root.joinpath(*parts)
@@ -97,6 +102,22 @@ class Tree:
         """
         if any(private.is_relative_to(place.entry) for private in self._private):
             raise InvalidContents(f"Directory {place.path} has hidden files")
+
+    def check_link(self, place: Place, new: Place) -> None:
+        """Raise `InvalidContents` for a link that would lead to no visible file at another place.
+
+        May raise `OSError`.
+        """
+        if not place.entry.is_symlink():
+            return
+        link = new.entry.parent / os.readlink(place.entry)
+        try:
+            target = link.resolve(strict=True)
+            if self._shows(target):
+                return
+        except (OSError, RuntimeError):  # there is nothing, or a loop of links
+            pass
+        raise InvalidContents(f"The link {place.path} would lead to no file from there")
 
     def children(self, place: Place) -> Iterator[Place]:
         """The visible files and directories in a directory, sorted by name. Raises `OSError`."""

@@ -465,16 +465,16 @@ class CallersKernels:
         await self._manager.shares_changed(kernel)
         return share
 
-    async def revoke(self, kernel_id: str, grantee: Grantee) -> None:
-        """Share a kernel no longer with a grantee.
+    async def revoke(self, kernel_id: str, grantee: Grantee) -> Share:
+        """Share a kernel no longer with a grantee; returns the share that ends.
 
         Raises `ShareNotFound`, `InvalidShare`, `KernelNotFound` or `NotAuthorized`.
         """
         kernel = self._shared("write", kernel_id)
-        kind, name = grantee
-        if kernel.ownership.revoke((kind, _grantee_name(kind, name))) is None:
+        if (share := kernel.ownership.revoke((grantee[0], _grantee_name(*grantee)))) is None:
             raise ShareNotFound
         await self._manager.shares_changed(kernel)
+        return share
 
     def _shared(self, action: str, kernel_id: str) -> Kernel:
         kernel = self.get(kernel_id)

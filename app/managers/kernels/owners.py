@@ -14,7 +14,7 @@ from ..limits.shares import Shares
 from ..owners.names import InvalidName, owner_name
 from ..owners.principal import Principal
 from .shares import KernelShares
-from .usage import UsageSampler, sum_of_known
+from .usage import UsageSampler, rounded_cpu, sum_of_known
 
 __all__ = ["CallersOwners", "OwnerModel", "UsageModel", "together"]
 
@@ -88,7 +88,7 @@ def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
             _most(one.contents_bytes_per_day, other.contents_bytes_per_day),
             sum_of_known((one.requests_per_second, other.requests_per_second)),
             sum_of_known((one.memory, other.memory)),
-            sum_of_known((one.cpu, other.cpu)),
+            rounded_cpu(sum_of_known((one.cpu, other.cpu))),
             sum_of_known((one.processes, other.processes)),
         )
     return [found[name] for name in sorted(found)]

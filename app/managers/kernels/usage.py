@@ -31,6 +31,7 @@ __all__ = [
     "UsagePoint",
     "UsageSampler",
     "UsedTogether",
+    "rounded_cpu",
     "sum_of_known",
 ]
 
@@ -217,7 +218,7 @@ class Series:
             if seconds >= RATE_SECONDS:
                 # Without a control group, a process that ends takes its time with it.
                 spent = max(sample.cpu_seconds - before.cpu_seconds, 0.0)
-                self.cpu, self._rated = round(spent / seconds, 4), sample
+                self.cpu, self._rated = rounded_cpu(spent / seconds), sample
 
     @property
     def points(self) -> list[UsagePoint]:
@@ -297,10 +298,9 @@ class UsageSampler:
         known = [series for each in kernel_ids if (series := self._series.get(each)) is not None]
         lately = [series for series in known if series.is_fresh(LATELY_SECONDS)]
         samples = [series.latest for series in lately if series.latest is not None]
-        cpu = sum_of_known(series.cpu for series in lately)
         return UsedTogether(
             sum_of_known(sample.memory for sample in samples),
-            None if cpu is None else round(cpu, 4),
+            rounded_cpu(sum_of_known(series.cpu for series in lately)),
             sum_of_known(sample.threads for sample in samples),
         )
 
@@ -371,6 +371,11 @@ def sum_of_known(figures: Iterable[T | None]) -> T | None:
     """The sum of the figures that are not None; None if none is."""
     known = [figure for figure in figures if figure is not None]
     return sum(known[1:], known[0]) if known else None
+
+
+def rounded_cpu(cpu: float | None) -> float | None:
+    """Processors to four places: a sum of such figures may have an error in the seventeenth."""
+    return None if cpu is None else round(cpu, 4)
 
 
 def model_of(kernel: Measured, series: Series) -> KernelUsage:

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -40,7 +41,7 @@ __all__ = ["MAX_TEXT", "AuditLog", "check_audit_log"]
 logger = logging.getLogger(__name__)
 
 MAX_WAITING: Final = 10_000  # records
-MAX_WAITING_BYTES: Final = 64 * 2**20  # of contents: more than one message may have
+MAX_WAITING_BYTES: Final = 64 * 2**20  # of contents and texts: more than one message may have
 CLOSE_SECONDS: Final = 5.0
 """How many seconds the writing of the rest may take when the server stops."""
 
@@ -136,15 +137,17 @@ class AuditLog:
     def action(self, action: str, **data: Any) -> Iterator[dict[str, Any]]:
         """Note the action that the ``with`` block does: that it is done, or the error it raises.
 
-        The block may add to the ``data`` that it is given. What it refuses is noted as any other
-        refused request (`app.api.errors.note_refusal`), and not here; that something is not there
-        is not noted.
+        The block may add to the ``data`` that it is given. What the service refuses is noted as any
+        other refused request (`app.api.errors.note_refusal`), and not here; that something is not
+        there is not noted. What has failed may be done in part.
         """
         try:
             yield data
         except KernelkeepError as error:
-            if error.status not in (403, 404) and not error.hides:
+            is_refused = error.status == 403 and not error.by_system
+            if not (is_refused or error.status == 404 or error.hides):
                 self.note(action, error=error.code, **_cut(data))
+                error.noted = True
             raise
         except asyncio.CancelledError:
             # A thread may do what has begun although nobody waits for it.
@@ -169,7 +172,8 @@ class AuditLog:
             self.note(REFUSED, asked=asked[:MAX_ASKED], error=error, **data)
 
     def _add(self, record: dict[str, Any], content: Buffer) -> None:
-        size = len(content)
+        # As they are in memory: clients choose texts such as paths, and any character has up to 4.
+        size = len(content) + sum(map(sys.getsizeof, record.values()))
         with self._arrived:
             # One that is larger than the bound alone is taken when nothing else waits.
             full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 import threading
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from app.managers.files.checkpoints import CHECKPOINT_ID
 from app.managers.files.contents import Contents, Precondition, Save
-from app.managers.files.errors import VersionMismatch
+from app.managers.files.errors import InvalidContents, VersionMismatch
 from app.managers.files.uploads import LAST
 from tests.support.watched_lock import WatchedLock
 
@@ -63,6 +65,46 @@ def test_no_other_change_comes_between_the_look_at_a_version_and_the_change(
     held.other.join()
     assert (tmp_path / "root" / "a.txt").read_text() == "other"
     contents.close()
+
+
+@pytest.mark.parametrize("goes", ["a", "directory"])
+def test_a_directory_is_removed_although_others_remove_what_is_in_it(
+    contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: str
+) -> None:
+    """The answer was that there is no such file, and the audit log said nothing."""
+    directory = tmp_path / "root" / "directory"
+    directory.mkdir()
+    for name in ("a", "b"):
+        (directory / name).touch()
+    rmtree, calls = shutil.rmtree, 0
+
+    def remove(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            rmtree(path)
+            return
+        (directory / "a").unlink()
+        if goes == "directory":
+            rmtree(directory)
+        raise FileNotFoundError(errno.ENOENT, "No such file", "a")
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    contents.delete("directory", ANY)
+    assert not directory.exists()
+
+
+def test_a_directory_in_which_files_come_and_go_is_given_up_on(
+    contents: Contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root" / "directory").mkdir()
+
+    def remove(_path: Path) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "a")
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with pytest.raises(InvalidContents, match="busy"):
+        contents.delete("directory", ANY)
 
 
 def test_a_file_in_chunks_relies_on_a_version_too(contents: Contents, tmp_path: Path) -> None:

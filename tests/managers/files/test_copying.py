@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from app.managers.files import copying
 from app.managers.files.copying import copy_directory, copy_to
 from app.managers.files.errors import ContentsTooLarge, InvalidContents
-from app.managers.files.tree import Tree
+from app.managers.files.tree import Place, Tree
 
 
 @pytest.fixture
@@ -97,3 +98,46 @@ def test_links_do_not_make_many_directories_of_few(
     assert not (root / "to").exists()
     monkeypatch.setattr(copying, "MAX_COPIED_FILES", 5)  # those of `root`, and no more
     copy_directory(tree, tree.find("from"), root / "to")
+
+
+def test_links_into_the_copy_lead_nowhere_as_they_did_before(root: Path) -> None:
+    """Each of 20 directories would have the one before twice, as that one is in the copy."""
+    links = root / "links"
+    (links / "00").mkdir(parents=True)
+    (links / "00" / "file").touch()
+    for number in range(1, 20):
+        (links / f"{number:02}").mkdir()
+        for name in ("a", "b"):
+            (links / f"{number:02}" / name).symlink_to(f"../../to/{number - 1:02}")
+    (links / "late").symlink_to("../to/00/file")
+    tree = Tree(root)
+    copy_directory(tree, tree.find("links"), root / "to")
+    copied = sorted(str(path.relative_to(root / "to")) for path in (root / "to").rglob("*"))
+    assert copied == sorted([*(f"{number:02}" for number in range(20)), "00/file"])
+
+
+class Growing(Tree):
+    """There are more files in the directory as soon as its copy has begun."""
+
+    copy: Path
+
+    def children(self, place: Place) -> Iterator[Place]:
+        if place.path == "from" and self.copy.exists():
+            for number in range(20):
+                (place.target / f"{number}").write_text("more")
+        return super().children(place)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "words"),
+    [("FILES", 10, "more than 10 files"), ("BYTES", 40, "more than 40 bytes")],
+)
+def test_what_grows_meanwhile_is_not_copied_without_bounds(
+    root: Path, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, words: str
+) -> None:
+    monkeypatch.setattr(copying, f"MAX_COPIED_{bound}", value)
+    tree = Growing(root)
+    tree.copy = root / "to"
+    with pytest.raises(ContentsTooLarge, match=words):
+        copy_directory(tree, tree.find("from"), root / "to")
+    assert not (root / "to").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from app.managers.files.errors import (
     InvalidContents,
     NoSpace,
 )
-from app.managers.files.tree import Tree, filesystem_errors
+from app.managers.files.tree import Place, Tree, filesystem_errors
 
 
 @pytest.fixture
@@ -73,6 +74,31 @@ def test_links_lead_to_what_is_visible_only(tree: Tree, root: Path) -> None:
     (root / "up").symlink_to("..")
     with pytest.raises(ContentsNotFound):
         tree.find("up/outside")
+
+
+@pytest.mark.parametrize(
+    ("target", "to", "may"),
+    [
+        ("file", "sub/other", True),
+        ("../sub/file", "sub/other", True),
+        ("sub/file", "other", True),
+        ("file", "other", False),
+        ("../loop", "sub/other", False),
+        ("../.hidden", "sub/other", False),
+        ("../private", "sub/other", False),
+        ("../../outside", "sub/other", False),
+    ],
+)
+def test_where_a_link_may_be_moved(tree: Tree, root: Path, target: str, to: str, may: bool) -> None:
+    (root / "loop").symlink_to("loop")
+    (root / "sub" / "link").symlink_to(target)
+    link = Place("sub/link", root / "sub" / "link", root / "sub" / "file")
+    with nullcontext() if may else pytest.raises(InvalidContents, match="would lead to no file"):
+        tree.check_link(link, tree.find(to))
+
+
+def test_a_file_that_is_no_link_may_be_moved_anywhere(tree: Tree) -> None:
+    tree.check_link(tree.find("sub/file"), tree.find("other"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ from websockets.exceptions import InvalidStatus
 
 from app.callers import Caller, begin_call
 from app.managers.errors import NoSuchKernel, NotAuthorized
-from app.managers.files.errors import ContentsNotFound, VersionMismatch
+from app.managers.files.errors import ContentsForbidden, ContentsNotFound, VersionMismatch
+from app.managers.telemetry import audit as audit_module
 from app.managers.telemetry.audit import (
     MAX_TEXT,
     MAX_WAITING,
@@ -233,6 +234,22 @@ async def test_what_waits_is_bounded_and_written_at_the_end(path: Path) -> None:
     assert found[0]["client"] == "192.0.2.1"
 
 
+async def test_long_texts_are_left_out_when_too_many_wait(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.parent.mkdir()
+    monkeypatch.setattr(audit_module, "MAX_WAITING_BYTES", 10 * MAX_TEXT)
+    counters, writes = Counters(), threading.Event()
+    audit = AuditLog(path, counters)
+    monkeypatch.setattr(AuditFiles, "write", lambda _files, data: writes.wait() and len(data))
+    for _ in range(100):
+        audit.note("file_deleted", path="x" * MAX_TEXT)
+    # Besides those that wait, some are being written.
+    assert counters.audit_lost >= 100 - 2 * 10
+    writes.set()
+    await audit.close()
+
+
 @pytest.mark.parametrize("content", [b"[", b"[]", b'{"code": 1}', b'{"user_expressions": 3}'])
 async def test_what_is_no_request_has_no_hash(path: Path, content: bytes) -> None:
     path.parent.mkdir()
@@ -413,6 +430,7 @@ async def test_an_action_is_noted_with_its_outcome(path: Path) -> None:
         VersionMismatch("changed"),
         ValueError("a fault"),
         asyncio.CancelledError(),
+        ContentsForbidden("by the system"),
         NotAuthorized("write", "contents"),  # these three are noted elsewhere, or not at all
         ContentsNotFound("a"),
         NoSuchKernel("c").hiding({"owner": "anna"}),
@@ -426,6 +444,7 @@ async def test_an_action_is_noted_with_its_outcome(path: Path) -> None:
         ("a", "failed", "version_mismatch"),
         ("a", "failed", "internal_error"),
         ("a", "failed", "cancelled"),
+        ("a", "failed", "contents_forbidden"),
     ]
 
 
@@ -449,7 +468,7 @@ async def _changes_files(rest: RestClient) -> None:
     assert stale.status_code == 412
     await rest.request("DELETE", f"{path}/b.txt", 204)
     assert (await rest.http.delete(f"{path}/b.txt")).status_code == 404
-    refused = await rest.http.post(f"{path}/away/x.txt/checkpoints")
+    refused = await rest.http.post(f"{path}/away/x.txt/checkpoints")  # by the operating system
     assert (refused.status_code, refused.json()["code"]) == (403, "contents_forbidden")
 
 
@@ -493,8 +512,8 @@ async def test_changes_of_files_are_told_with_who_made_them(
     *told, last = records(path)
     assert (last["asked"], last["path"]) == ("DELETE /api/contents/{path}", "up.txt")
     refused = told.pop()
-    assert (refused["outcome"], refused["error"]) == ("refused", "contents_forbidden")
-    assert refused["path"] == "away/x.txt"
+    assert (refused["outcome"], refused["error"]) == ("failed", "contents_forbidden")
+    assert (refused["action"], refused["path"]) == ("checkpoint_created", "away/x.txt")
     assert [(found["action"], found["path"]) for found in told] == [each[:2] for each in FILES]
     for found, (_, _, more) in zip(told, FILES, strict=True):
         assert (found["user"], found["credential"]) == ("anna", "of anna")

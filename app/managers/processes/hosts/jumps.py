@@ -6,6 +6,7 @@ behind them does not answer in time. So each hop is connected here, and ends wit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,14 @@ __all__ = ["Way"]
 
 MAX_JUMPS: Final = 8
 """How many jump hosts there may be. More are a jump host whose own way leads through itself."""
+
+MAX_PORT: Final = 65535
+MAX_SHOWN: Final = 100  # characters of a wrong name
+
+# As ssh_config(5) has it. An IPv6 address is in brackets.
+_JUMP: Final = re.compile(
+    r"(ssh://)?((?P<user>.+)@)?(\[(?P<address>[^]]+)\]|(?P<host>[^:/\[]+))(:(?P<port>[0-9]{1,5}))?"
+)
 
 
 class Way:
@@ -42,6 +51,7 @@ class Way:
         import asyncssh
 
         options: dict[str, Any] = {**given, "config": self._config}
+        self.at = name
         if jump is None and self._config is not None:
             # As with ssh, a jump host behind another one is reached from there, whatever jump host
             # its own options name.
@@ -59,17 +69,23 @@ class Way:
         return connection
 
     async def _through(self, jumps: object) -> SSHClientConnection | None:
-        """A connection to the last of these jump hosts (``[user@]host[:port],...``), if any."""
+        """A connection to the last of these jump hosts, if any."""
+        # All are read first: where one makes no sense, none is connected yet.
+        texts = jumps.split(",") if isinstance(jumps, str) else []
         jump = None
-        for each in jumps.split(",") if isinstance(jumps, str) else ():
-            self._jumps += 1
-            if self._jumps > MAX_JUMPS:
-                raise ValueError(f"ProxyJump leads through more than {MAX_JUMPS} hosts")
-            user, _, address = each.strip().rpartition("@")
-            host, colon, port = address.rpartition(":")
-            given: dict[str, Any] = {"username": user} if user else {}
-            if colon:
-                given["port"] = int(port)
-            name = f"{each.strip()}, on the way to {self._name},"
-            jump = await self._reach(host if colon else address, name, given, jump)
+        for name, host, given in [self._jump(text.strip()) for text in texts]:
+            jump = await self._reach(host, f"{name}, on the way to {self._name},", given, jump)
         return jump
+
+    def _jump(self, text: str) -> tuple[str, str, dict[str, Any]]:
+        """A jump host's name for people, its own, and options. Raises `ValueError`."""
+        self._jumps += 1
+        if self._jumps > MAX_JUMPS:
+            raise ValueError(f"ProxyJump leads through more than {MAX_JUMPS} hosts")
+        found = _JUMP.fullmatch(text)
+        if found is None or int(found["port"] or 0) > MAX_PORT:
+            raise ValueError(f"ProxyJump names {text[:MAX_SHOWN]!r}, which is no host")
+        given: dict[str, Any] = {"username": found["user"]} if found["user"] else {}
+        if found["port"]:
+            given["port"] = int(found["port"])
+        return text, found["address"] or found["host"], given

@@ -120,9 +120,12 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
         raise HostLoginRefused(f"{way.at} does not let the user in: {error.reason}") from error
     except TimeoutError:
         raise HostUnreachable(f"{way.at} does not answer within {CONNECT_SECONDS:g} s") from None
-    except (OSError, ValueError, asyncssh.Error) as error:
-        # A line of the configuration, a key, or a file that is named there.
-        if isinstance(error, ValueError) or getattr(error, "filename", None) is not None:
+    except (OSError, ValueError, OverflowError, asyncssh.Error) as error:
+        # A line of the configuration, such as a port beyond all, a key, or a file that is named.
+        if (
+            isinstance(error, ValueError | OverflowError)
+            or getattr(error, "filename", None) is not None
+        ):
             text = f"ssh's configuration for {way.at} cannot be used: {error}"
             raise HostUnusable(text) from error
         raise HostUnreachable(f"{way.at} cannot be reached: {error}") from error

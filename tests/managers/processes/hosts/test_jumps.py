@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from app.managers.processes.hosts.errors import (
     HostUnreachable,
     HostUnusable,
 )
-from app.managers.processes.hosts.jumps import MAX_JUMPS
+from app.managers.processes.hosts.jumps import MAX_JUMPS, Way
 from app.managers.processes.hosts.options import SSHOptions
 from tests.support.drill import Servers
 from tests.support.executions import Executions
@@ -120,8 +121,28 @@ async def test_what_is_wrong_at_a_jump_host_is_told_and_nothing_stays_open(
     await fails(HostLoginRefused, "^gate, on the way to lab, does not let the user in")
     gate.write_config(ProxyJump="gate")
     await fails(HostUnusable, f"more than {MAX_JUMPS} hosts")
+    gate.write_config(Port="x")
+    await fails(HostUnusable, "for gate, on the way to lab, cannot be used")
     gate.write_config()
-    await fails(HostUnusable, "cannot be used", "gate:x")
+    # What is wrong behind a jump host in the list is told before that one is connected.
+    for wrong in ("again:x", "again:65536", "again/x", "::1", "", ",".join(["gate"] * MAX_JUMPS)):
+        await fails(HostUnusable, "^ssh's configuration for lab cannot be used", f"gate,{wrong}")
+    await fails(HostUnusable, "configuration for lab cannot be used", "none", port=65536)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "given"),
+    [
+        ("gate", "gate", {}),
+        ("ada@gate", "gate", {"username": "ada"}),
+        ("ada@lab@gate:22", "gate", {"username": "ada@lab", "port": 22}),
+        ("ssh://ada@gate:2222", "gate", {"username": "ada", "port": 2222}),
+        ("[::1]", "::1", {}),
+        ("ada@[fe80::1%eth0]:22", "fe80::1%eth0", {"username": "ada", "port": 22}),
+    ],
+)
+def test_how_a_jump_host_is_named(text: str, host: str, given: dict[str, Any]) -> None:
+    assert Way("lab", None)._jump(text) == (text, host, given)
 
 
 async def test_a_jump_host_may_be_behind_another_and_named_with_user_and_port(
