@@ -57,7 +57,7 @@ BURY_SECONDS: Final = 30.0
 """The pause before unregistered kernels of dead replicas are ended again, if that failed."""
 
 ROUNDS: Final = 200
-"""How often more kernels are taken in a row, before the lease is renewed again."""
+"""How often more kernels are taken in a row, before this replica looks for the dead again."""
 
 
 class Member:
@@ -128,6 +128,8 @@ class Member:
             await self._take()
         except StoreAway as error:
             self._tell(error)
+        except UnusableRegistry as error:
+            self._refused(error)
         self._task = self._loop.create_task(self._live(), name="lease")
 
     async def _live(self) -> None:
@@ -218,7 +220,13 @@ class Member:
 
     async def _take(self) -> None:
         """Take this replica's share of the kernels that no replica has, until there are none."""
+        renewed = self._loop.time()
         for _ in range(ROUNDS):
+            # Thousands of kernels take longer than a lease: the others would declare this replica
+            # dead, and have all of them to take once more.
+            if self._loop.time() >= renewed + self.lease.every:
+                renewed = self._loop.time()
+                await self._beat()
             if not self._takes or self.standing is not Standing.GOOD:
                 return
             # Between this look at the lease and the statement the replica may be declared dead: it

@@ -204,8 +204,13 @@ class SharedRegistry(Registry):
 
         Only the first adoption: if that fails, the registry is asked when it is tried again.
         """
-        self._executions_found[taken.record.id] = taken.executions
+        if taken.executions is not None:
+            self._executions_found[taken.record.id] = taken.executions
         self._places_found[taken.record.id] = taken.places
+
+    def _drop_found(self, kernel_id: str) -> None:
+        self._executions_found.pop(kernel_id, None)
+        self._places_found.pop(kernel_id, None)
 
     async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
         """As `Registry.executions`."""
@@ -217,6 +222,11 @@ class SharedRegistry(Registry):
         if kernel_id in self._places_found:
             return self._places_found.pop(kernel_id)
         return await super().places(kernel_id)
+
+    async def delete(self, kernel_id: str) -> None:
+        """As `Registry.delete`."""
+        self._drop_found(kernel_id)  # it may be given up before it is adopted
+        await super().delete(kernel_id)
 
     def check_start(self) -> None:
         """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
@@ -283,8 +293,7 @@ class SharedRegistry(Registry):
         # It may come back in a later term, and must not find there what belongs to this one.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
-        self._executions_found.pop(kernel_id, None)
-        self._places_found.pop(kernel_id, None)
+        self._drop_found(kernel_id)
         self._drop_executions(kernel_id)
         self.on_fenced(kernel_id)
 
@@ -319,7 +328,7 @@ class SharedRegistry(Registry):
         if not await self.stored(CLOSE_SECONDS):
             raise StoreAway("the database does not answer")
         # Whoever takes a kernel reads what is stored by then, and refuses what comes behind that.
-        # So what could not be stored is tried again by `leave`, before it frees the others.
+        # So what could not be stored is tried again, in the end by `leave`, and freed behind that.
         missing = self._missed.keys() | {kernel_id for kernel_id, _ in self._unwritten}
         terms = {each: self.terms.of(each) for each in kernel_ids if each not in missing}
         await self.member.release(terms)
