@@ -117,13 +117,15 @@ class HandingOver:
         has_failed = False
         while self._left:
             # Those that are left meanwhile are the next ones: many kernels go in few transactions.
-            kernel_ids = {*self._left}
+            asked = {*self._left}
+            why: object = "the registry does not have all of them yet"
             try:
-                await self._handover.hand_over(kernel_ids)
-                self._left -= kernel_ids
+                self._left.difference_update(await self._handover.hand_over(asked))
             except Exception as error:
+                why = error
+            if later := len(self._left & asked):
                 if not has_failed:
-                    logger.error("%d kernels are handed over later: %s", len(kernel_ids), error)
+                    logger.error("%d kernels are handed over later: %s", later, why)
                 has_failed = True
                 await asyncio.sleep(HAND_OVER_AGAIN_SECONDS)
         self._task = None

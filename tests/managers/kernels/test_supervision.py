@@ -549,8 +549,9 @@ async def test_a_start_that_hangs_keeps_no_kernel_from_being_handed_over(
 ) -> None:
     handed_over: set[str] = set()
 
-    async def note(kernel_ids: Collection[str]) -> None:
+    async def note(kernel_ids: Collection[str]) -> Collection[str]:
         handed_over.update(kernel_ids)
+        return kernel_ids
 
     async with kernels(state_dir) as manager:
         kernel = await manager.start_kernel()
