@@ -106,11 +106,12 @@ class HandingOver:
         self._handover = handover
         self._left: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
 
     def add(self, *kernel_ids: str) -> None:
-        """These kernels have been left."""
+        """Hand over these kernels, which have been left. Behind `end` this does nothing."""
         self._left.update(kernel_ids)
-        if self._task is None and self._left:
+        if self._task is None and self._left and not self._is_over:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="hand over")
 
     async def _run(self) -> None:
@@ -132,6 +133,7 @@ class HandingOver:
 
     async def end(self) -> None:
         """Hand over what is left by now, and the rest."""
+        self._is_over = True
         if self._task is not None:
             # What the registry was asked comes into effect, or not: the rest is what it has then.
             self._task.cancel()

@@ -56,6 +56,10 @@ async def test_what_is_left_while_others_are_handed_over_is_next() -> None:
     await eventually(lambda: handover.asked[2:] == [{"d"}])
     await handing_over.end()
     assert handover.asked[3:] == [{"the rest"}]
+    # A leave that was given up for late, and ends after all: the registry may be closed by now.
+    handing_over.add("late")
+    await asyncio.sleep(0)
+    assert handover.asked[4:] == []
 
 
 async def test_what_could_not_be_handed_over_is_tried_again_and_told_once(
