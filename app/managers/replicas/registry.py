@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 DIRECTORY: Final = "replicas"
 """The directory in the state directory with the replicas' locks and sockets."""
 
+READ_AGAIN_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""The pauses after which an adoption asks for executions again. Those that wait would not run."""
+
 _IDENTITY: Final = "identity"
 
 DIAL: Final = "dial"
@@ -213,9 +216,21 @@ class SharedRegistry(Registry):
         self._places_found.pop(kernel_id, None)
 
     async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
-        """As `Registry.executions`."""
+        """As `Registry.executions`, but none are missing because the registry was away a moment."""
         found = self._executions_found.pop(kernel_id, None)
-        return await super().executions(kernel_id) if found is None else found
+        if found is not None:
+            return found
+        for pause in READ_AGAIN_SECONDS:
+            if kernel_id not in self.terms:  # another replica has it, and reads them
+                break
+            try:
+                read: list[ExecutionRecord]
+                read = await self._call(self._store.load_executions, kernel_id)
+            except StoreAway:
+                await asyncio.sleep(pause)
+            else:
+                return read
+        return await super().executions(kernel_id)
 
     async def places(self, kernel_id: str) -> Places | None:
         """As `Registry.places`."""

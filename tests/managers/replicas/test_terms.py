@@ -218,6 +218,34 @@ async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
     assert await shared.places("much") == places
 
 
+async def test_executions_are_asked_for_again_while_the_registry_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "READ_AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    shared = found_by(monkeypatch)
+    shared._store = SimpleNamespace(load_executions=None)
+    shared.terms.take("k", 2)
+    shared.terms.take("lost", 2)
+    asked: list[str] = []
+
+    async def call(_: object, kernel_id: str) -> list[ExecutionRecord]:
+        asked.append(kernel_id)
+        if kernel_id == "lost":
+            shared.terms.drop("lost")
+        if len(asked) != 3:
+            raise StoreAway("for a moment")
+        return [execution]
+
+    execution = ExecutionRecord("k", "e", 1, b"x")
+    shared._call = call
+    assert await shared.executions("k") == [execution]
+    assert asked == ["k", "k", "k"]
+    # One that stays away is told of (`Registry.executions`), and another's kernel is another's.
+    assert await shared.executions("k") == "asked for k"
+    assert await shared.executions("lost") == "asked for lost"
+    assert asked[3:] == ["k", "k", "k", "lost"]
+
+
 async def test_what_was_read_of_a_kernel_that_is_never_adopted_goes_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
