@@ -276,22 +276,30 @@ def take(
     return len(rows), free - len(rows)
 
 
-def mine(connection: Connection, replica_id: str, known: Collection[str]) -> list[Taken]:
+def mine(
+    connection: Connection, replica_id: str, known: Collection[str]
+) -> tuple[list[Taken], dict[str, str]]:
     """The kernels that a replica has in the registry, without those that it knows to have.
 
-    Nobody else writes what belongs to them from the term on in which the replica has them.
+    Nobody else writes what belongs to them from the term on in which the replica has them. With
+    them come the kernels whose records make no sense to this version, and why.
     """
     rows = connection.execute(
-        "SELECT term, record, last_activity, execution_state FROM kernelkeep.kernel "
+        "SELECT id, term, record, last_activity, execution_state FROM kernelkeep.kernel "
         "WHERE replica = %s AND NOT id = ANY(%s) ORDER BY created",
         (replica_id, [*known]),
     ).fetchall()
-    records = []
-    for _, record, last_activity, execution_state in rows:
+    records, terms, senseless = [], [], {}
+    for kernel_id, term, record, last_activity, execution_state in rows:
+        try:
+            decoded = decode_record(record)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            senseless[kernel_id] = str(error)
+            continue
         # Written more often than the record (`SharedStore.touch`), and so newer.
-        decoded = decode_record(record)
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
         records.append(decoded)
+        terms.append(term)
     # Of all of them at once: a question for each kernel takes longer than its whole adoption. But
     # this question has a bound, and a replica that could never read what it has would never adopt
     # it: so as much as it may be is left to the adoptions.
@@ -300,10 +308,11 @@ def mine(connection: Connection, replica_id: str, known: Collection[str]) -> lis
     executions = {kernel_id: list[ExecutionRecord]() for kernel_id in fit}
     executions |= executions_of(connection, fit)
     places = places_of(connection, ids)
-    return [
+    taken = [
         Taken(term, record, executions.get(record.id), places.get(record.id))
-        for (term, *_), record in zip(rows, records, strict=True)
+        for term, record in zip(terms, records, strict=True)
     ]
+    return taken, senseless
 
 
 def everybodys(connection: Connection) -> list[str]:

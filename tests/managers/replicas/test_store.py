@@ -65,7 +65,7 @@ class Member:
 
     def take(self, at_most: int = 100, keepers: tuple[str, ...] = ("here",)) -> list[KernelRecord]:
         self.database.run(lambda one: take(one, self.replica.id, keepers, at_most))
-        found = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
+        found, _ = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
         for taken in found:
             self.terms.take(taken.record.id, taken.term)
             self.taken[taken.record.id] = taken
@@ -294,6 +294,27 @@ async def test_a_replica_that_ends_takes_no_kernel_and_frees_what_it_is_just_tak
     assert taken == []
     await member.close()
     assert owners() == [("a", None, term + 1), ("b", None, later)]
+
+
+async def test_a_record_that_makes_no_sense_keeps_no_other_kernel_from_being_adopted(
+    database: Database, url: str, first: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A later version may have written it."""
+    for kernel_id in "abc":
+        first.save(record(kernel_id))
+    change = "UPDATE kernelkeep.kernel SET record = replace(record, '\"generation\":1', %s)"
+    database.run(lambda one: one.execute(f"{change} WHERE id = 'b'".encode(), ('"generation":[]',)))
+    replica = Replica("id-takes", "takes", "unix:host:takes", "0", "digest")
+    member = Living(url, replica, Lease(60.0), Terms(), ["here"])
+    await member.join()
+    database.run(lambda one: leave(one, first.replica.id))
+    taken: list[str] = []
+    member.on_taken = lambda found: taken.extend(one.record.id for one in found)
+    for _ in range(3):
+        await member._take()
+    assert taken == ["a", "c"]
+    assert caplog.text.count("kernel b is left alone: its record makes no sense") == 1
+    await member.close()
 
 
 async def test_a_lease_is_renewed_while_many_kernels_are_taken(
