@@ -179,7 +179,7 @@ def _taking(url: str) -> None:
     began = time.perf_counter()
     while len(known) < TAKEN:
         run(lambda one: take(one, "living", ["elsewhere"], 64))
-        found = database.run(lambda one: mine(one, "living", known))  # noqa: B023 - run at once
+        found, _ = database.run(lambda one: mine(one, "living", known))  # noqa: B023 - run at once
         known += [taken.record.id for taken in found]
     print(f"{TAKEN} kernels taken in the registry in {time.perf_counter() - began:.1f} s")
     database.close()

@@ -11,10 +11,10 @@ A connection carries one request at a time. The first frame of each has the vers
 and the request's scope. A WebSocket's frames to the client go as bytes that the other end writes as
 they stand, where both ends have the extension (`FrameWriter`); what the client has acknowledged
 comes back. A request that changes nothing and has no body goes with its only event behind the
-scope, which saves a round trip; all others wait until the other replica is ready. The end of the
-answer is said, and then, by the replica that has asked, the end of the request (``over``): the next
-one may follow. A replica of an earlier release closes the connection instead, at whichever end it
-is.
+scope (``told``), which saves a round trip; all others wait until the other replica is ready. The
+end of the answer is said, and then, by the replica that has asked, the end of the request
+(``over``): the next one may follow. A replica of an earlier release closes the connection instead,
+at whichever end it is.
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _is_safe_without_body(scope: Scope) -> bool:
     return (
         scope.get("method") in ("GET", "HEAD")
         and scope["http_version"] in ("1.0", "1.1")
-        and not any(
-            name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"]
-        )
+        and not any(name in _BODY_HEADERS for name, _ in scope["headers"])
     )
 
 
@@ -146,17 +144,19 @@ class Remote:
         self._reset(scope.get("extensions", {}).get(EXTENSION))
         fields = {name: scope[name] for name in _SCOPE if scope.get(name) is not None}
         fields["frames"] = self._frames is not None
+        told = _NO_BODY if _is_safe_without_body(scope) else None
+        fields["told"] = told is not None
         tasks: list[asyncio.Task[Any]] = []
         loop = asyncio.get_running_loop()
         try:
-            told = _NO_BODY if _is_safe_without_body(scope) else None
             kind, value = await self._first(fields, told)
             self.is_heard = True
             if kind == "version":
                 raise Broken(f"it speaks version {value}, and this replica {VERSION}", begun=False)
             if kind != "ready":
-                # Behind an event that nobody has read, no other request could follow.
-                self.is_kept = kind == "elsewhere" and told is None
+                # Behind an event that nobody has read, no other request could follow. A replica of
+                # an earlier release does not read one that was sent along.
+                self.is_kept = kind == "elsewhere" and (told is None or value == "read")
                 return False
             # Only now is anything received of the client. So whoever was refused until here can be
             # sent to another replica with the whole of its request.
@@ -324,8 +324,12 @@ class RelayServer:
             return False
         scope = self._scope(fields)
         if not self._is_here(scope):
-            link.say("elsewhere", None)
+            is_told = bool(fields.get("told"))
+            link.say("elsewhere", "read" if is_told else None)
             await link.drain()
+            if is_told:  # the event that was sent along, behind which the next request lies
+                async with asyncio.timeout(FIRST_SECONDS):
+                    await link.next()
             return True
         link.say("ready", None)
         served = _Served(link, scope)
@@ -334,7 +338,8 @@ class RelayServer:
         try:
             # Until it has sent an event, the other replica may give this one up as silent, and send
             # the request elsewhere, or once more. So nothing is done of a request before that: if
-            # this process was stopped meanwhile, it finds that the other end has hung up.
+            # this process was stopped meanwhile, it finds that the other end has hung up. What has
+            # its event with it may be answered twice: it changes nothing (`_is_safe_without_body`).
             if not await served.begun():
                 return False
             await self._app(scope, served.receive, served.send)

@@ -475,7 +475,29 @@ async def test_an_event_that_nobody_has_read_does_not_get_into_the_next_request(
         client.scope["method"] = "GET"
         is_here = await links.run(other.way, client.scope, client.to_send.get, client.send)
         assert is_here == (path == "/here")
-    assert other.answered == 3
+    # Whoever waits for a takeover asks again and again, and not by a handshake each time.
+    assert (other.answered, other.accepted) == (3, 1)
+
+
+async def test_an_earlier_release_does_not_read_an_event_that_came_too_early(links: Links) -> None:
+    accepted = 0
+
+    async def earlier(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        kind, _ = await Frames(reader, writer).next()
+        assert kind == "scope"
+        writer.write(pack("elsewhere", None))
+        kind, _ = await Frames(reader, writer).next()
+        assert kind == "event"  # which it takes for the end of the connection
+
+    async with unix_server(earlier) as way:
+        for _ in range(2):
+            client = Client()
+            client.scope["method"] = "GET"
+            assert not await links.run(way, client.scope, client.to_send.get, client.send)
+            assert links._idle == {}
+        assert accepted == 2
 
 
 # Replicas of an earlier release close the connection when a request has ended, at either end.

@@ -106,7 +106,6 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.managers.handover.store": ("managers/handover/test_registry",),
     "app.managers.processes.keeper.greeting": ("managers/replicas/test_fencing",),
-    "app.api.relay_frames": ("api/test_relay",),
     "app.api.relay_links": ("api/test_relay",),
     "app.managers.handover.lock": ("managers/handover/test_registry",),
     "app.managers.handover.elsewhere": ("managers/replicas/test_forwarding",),

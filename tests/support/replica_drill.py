@@ -37,7 +37,7 @@ from tests.support.replica_history import check_history, read_history
 from tests.support.replica_readers import READERS, Reader, again
 from tests.support.rest import RestClient
 
-__all__ = ["Drill", "Sizes"]
+__all__ = ["TAKEOVER_SECONDS", "Drill", "Sizes"]
 
 TAKEOVER_SECONDS: Final = 5.0
 """Within so many seconds the kernels of a replica that is lost are to be another's."""

@@ -138,11 +138,14 @@ class Handover:
         """
         raise NotImplementedError("a server without a registry adopts no kernels")
 
-    async def hand_over(self, kernel_ids: Collection[str]) -> None:
+    async def hand_over(self, kernel_ids: Collection[str]) -> Collection[str]:
         """Let other replicas, if there are any, adopt these kernels, which have all been left.
 
-        This server still has the others. Call `close` before. May raise what the registry does.
+        Returns the ids of those that are handed over. This server still has the others: what the
+        next one should know of them is not stored yet. Call `close` before. May raise what the
+        registry does.
         """
+        return kernel_ids
 
     async def hand_over_rest(self) -> None:
         """Let other replicas adopt all kernels that are still this server's."""

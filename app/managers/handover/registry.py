@@ -351,9 +351,14 @@ class Registry:
         # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
-        flush.add_done_callback(self._flushes.discard)
+        flush.add_done_callback(self._flushed)
         await asyncio.wait({flush}, timeout=seconds)
         return flush.done() and not flush.cancelled() and flush.exception() is None
+
+    def _flushed(self, flush: asyncio.Task[None]) -> None:
+        self._flushes.discard(flush)
+        if not flush.cancelled():
+            flush.exception()  # whoever has given the flush up does not ask what became of it
 
     async def execution_stored(
         self,

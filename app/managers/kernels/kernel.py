@@ -304,7 +304,8 @@ class Kernel:
             await self._life.end()
             # Nothing is awaited from here to `Traffic.leave`: nobody reads on in the log, or sends
             # a request, in the name of a life that is over.
-            was_left = self.is_left
+            # It may not be reached yet, or be dead, and its log not be read to the end.
+            was_left = self._course.phase in (Phase.LEFT, Phase.NEW)
             self._course.on(Event.HANDED_OVER)
             self.traffic.leave()
             if was_left:  # the record of the server before holds

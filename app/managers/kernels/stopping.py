@@ -106,30 +106,34 @@ class HandingOver:
         self._handover = handover
         self._left: set[str] = set()
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
 
     def add(self, *kernel_ids: str) -> None:
-        """These kernels have been left."""
+        """Hand over these kernels, which have been left. Behind `end` this does nothing."""
         self._left.update(kernel_ids)
-        if self._task is None and self._left:
+        if self._task is None and self._left and not self._is_over:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="hand over")
 
     async def _run(self) -> None:
         has_failed = False
         while self._left:
             # Those that are left meanwhile are the next ones: many kernels go in few transactions.
-            kernel_ids = {*self._left}
+            asked = {*self._left}
+            why: object = "the registry does not have all of them yet"
             try:
-                await self._handover.hand_over(kernel_ids)
-                self._left -= kernel_ids
+                self._left.difference_update(await self._handover.hand_over(asked))
             except Exception as error:
+                why = error
+            if later := len(self._left & asked):
                 if not has_failed:
-                    logger.error("%d kernels are handed over later: %s", len(kernel_ids), error)
+                    logger.error("%d kernels are handed over later: %s", later, why)
                 has_failed = True
                 await asyncio.sleep(HAND_OVER_AGAIN_SECONDS)
         self._task = None
 
     async def end(self) -> None:
         """Hand over what is left by now, and the rest."""
+        self._is_over = True
         if self._task is not None:
             # What the registry was asked comes into effect, or not: the rest is what it has then.
             self._task.cancel()

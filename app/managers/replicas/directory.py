@@ -188,8 +188,11 @@ class Directory:
         while not self._ends.is_set():
             try:
                 self._listen_once(self._database.open())
-            except (StoreAway, psycopg.Error) as error:
+            except StoreAway as error:
                 logger.debug("the registry's changes are not heard: %s", error)
+            except psycopg.Error as error:  # not from `Database.run`, which masks the password
+                plain = self._database.plain(error)
+                logger.debug("the registry's changes are not heard: %s", plain)
             except Exception:
                 logger.exception("the registry's changes are not understood")
             self._database.close_connection()

@@ -137,12 +137,14 @@ class SharedHandover(RegisteredHandover):
         self._shared.member.take_no_more()  # first: each that is taken begins a task
         await super().close()
 
-    async def hand_over(self, kernel_ids: Collection[str]) -> None:
+    async def hand_over(self, kernel_ids: Collection[str]) -> Collection[str]:
         """As `Handover.hand_over`. Raises `StoreAway`."""
         # Another replica may have a kernel by the time that this one drops it here. That is as if
         # this replica had been declared dead: what it writes and asks in its term is refused.
-        for kernel_id in await self._shared.release(kernel_ids):
+        freed = await self._shared.release(kernel_ids)
+        for kernel_id in freed:
             self._shared.fence(kernel_id)
+        return freed
 
     async def hand_over_rest(self) -> None:
         """Leave the group: the other replicas take the kernels, and this one answers for none."""

@@ -13,6 +13,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Final, TypeVar
 
+from ...log_formats import about
 from ..handover.store import StoreAway, UnusableRegistry
 from ..threads import DaemonThreads
 from .database import Connection, Database
@@ -57,7 +58,7 @@ BURY_SECONDS: Final = 30.0
 """The pause before unregistered kernels of dead replicas are ended again, if that failed."""
 
 ROUNDS: Final = 200
-"""How often more kernels are taken in a row, before the lease is renewed again."""
+"""How often more kernels are taken in a row, before this replica looks for the dead again."""
 
 
 class Member:
@@ -80,6 +81,7 @@ class Member:
         self.on_gone: Callable[[Sequence[str], Sequence[str]], None] = lambda _gone, _known: None
         self.agents: Sequence[str] = ()
         self._burying: set[str] = set()
+        self._senseless: set[str] = set()  # kernels of this replica that it cannot adopt
         self._keepers = keepers
         self._terms = terms
         self._database = Database(url)
@@ -128,6 +130,8 @@ class Member:
             await self._take()
         except StoreAway as error:
             self._tell(error)
+        except UnusableRegistry as error:
+            self._refused(error)
         self._task = self._loop.create_task(self._live(), name="lease")
 
     async def _live(self) -> None:
@@ -218,16 +222,26 @@ class Member:
 
     async def _take(self) -> None:
         """Take this replica's share of the kernels that no replica has, until there are none."""
+        renewed = self._loop.time()
         for _ in range(ROUNDS):
+            # Thousands of kernels take longer than a lease: the others would declare this replica
+            # dead, and have all of them to take once more.
+            if self._loop.time() >= renewed + self.lease.every:
+                renewed = self._loop.time()
+                await self._beat()
             if not self._takes or self.standing is not Standing.GOOD:
                 return
             # Between this look at the lease and the statement the replica may be declared dead: it
             # takes nothing then, as its row is gone (`take`).
-            work = partial(take, replica_id=self.replica.id, keepers=self._keepers, at_most=AT_ONCE)
-            _, left = await self._ask(work)
+            taking = partial(
+                take, replica_id=self.replica.id, keepers=self._keepers, at_most=AT_ONCE
+            )
+            _, left = await self._ask(taking)
             # Also those that an answer told of which was lost with its connection.
-            known = [*self._terms]
-            found = await self._ask(lambda one: mine(one, self.replica.id, known))  # noqa: B023
+            known = [*self._terms, *self._senseless]
+            work = partial(mine, replica_id=self.replica.id, known=known)
+            found, senseless = await self._ask(work)
+            self._leave_alone(senseless)
             new = [one for one in found if one.record.id not in self._terms]
             if not self._takes:  # this replica has begun to end while it took these
                 await self.release({one.record.id: one.term for one in new})
@@ -242,6 +256,18 @@ class Member:
             if not left:
                 return
             await asyncio.sleep(SPREAD_SECONDS)
+
+    def _leave_alone(self, senseless: Mapping[str, str]) -> None:
+        """Adopt none of these kernels, whose records make no sense: whoever is next has them.
+
+        One of them keeps no other kernel from being adopted.
+        """
+        self._senseless.update(senseless)
+        for kernel_id, why in senseless.items():
+            about(logger, kernel_id=kernel_id).error(
+                "kernel %s is left alone: its record makes no sense to this version: %s",
+                *(kernel_id, why),
+            )
 
     def take_no_more(self) -> None:
         """Leave free kernels to the others from now on; the lease is renewed as before."""

@@ -6,6 +6,7 @@ Each function here is the work of one transaction (`Database.run`), and does no 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -13,7 +14,7 @@ from ..handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
 from ..log.places import Places
 from ..processes.hosts.authority import takes
 from .database import Connection
-from .store import decode_record, executions_of, places_of, tell
+from .store import decode_record, executions_of, places_of, tell, which_fit
 
 __all__ = [
     "Replica",
@@ -30,6 +31,11 @@ __all__ = [
     "release",
     "take",
 ]
+
+
+READ_BYTES: Final = 2**23
+"""Bytes of executions that are read along with the records of kernels. The code that waits at one
+kernel alone may have 32 MiB, and while all of it is read no lease is renewed."""
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -55,11 +61,14 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A kernel that this replica has, in which term, and what the registry has of it besides."""
+    """A kernel that this replica has, in which term, and what the registry has of it besides.
+
+    Without ``executions`` these were too much to be read along: whoever adopts the kernel asks.
+    """
 
     term: int
     record: KernelRecord
-    executions: list[ExecutionRecord] = []
+    executions: list[ExecutionRecord] | None = []
     places: Places | None = None
 
 
@@ -267,30 +276,43 @@ def take(
     return len(rows), free - len(rows)
 
 
-def mine(connection: Connection, replica_id: str, known: Collection[str]) -> list[Taken]:
+def mine(
+    connection: Connection, replica_id: str, known: Collection[str]
+) -> tuple[list[Taken], dict[str, str]]:
     """The kernels that a replica has in the registry, without those that it knows to have.
 
-    Nobody else writes what belongs to them from the term on in which the replica has them.
+    Nobody else writes what belongs to them from the term on in which the replica has them. With
+    them come the kernels whose records make no sense to this version, and why.
     """
     rows = connection.execute(
-        "SELECT term, record, last_activity, execution_state FROM kernelkeep.kernel "
+        "SELECT id, term, record, last_activity, execution_state FROM kernelkeep.kernel "
         "WHERE replica = %s AND NOT id = ANY(%s) ORDER BY created",
         (replica_id, [*known]),
     ).fetchall()
-    records = []
-    for _, record, last_activity, execution_state in rows:
+    records, terms, senseless = [], [], {}
+    for kernel_id, term, record, last_activity, execution_state in rows:
+        try:
+            decoded = decode_record(record)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
+            senseless[kernel_id] = str(error)
+            continue
         # Written more often than the record (`SharedStore.touch`), and so newer.
-        decoded = decode_record(record)
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
         records.append(decoded)
-    # Of all of them at once: a question for each kernel takes longer than its whole adoption.
+        terms.append(term)
+    # Of all of them at once: a question for each kernel takes longer than its whole adoption. But
+    # this question has a bound, and a replica that could never read what it has would never adopt
+    # it: so as much as it may be is left to the adoptions.
     ids = [record.id for record in records]
-    executions = executions_of(connection, ids)
+    fit = which_fit(connection, ids, READ_BYTES)
+    executions = {kernel_id: list[ExecutionRecord]() for kernel_id in fit}
+    executions |= executions_of(connection, fit)
     places = places_of(connection, ids)
-    return [
-        Taken(term, record, executions.get(record.id, []), places.get(record.id))
-        for (term, *_), record in zip(rows, records, strict=True)
+    taken = [
+        Taken(term, record, executions.get(record.id), places.get(record.id))
+        for term, record in zip(terms, records, strict=True)
     ]
+    return taken, senseless
 
 
 def everybodys(connection: Connection) -> list[str]:

@@ -59,6 +59,9 @@ logger = logging.getLogger(__name__)
 DIRECTORY: Final = "replicas"
 """The directory in the state directory with the replicas' locks and sockets."""
 
+READ_AGAIN_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""The pauses after which an adoption asks for executions again. Those that wait would not run."""
+
 _IDENTITY: Final = "identity"
 
 DIAL: Final = "dial"
@@ -204,19 +207,41 @@ class SharedRegistry(Registry):
 
         Only the first adoption: if that fails, the registry is asked when it is tried again.
         """
-        self._executions_found[taken.record.id] = taken.executions
+        if taken.executions is not None:
+            self._executions_found[taken.record.id] = taken.executions
         self._places_found[taken.record.id] = taken.places
 
+    def _drop_found(self, kernel_id: str) -> None:
+        self._executions_found.pop(kernel_id, None)
+        self._places_found.pop(kernel_id, None)
+
     async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
-        """As `Registry.executions`."""
+        """As `Registry.executions`, but none are missing because the registry was away a moment."""
         found = self._executions_found.pop(kernel_id, None)
-        return await super().executions(kernel_id) if found is None else found
+        if found is not None:
+            return found
+        for pause in READ_AGAIN_SECONDS:
+            if kernel_id not in self.terms:  # another replica has it, and reads them
+                break
+            try:
+                read: list[ExecutionRecord]
+                read = await self._call(self._store.load_executions, kernel_id)
+            except StoreAway:
+                await asyncio.sleep(pause)
+            else:
+                return read
+        return await super().executions(kernel_id)
 
     async def places(self, kernel_id: str) -> Places | None:
         """As `Registry.places`."""
         if kernel_id in self._places_found:
             return self._places_found.pop(kernel_id)
         return await super().places(kernel_id)
+
+    async def delete(self, kernel_id: str) -> None:
+        """As `Registry.delete`."""
+        self._drop_found(kernel_id)  # it may be given up before it is adopted
+        await super().delete(kernel_id)
 
     def check_start(self) -> None:
         """Raise `RegistryUnavailable` if a kernel that is started now could not be stored."""
@@ -283,8 +308,7 @@ class SharedRegistry(Registry):
         # It may come back in a later term, and must not find there what belongs to this one.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
-        self._executions_found.pop(kernel_id, None)
-        self._places_found.pop(kernel_id, None)
+        self._drop_found(kernel_id)
         self._drop_executions(kernel_id)
         self.on_fenced(kernel_id)
 
@@ -319,7 +343,7 @@ class SharedRegistry(Registry):
         if not await self.stored(CLOSE_SECONDS):
             raise StoreAway("the database does not answer")
         # Whoever takes a kernel reads what is stored by then, and refuses what comes behind that.
-        # So what could not be stored is tried again by `leave`, before it frees the others.
+        # So what could not be stored is tried again, in the end by `leave`, and freed behind that.
         missing = self._missed.keys() | {kernel_id for kernel_id, _ in self._unwritten}
         terms = {each: self.terms.of(each) for each in kernel_ids if each not in missing}
         await self.member.release(terms)

@@ -21,7 +21,7 @@ from ..owners.principal import ANONYMOUS
 from .database import CHANNEL, Connection, Database
 from .terms import Terms
 
-__all__ = ["SharedStore", "decode_record", "executions_of", "places_of", "tell"]
+__all__ = ["SharedStore", "decode_record", "executions_of", "places_of", "tell", "which_fit"]
 
 TOLD_AT_ONCE: Final = 150
 """Ids in one notification, which has 8000 bytes at the most."""
@@ -261,6 +261,24 @@ class SharedStore:
     def close(self) -> None:
         """Close the connection."""
         self._database.close()
+
+
+def which_fit(connection: Connection, kernel_ids: Sequence[str], at_most: int) -> list[str]:
+    """Those of the kernels whose executions have no more than so many bytes, all together."""
+    rows = connection.execute(
+        "SELECT kernel_id, sum(octet_length(data)) FROM kernelkeep.execution "
+        "WHERE kernel_id = ANY(%s) GROUP BY kernel_id",
+        ([*kernel_ids],),
+    )
+    sizes = {kernel_id: int(size) for kernel_id, size in rows.fetchall()}
+    fit, left = [], at_most
+    # The smallest first: so one kernel with much leaves no other without.
+    for kernel_id in sorted(kernel_ids, key=lambda one: sizes.get(one, 0)):
+        if (size := sizes.get(kernel_id, 0)) > left:
+            break
+        left -= size
+        fit.append(kernel_id)
+    return fit
 
 
 def executions_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sqlite3
@@ -24,6 +25,7 @@ from app.managers.handover.store import (
     KernelRecord,
     OtherSchema,
     SQLiteRegistry,
+    StoreAway,
     UnusableRegistry,
     decode_json,
     encode_json,
@@ -33,6 +35,7 @@ from app.managers.log.places import Places
 from app.managers.processes.keeper.greeting import ReplicaTerms
 from app.managers.replicas.terms import Terms
 from app.managers.state import Restarts
+from tests.support.processes import eventually
 
 
 def record(kernel_id: str, **changes: object) -> KernelRecord:
@@ -438,3 +441,25 @@ async def test_a_disk_that_hangs_holds_up_the_end_for_a_bounded_time(
         Lock(tmp_path)
     go.set()
     registry._lock.close()
+
+
+async def test_what_becomes_of_a_flush_that_was_given_up_is_no_error_of_a_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has waited for it was told; the writes are tried again."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    goes_on = asyncio.Event()
+
+    async def fail() -> None:
+        await goes_on.wait()
+        raise StoreAway("the database does not answer")
+
+    registry = Registry(tmp_path)
+    monkeypatch.setattr(registry, "_flush_all", fail)
+    assert not await registry.stored(0.01)
+    goes_on.set()
+    await eventually(lambda: not registry._flushes)
+    gc.collect()
+    assert told == []
+    await registry.close()

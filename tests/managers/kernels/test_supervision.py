@@ -549,8 +549,9 @@ async def test_a_start_that_hangs_keeps_no_kernel_from_being_handed_over(
 ) -> None:
     handed_over: set[str] = set()
 
-    async def note(kernel_ids: Collection[str]) -> None:
+    async def note(kernel_ids: Collection[str]) -> Collection[str]:
         handed_over.update(kernel_ids)
+        return kernel_ids
 
     async with kernels(state_dir) as manager:
         kernel = await manager.start_kernel()
@@ -569,6 +570,29 @@ async def test_a_start_that_hangs_keeps_no_kernel_from_being_handed_over(
         await manager.stopped()
         # The client of the other was told that it has none.
         assert handed_over == {kernel.id, "taken"}
+
+
+async def test_a_dead_kernel_that_is_left_before_it_is_adopted_keeps_its_record(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends while it reads the kernel's log: the next one knows how the kernel died."""
+    async with kernels(state_dir, autorestart=False) as manager:
+        kernel = await manager.start_kernel()
+        await is_up(kernel)
+        os.kill(pid_of(kernel), signal.SIGKILL)
+        await eventually(lambda: kernel.state.word == "dead", 30)
+        registry = registry_of(manager)
+        [before] = await registry.load()
+        assert before.dead
+        await manager.let_go(kernel.id)()
+        held = Held(monkeypatch, Traffic, "resume")
+        adopting = asyncio.create_task(manager._adopt(before))
+        await held.called.wait()
+        half = manager.get(kernel.id)
+        adopting.cancel()
+        await asyncio.wait({adopting})
+        assert await leave_all([half], 5.0, 30.0, lambda _: None) == []
+        assert await registry.load() == [before]
 
 
 async def test_a_task_that_does_not_end_holds_up_the_end_for_a_bounded_time(

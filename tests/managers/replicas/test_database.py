@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -19,7 +22,8 @@ from app.managers.replicas.database import (
     migrate,
     newest_version,
 )
-from tests.support.postgresql import PostgreSQL, tells_password
+from app.managers.replicas.directory import Directory
+from tests.support.postgresql import PASSWORD, PostgreSQL, tells_password
 
 
 def test_an_empty_database_is_brought_to_the_newest_version_by_one_of_many(url: str) -> None:
@@ -209,3 +213,21 @@ def test_who_is_stopped_in_a_transaction_holds_up_nobody_for_long(
 
 def _one(connection: Connection) -> object:
     return connection.execute("SELECT 1").fetchone()
+
+
+async def test_a_connection_that_hears_of_changes_logs_no_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    encoded = quote(PASSWORD)
+    directory = Directory(f"postgresql://kernelkeep:{encoded}@127.0.0.1:1/nothing", lambda: None)
+
+    def fail(_: Connection) -> None:
+        directory._ends.set()
+        raise psycopg.OperationalError(f"lost: {PASSWORD}, {encoded}")
+
+    monkeypatch.setattr(directory._database, "open", lambda: None)
+    monkeypatch.setattr(directory, "_listen_once", fail)
+    await asyncio.to_thread(directory._listen)
+    assert "the registry's changes are not heard: lost: ***, ***" in caplog.text
+    assert not tells_password(caplog.text)

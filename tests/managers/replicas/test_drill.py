@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.support.replica_drill import Drill, Sizes
-from tests.support.replica_ground import make_ground
+from tests.support.replica_drill import TAKEOVER_SECONDS, Drill, Sizes
+from tests.support.replica_ground import LOOK_SECONDS, OwnSeconds, make_ground
 from tests.support.replica_history import Change, check_history
 
 SIZES = Sizes(kernels=3, websockets=3, streams=2, queued=2)
@@ -28,6 +30,19 @@ async def test_nothing_is_lost_or_done_twice(
 ) -> None:
     told = [await drill.round(action) for action in ("kill", "sigstop", "link-one", "store-kill")]
     record_property("figures", f"replicas: {told}")
+    lost = [one for one in told if one["own"] is not None]
+    assert {one["action"] for one in lost} == {"kill", "sigstop", "link-one"}
+    for one in lost:
+        assert one["own"] <= TAKEOVER_SECONDS, one
+
+
+async def test_what_a_machine_is_late_is_no_replicas_fault() -> None:
+    own, began = OwnSeconds(), time.monotonic()
+    await asyncio.sleep(0)
+    time.sleep(1.0)  # noqa: ASYNC251  # as if the machine had given this process no turn
+    await asyncio.sleep(0)
+    assert own.end() <= 2 * LOOK_SECONDS
+    assert time.monotonic() - began >= 1.0
 
 
 # The check of the history itself

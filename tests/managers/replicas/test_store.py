@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,9 +14,11 @@ import pytest
 from app.managers.handover.store import ExecutionRecord, KernelRecord, UnusableRegistry
 from app.managers.log.places import Places
 from app.managers.processes.hosts.authority import Signer, certificates, new_authority
+from app.managers.replicas import member as member_module
+from app.managers.replicas import membership
 from app.managers.replicas.database import Database
 from app.managers.replicas.directory import Directory
-from app.managers.replicas.lease import Lease
+from app.managers.replicas.lease import Lease, Standing
 from app.managers.replicas.member import Member as Living
 from app.managers.replicas.membership import (
     Replica,
@@ -61,7 +65,7 @@ class Member:
 
     def take(self, at_most: int = 100, keepers: tuple[str, ...] = ("here",)) -> list[KernelRecord]:
         self.database.run(lambda one: take(one, self.replica.id, keepers, at_most))
-        found = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
+        found, _ = self.database.run(lambda one: mine(one, self.replica.id, [*self.terms]))
         for taken in found:
             self.terms.take(taken.record.id, taken.term)
             self.taken[taken.record.id] = taken
@@ -91,11 +95,33 @@ def test_what_is_stored_comes_back_to_whoever_takes_it(first: Member, second: Me
     expected = record("a", env=env, last_activity=7.5, execution_state="busy")
     assert second.take() == [expected, record("b", created=9.0, pid=None, restarts=restarts)]
     for executions in (second.store.load_executions("a"), second.taken["a"].executions):
+        assert executions is not None
         assert [msgspec.structs.astuple(one) for one in executions] == [
             ("a", "r", 2, b"x"),
             ("a", "p", 9, b"y"),
         ]
     assert second.store.load_executions("b") == second.taken["b"].executions == []
+
+
+def test_executions_that_are_too_much_to_be_read_at_once_are_left_to_the_adoptions(
+    first: Member, second: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica renews its lease by the connection that reads them, within a bound for both."""
+    monkeypatch.setattr(membership, "READ_BYTES", 1000)
+    sizes = {"a": 2000, "b": 500, "c": 400, "d": 0, "e": 300}
+    for number, (kernel_id, size) in enumerate(sizes.items()):
+        first.save(record(kernel_id, created=float(number)))
+        parts = [ExecutionRecord(kernel_id, str(n), n, bytes(size // 2)) for n in range(2)]
+        first.store.save_executions(parts if size else [], [])
+    first.database.run(lambda one: leave(one, first.replica.id))
+    assert [one.id for one in second.take()] == [*sizes]
+    read = {kernel_id: taken.executions for kernel_id, taken in second.taken.items()}
+    assert read["a"] is read["b"] is None
+    assert read["d"] == []
+    for kernel_id in ("c", "e"):
+        assert read[kernel_id] == second.store.load_executions(kernel_id)
+        assert len(read[kernel_id] or ()) == 2
+    assert len(second.store.load_executions("a")) == 2
 
 
 def test_the_longest_id_that_a_client_may_choose_is_stored(first: Member) -> None:
@@ -268,6 +294,51 @@ async def test_a_replica_that_ends_takes_no_kernel_and_frees_what_it_is_just_tak
     assert taken == []
     await member.close()
     assert owners() == [("a", None, term + 1), ("b", None, later)]
+
+
+async def test_a_record_that_makes_no_sense_keeps_no_other_kernel_from_being_adopted(
+    database: Database, url: str, first: Member, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A later version may have written it."""
+    for kernel_id in "abc":
+        first.save(record(kernel_id))
+    change = "UPDATE kernelkeep.kernel SET record = replace(record, '\"generation\":1', %s)"
+    database.run(lambda one: one.execute(f"{change} WHERE id = 'b'".encode(), ('"generation":[]',)))
+    replica = Replica("id-takes", "takes", "unix:host:takes", "0", "digest")
+    member = Living(url, replica, Lease(60.0), Terms(), ["here"])
+    await member.join()
+    database.run(lambda one: leave(one, first.replica.id))
+    taken: list[str] = []
+    member.on_taken = lambda found: taken.extend(one.record.id for one in found)
+    for _ in range(3):
+        await member._take()
+    assert taken == ["a", "c"]
+    assert caplog.text.count("kernel b is left alone: its record makes no sense") == 1
+    await member.close()
+
+
+async def test_a_lease_is_renewed_while_many_kernels_are_taken(
+    url: str, first: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take longer than the lease."""
+    monkeypatch.setattr(member_module, "AT_ONCE", 1)
+    monkeypatch.setattr(member_module, "SPREAD_SECONDS", 0.0)
+    for number in range(20):
+        first.save(record(f"k{number}"))
+    replica = Replica("id-takes", "takes", "unix:host:takes", "0", "digest")
+    member = Living(url, replica, Lease(10.0), Terms(), ["here"])
+    await member.join()
+    first.database.run(lambda one: leave(one, first.replica.id))
+    began = member._loop.time()
+    taken: list[str] = []
+    member.on_taken = lambda found: taken.extend(one.record.id for one in found)
+    # Each kernel takes a second.
+    clock: Any = SimpleNamespace(time=lambda: began + len(taken))
+    monkeypatch.setattr(member, "_loop", clock)
+    await member._take()
+    assert len(taken) == 20
+    assert member.standing is Standing.GOOD
+    await member.close()
 
 
 async def test_a_kernel_that_is_freed_wakes_the_replicas(

@@ -183,18 +183,25 @@ def test_what_keeps_a_replica_from_its_name_is_named(tmp_path: Path, name: str) 
     assert str(raised.value).startswith(f"{path} cannot be used: ")
 
 
-async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def asked(_: Registry, kernel_id: str) -> str:
+def found_by(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A registry that has nothing but what is found, and answers else with what it is asked for."""
+
+    async def ask(_: Registry, kernel_id: str) -> str:
         return f"asked for {kernel_id}"
 
-    monkeypatch.setattr(Registry, "executions", asked)
-    monkeypatch.setattr(Registry, "places", asked)
+    for name in ("executions", "places", "delete"):
+        monkeypatch.setattr(Registry, name, ask)
     shared: Any = SharedRegistry.__new__(SharedRegistry)
     empty = ("_newest", "_missed", "_activity", "_places", "_executions_found", "_places_found")
     vars(shared).update({name: {} for name in empty}, terms=Terms(), on_fenced=lambda _: None)
     shared._drop_executions = lambda _: None
+    return shared
+
+
+async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = found_by(monkeypatch)
     execution, places = ExecutionRecord("k", "e", 1, b"x"), Places("k", "epoch", b"1")
     for taken in (Taken(2, record("k"), [execution], places), Taken(2, record("none"))):
         shared.found(taken)
@@ -205,6 +212,47 @@ async def test_an_adoption_finds_what_was_read_when_its_kernel_was_taken(
     shared.found(Taken(2, record("lost"), [execution], places))
     shared.fence("lost")
     assert await shared.executions("lost") == await shared.places("lost") == "asked for lost"
+    # What was too much to be read along is asked for by the adoption.
+    shared.found(Taken(2, record("much"), None, places))
+    assert await shared.executions("much") == "asked for much"
+    assert await shared.places("much") == places
+
+
+async def test_executions_are_asked_for_again_while_the_registry_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "READ_AGAIN_SECONDS", (0.0, 0.0, 0.0))
+    shared = found_by(monkeypatch)
+    shared._store = SimpleNamespace(load_executions=None)
+    shared.terms.take("k", 2)
+    shared.terms.take("lost", 2)
+    asked: list[str] = []
+
+    async def call(_: object, kernel_id: str) -> list[ExecutionRecord]:
+        asked.append(kernel_id)
+        if kernel_id == "lost":
+            shared.terms.drop("lost")
+        if len(asked) != 3:
+            raise StoreAway("for a moment")
+        return [execution]
+
+    execution = ExecutionRecord("k", "e", 1, b"x")
+    shared._call = call
+    assert await shared.executions("k") == [execution]
+    assert asked == ["k", "k", "k"]
+    # One that stays away is told of (`Registry.executions`), and another's kernel is another's.
+    assert await shared.executions("k") == "asked for k"
+    assert await shared.executions("lost") == "asked for lost"
+    assert asked[3:] == ["k", "k", "k", "lost"]
+
+
+async def test_what_was_read_of_a_kernel_that_is_never_adopted_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = found_by(monkeypatch)
+    shared.found(Taken(2, record("k"), [ExecutionRecord("k", "e", 1, b"x")]))
+    await shared.delete("k")
+    assert shared._executions_found == shared._places_found == {}
 
 
 def test_a_state_directory_on_a_network_file_system_is_refused(
