@@ -71,6 +71,12 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     capabilities: list[Annotated[str, Meta(pattern=r"^[A-Z_]+$")]] = []
     env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*$")], Text] = {}
 
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        for name in _SIZES:
+            if getattr(self, name) is not None:
+                _bytes(name, getattr(self, name))
+
     @property
     def engine(self) -> str:
         """As `EngineOptions.engine`."""
@@ -91,13 +97,7 @@ def docker_options(spec: KernelSpec) -> DockerOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, DockerOptions, _check)
-
-
-def _check(options: DockerOptions) -> None:
-    for name in _SIZES:
-        if getattr(options, name) is not None:
-            _bytes(name, getattr(options, name))
+    return read_options(spec, PROVISIONER, DockerOptions)
 
 
 def _bytes(name: str, written: _Size) -> int:

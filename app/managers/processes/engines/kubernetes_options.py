@@ -99,6 +99,15 @@ class KubernetesOptions(
     group: _Id | None = None
     env: dict[_Variable, Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
 
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        for option, table in (("requests", self.requests), ("limits", self.limits)):
+            for name, written in table.items():
+                try:
+                    measure(name, written)
+                except ValueError as error:
+                    raise ValueError(f"{error} - at `$.{option}.{name}`") from None
+
     @property
     def cluster(self) -> Cluster:
         """Where the pods are."""
@@ -124,12 +133,7 @@ def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, KubernetesOptions, _check)
-
-
-def _check(options: KubernetesOptions) -> None:
-    for written in (*options.requests.values(), *options.limits.values()):
-        quantity(written)
+    return read_options(spec, PROVISIONER, KubernetesOptions)
 
 
 def measure(_name: str, value: Value) -> Decimal:

@@ -59,6 +59,11 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     gpus: Annotated[int, Meta(ge=1, le=4096)] | _Gpus | None = None
     constraint: _Features | None = None
 
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        if self.memory is not None:
+            _bytes(self.memory)
+
     @property
     def engine(self) -> str:
         """As `EngineOptions.engine`: the shared directory, as jobs are known by their files."""
@@ -90,12 +95,7 @@ def slurm_options(spec: KernelSpec) -> SlurmOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, SlurmOptions, _check)
-
-
-def _check(options: SlurmOptions) -> None:
-    if options.memory is not None:
-        _bytes(options.memory)
+    return read_options(spec, PROVISIONER, SlurmOptions)
 
 
 def _bytes(written: str | int) -> int:
