@@ -21,7 +21,7 @@ PROVISIONER: Final = "kernelkeep-ssh"
 
 _NAME: Final = re.compile(r"[^\s/@\x00-\x1f-][^\s/@\x00-\x1f]{0,254}").fullmatch
 
-_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*\Z")]
 
 
 class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -40,7 +40,7 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     python: _Path = "python3"
     path: _Path = ".local/state/kernelkeep"
     directory: _Path = "~"
-    root_dir: Annotated[str, Meta(pattern=r"^[^\x00]*$")] = ""
+    root_dir: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
     ssh_config: _Path = "~/.ssh/config"
 
     def __post_init__(self) -> None:
