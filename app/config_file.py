@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, get_args
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, InitSettingsSource, SettingsError
 
+from .option_types import meant
 from .options import GROUPS
 
 __all__ = ["CONFIG_FILE", "ConfigFile", "UnusableConfigFile"]
@@ -142,9 +142,7 @@ def _options(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
         if name not in _TABLES:
             if name not in _OPTIONS:
-                raise ValueError(
-                    f"{_shown(name)}: not known{_meant(name, _OPTIONS | set(_TABLES))}"
-                )
+                raise ValueError(f"{_shown(name)}: not known{meant(name, _OPTIONS | set(_TABLES))}")
             yield name, value
             continue
         if not isinstance(value, dict):
@@ -159,14 +157,9 @@ def _options(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _misplaced(option: str, table: str) -> str:
     if option not in _OPTIONS:
-        return f"not known{_meant(option, _TABLES[table])}"
+        return f"not known{meant(option, _TABLES[table])}"
     tables = [f"in [{other}]" for other, options in _TABLES.items() if option in options]
     return f"its place is {' or '.join([*tables, 'at the top'])}"
-
-
-def _meant(name: str, names: frozenset[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-    return f"; is {close[0]} meant?" if close else ""
 
 
 def _shown(name: str) -> str:

@@ -6,16 +6,15 @@ word ``none``. Names of owners and groups are checked elsewhere (`app.managers.l
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import NoDecode
 
 from .durations import InvalidDuration, parse_duration
-from .option_types import OptionGroup
+from .option_types import OptionGroup, json_object, once, shown
 
 __all__ = ["LIMITS", "LimitTable", "LimitTables", "OwnerLimits", "limit_table"]
 
@@ -101,33 +100,16 @@ LIMITS: Final[Mapping[str, Callable[[object], int | float]]] = {
 """What reads the value of each limit, or raises `ValueError` with what the value has to be."""
 
 
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs. Raises `ValueError` for a name that comes twice."""
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"{_shown(name)}: given twice")
-        found[name] = value
-    return found
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_once)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError("not a JSON object") from None
-
-
 def limit_table(value: Any) -> dict[str, int | float | None]:
     """Limits by name, from a table, or from a text like ``kernels=10,memory=4GiB`` or JSON.
 
     None is for no limit. Raises `ValueError`, which names the limit.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = _json(value)
+        value = json_object(value)
     elif isinstance(value, str):
         pairs = (word.partition("=") for word in value.split(",") if word.strip())
-        value = _once((name.strip(), number.strip()) for name, _, number in pairs)
+        value = once((name.strip(), number.strip()) for name, _, number in pairs)
     if not isinstance(value, dict):
         raise ValueError("not limits with a value each, like kernels=10,memory=4GiB")
     return {name: _limit(name, written) for name, written in value.items()}
@@ -136,7 +118,7 @@ def limit_table(value: Any) -> dict[str, int | float | None]:
 def _limit(name: str, written: object) -> int | float | None:
     read = LIMITS.get(name)
     if read is None:
-        raise ValueError(f"{_shown(name)}: no limit; there are {', '.join(LIMITS)}")
+        raise ValueError(f"{shown(name)}: no limit; there are {', '.join(LIMITS)}")
     if written is None or written == NONE:
         return None
     try:
@@ -147,7 +129,7 @@ def _limit(name: str, written: object) -> int | float | None:
 
 def _limit_tables(value: Any) -> dict[str, dict[str, int | float | None]]:
     if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = _json(value)
+        value = json_object(value)
     if not isinstance(value, dict):
         raise ValueError('not a JSON object of limits by name, like {"anna": {"kernels": 10}}')
     tables = {}
@@ -155,14 +137,8 @@ def _limit_tables(value: Any) -> dict[str, dict[str, int | float | None]]:
         try:
             tables[name] = limit_table(table)
         except ValueError as error:
-            raise ValueError(f"{_shown(name)}: {error}") from None
+            raise ValueError(f"{shown(name)}: {error}") from None
     return tables
-
-
-def _shown(name: object) -> str:
-    """A name, which may have any characters, in one short line."""
-    text = str(name)
-    return text if re.fullmatch(r"[A-Za-z0-9_.@-]{1,60}", text) else ascii(text[:60])
 
 
 # NoDecode: pydantic-settings would demand JSON for it in the environment.

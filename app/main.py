@@ -35,6 +35,7 @@ from .managers.limits.limits import LimitPolicy
 from .managers.owners.token_list import TokenList
 from .managers.owners.token_table import UnusableTokens
 from .managers.owners.tokens import check_tokens
+from .managers.processes.engines.defaults import defaults_of
 from .managers.processes.hosts.errors import HostUnusable
 from .managers.processes.hosts.new_joining import check_joining
 from .managers.processes.isolation.checks import CannotIsolate, check_isolation
@@ -93,6 +94,7 @@ def create_app(
     settings = settings or Settings()
     authorizer = authorizer or load_authorizer(settings.authorizer_class)
     provider = identity_provider or load_provider(settings.identity_provider_class)
+    _check_engines(settings)
     _check_files(settings)
     url = settings.registry_url.get_secret_value()
     tokens = TokenList(token_place(url, settings.state_dir))
@@ -119,6 +121,13 @@ def create_app(
     add_error_handlers(app, routers)
     _add_middleware(app, routers, settings, identities)
     return app
+
+
+def _check_engines(settings: Settings) -> None:
+    try:
+        defaults_of(settings.engines)
+    except ValueError as error:
+        raise CannotLoad(f"--engines: {error}") from None
 
 
 def _check_files(settings: Settings) -> None:

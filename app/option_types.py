@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -19,8 +21,42 @@ __all__ = [
     "OptionGroup",
     "Paths",
     "Words",
+    "json_object",
+    "meant",
+    "once",
+    "shown",
     "spelled",
 ]
+
+
+def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs. Raises `ValueError` for a name that comes twice."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{shown(name)}: given twice")
+        found[name] = value
+    return found
+
+
+def json_object(text: str) -> Any:
+    """What a text in JSON says. Raises `ValueError` if it is none, or has a name twice."""
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("not a JSON object") from None
+
+
+def shown(name: object) -> str:
+    """A name, which may have any characters, in one short line."""
+    text = str(name)
+    return text if re.fullmatch(r"[A-Za-z0-9_.@-]{1,60}", text) else ascii(text[:60])
+
+
+def meant(name: str, names: Collection[str]) -> str:
+    """A question for whoever has written a name that is not known, if it is like one that is."""
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    return f"; is {close[0]} meant?" if close else ""
 
 
 def _words(value: Any) -> Any:

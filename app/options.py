@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from .access_options import Access
 from .agent_options import Agents
+from .engine_options import Engines
 from .identity_options import Identity, JupyterHub, OpenIDConnect
 from .isolation_options import Isolation
 from .limit_options import OwnerLimits
@@ -42,6 +43,7 @@ __all__ = [
     "MAX_EXECUTION_SECONDS",
     "Access",
     "Agents",
+    "Engines",
     "Identity",
     "Isolation",
     "JupyterHub",
@@ -442,6 +444,7 @@ GROUPS: Final[tuple[type[OptionGroup], ...]] = (
     Execution,
     Keeper,
     Replicas,
+    Engines,
     Agents,
     Log,
 )

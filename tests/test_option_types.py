@@ -8,7 +8,18 @@ from typing import Annotated, Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from app.option_types import AbsolutePath, AbsolutePathOrNone, Counts, Networks, Words, spelled
+from app.option_types import (
+    AbsolutePath,
+    AbsolutePathOrNone,
+    Counts,
+    Networks,
+    Words,
+    json_object,
+    meant,
+    once,
+    shown,
+    spelled,
+)
 
 
 def read(kind: Any, value: Any) -> Any:
@@ -85,3 +96,25 @@ def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for wrong in ("~nobody-of-this-name/a", str(loop), ""):
         with pytest.raises(ValidationError):
             read(AbsolutePathOrNone, wrong)
+
+
+def test_a_name_comes_once() -> None:
+    assert once([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    assert json_object('{"a": {"b": [1]}}') == {"a": {"b": [1]}}
+    with pytest.raises(ValueError, match=r"^a: given twice$"):
+        json_object('{"b": {"a": 1, "a": 1}}')
+    for text in ("{", "[" * 100_000):
+        with pytest.raises(ValueError, match=r"^not a JSON object$"):
+            json_object(text)
+
+
+def test_names_are_shown_in_one_short_line() -> None:
+    assert shown("anna@example.org") == "anna@example.org"
+    assert shown("a\nb") == r"'a\nb'"
+    assert len(shown("a" * 100)) == 62
+    assert shown(1.5) == "1.5"
+
+
+def test_what_may_be_meant_is_asked() -> None:
+    assert meant("partitoin", ["cpus", "partition"]) == "; is partition meant?"
+    assert meant("wrap", ["cpus", "partition"]) == ""

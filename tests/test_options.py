@@ -129,6 +129,7 @@ WRONG: dict[str, str] = {
     "log_bytes": "1",
     "log_total_bytes": "1",
     "log_age": "0",
+    "engines": '{"slurm": {"partitoin": "short"}}',
     "agent_listen": "0.0.0.0:65536",
     "agent_addresses": "kernels.example.org:port",
     "agent_certificate": "MISSING",

@@ -24,8 +24,9 @@ Every option is a flag of the `kernelkeep` command, a variable of its environmen
 file: `cull_interval` is `--cull-interval 60`, `KERNELKEEP_CULL_INTERVAL=60`, `cull_interval = 60`.
 A flag counts more than the environment, and that more than the file. A flag may be given once,
 but for lists. What can be on or off is `--open-docs` or `--no-open-docs`, and `true` or `false`
-elsewhere. Lists are written with commas, or as JSON, and in a file as TOML. A wrong value stops
-the start (exit code 2) with one line that names the option.
+elsewhere. Lists are written with commas, or as JSON, and in a file as TOML, and so are tables, as
+`[engines.slurm]` for the table `slurm` of the option `engines`. A wrong value stops the start
+(exit code 2) with one line that names the option.
 
 `uvicorn kernelkeep.main:app` (`app.main:app` in a clone) reads the environment and the file.
 Options that Jupyter users know keep their name; [From jupyter_server](from-jupyter-server.md) has
@@ -68,7 +69,7 @@ _KINDS: Final[dict[Any, str]] = {
     list[Path]: "list of paths",
     dict[str, int]: "names with a whole number each",
     dict[str, Any]: "limits with a value each",
-    dict[str, dict[str, Any]]: "names with limits each, as JSON",
+    dict[str, dict[str, Any]]: "names with a table each, as JSON",
 }
 # What depends on the machine, or is too long for a table.
 _DEFAULTS: Final = {

@@ -243,7 +243,7 @@ PURE: Final = frozenset(
         *(
             f"managers.processes.engines.{name}"
             for name in (
-                *("kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
+                *("defaults", "kubernetes_options", "kubernetes_pods", "kubernetes_waits"),
                 *("kubernetes_words", "last_words", "quantities", "troubles"),
                 *("slurm_options", "slurm_waits", "slurm_words"),
             )

@@ -59,6 +59,7 @@ LEAVES: Final = frozenset({"app"}) | frozenset(
             "callers",
             "config_file",
             "durations",
+            "engine_options",
             "hub_environment",
             "identity_options",
             "imports",

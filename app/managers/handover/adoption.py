@@ -83,15 +83,16 @@ def _plain(value: Any) -> Any:
 async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
     """The kernelspec of a recorded kernel: as it is on disk now, or else as the record has it.
 
-    The record's is taken if the file cannot be read any more, or if it names another provisioner:
-    the running process belongs to the provisioner that launched it, whatever the file says now.
+    The record's is taken if the file cannot be read any more, or if it names another provisioner or
+    other options of that, those of the settings among them: the running process belongs to the
+    provisioner that launched it, whatever the file says now.
     """
     saved = KernelSpec(**record.spec)
     try:
         spec = await asyncio.to_thread(specs.get_kernel_spec, record.name)
         if spec.metadata.get(_PROVISIONER) == saved.metadata.get(_PROVISIONER):
             return spec
-        why = "it names another provisioner"
+        why = "it names another provisioner, or the options of that are others by now"
     except NoSuchKernel:
         return saved
     except Exception as error:  # whatever a file can hold, and a disk can do

@@ -12,6 +12,7 @@ from ..handover.handover import Handover, RegisteredHandover
 from ..handover.registry import Registry
 from ..limits.processes import process_limits
 from ..limits.shares import Shares
+from ..processes.engines.defaults import defaults_of
 from ..processes.engines.engines import Engines
 from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
@@ -55,7 +56,7 @@ def multi_kernel_manager(
     files = RunFiles(settings, "" if terms is None else terms.replica)
     kind = "ipc" if settings.only_ipc else settings.transport
     transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
-    spec_manager = kernel_spec_manager(settings.allowed_kernelspecs)
+    spec_manager = kernel_spec_manager(settings.allowed_kernelspecs, defaults_of(settings.engines))
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import quote
@@ -25,10 +25,18 @@ from jupyter_client.kernelspec import (
 from msgspec import Meta
 
 from ..errors import KernelSpecInvalid, KernelSpecNotFound, NotFound
+from .engines.defaults import Defaults, with_defaults
 from .jupyter_internals import SpecReader
 from .spec_files import FILE, CheckedSpec
 
-__all__ = ["KernelSpecModel", "KernelSpecs", "Specs", "every_spec", "kernel_spec_manager"]
+__all__ = [
+    "KernelSpecModel",
+    "KernelSpecs",
+    "SpecManager",
+    "Specs",
+    "every_spec",
+    "kernel_spec_manager",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +51,15 @@ def is_name(name: str) -> bool:
     return not is_path and name.isprintable()
 
 
-class _SpecManager(SpecReader):
+class SpecManager(SpecReader):
     """jupyter_client's manager, with one rule for listing kernelspecs and for finding one by name.
 
     jupyter_client itself lists any folder, logging a complaint each time, and finds fewer names.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, defaults: Defaults, **options: Any) -> None:
         super().__init__(**options)
+        self._defaults = defaults
         self._unreadable: set[str] = set()  # directories for which a warning was logged
 
     def find_kernel_specs(self) -> dict[str, str]:
@@ -59,6 +68,15 @@ class _SpecManager(SpecReader):
         return {name: path for name, path in found.items() if not allowed or name in allowed}
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+        """The kernelspec as kernels are started by it: with the settings' options of its engine.
+
+        Raises what `written` does.
+        """
+        # The one place where they come together: all that reads options reads them of this.
+        return with_defaults(self.written(kernel_name), self._defaults)
+
+    def written(self, kernel_name: str) -> KernelSpec:
+        """The kernelspec as its file has it. Raises `NoSuchKernel` and `KernelSpecInvalid`."""
         name = kernel_name.lower()
         directory = self._every_directory().get(name)
         if directory is None:
@@ -95,12 +113,16 @@ class _SpecManager(SpecReader):
         return entries
 
 
-def kernel_spec_manager(allowed: Iterable[str] = (), **options: Any) -> KernelSpecManager:
+def kernel_spec_manager(
+    allowed: Iterable[str] = (), defaults: Defaults | None = None, **options: Any
+) -> SpecManager:
     """A manager that finds kernelspecs where jupyter_client does; all, if ``allowed`` is empty.
 
-    Its ``get_kernel_spec`` raises `KernelSpecInvalid` for a broken kernelspec.
+    ``defaults`` are what the settings say of engines' options. Its ``get_kernel_spec`` raises
+    `KernelSpecInvalid` for a broken kernelspec.
     """
-    return _SpecManager(
+    return SpecManager(
+        defaults or {},
         allowed_kernelspecs={name.lower() for name in allowed},
         kernel_spec_class=CheckedSpec,
         **options,
@@ -160,7 +182,7 @@ _SCRIPTS: Final = ("kernel.js", "kernel.css")
 class Specs:
     """Finds kernelspecs as jupyter_client does; its methods read the disk in a thread."""
 
-    def __init__(self, manager: KernelSpecManager, default_name: str, prefix: str = "/") -> None:
+    def __init__(self, manager: SpecManager, default_name: str, prefix: str = "/") -> None:
         self.manager = manager
         self.default_name = default_name
         self._prefix = prefix
@@ -173,17 +195,17 @@ class Specs:
         Raises `KernelSpecNotFound`, which lists the names that exist, or `KernelSpecInvalid`.
         """
         try:
-            return await asyncio.to_thread(self._find, name)
+            return await asyncio.to_thread(self._find, name, self.manager.get_kernel_spec)
         # A second look at the disk: the kernelspec may be there by now, and then is in this list.
         except KernelSpecNotFound:
             raise KernelSpecNotFound(name, await self.names()) from None
 
     async def model(self, name: str) -> KernelSpecModel:
-        """The model of one spec, under the name that was asked for.
+        """The model of one spec, as its file has it, under the name that was asked for.
 
         Raises `KernelSpecNotFound` or `KernelSpecInvalid`.
         """
-        return await asyncio.to_thread(lambda: self._model(name, self._find(name)))
+        return await asyncio.to_thread(lambda: self._model(name, self._written(name)))
 
     async def models(self) -> dict[str, KernelSpecModel]:
         """The models of all specs, by name; a broken one is left out."""
@@ -201,14 +223,18 @@ class Specs:
         """Whether there is any spec that is not broken; reads the disk, so call it in a thread."""
         return any(isinstance(found, KernelSpec) for _, found in every_spec(self.manager))
 
-    def _find(self, name: str) -> KernelSpec:
+    def _written(self, name: str) -> KernelSpec:
+        # What clients are shown is not what the settings say: that is the operator's.
+        return self._find(name, self.manager.written)
+
+    def _find(self, name: str, find: Callable[[str], KernelSpec]) -> KernelSpec:
         name = "python3" if name == "python" else name
         allowed = self.manager.allowed_kernelspecs
         # `get_kernel_spec` finds every name, so that a running kernel can restart; a start may not.
         if allowed and name.lower() not in allowed:
             raise KernelSpecNotFound(name)
         try:
-            return self.manager.get_kernel_spec(name)
+            return find(name)
         except NoSuchKernel:
             raise KernelSpecNotFound(name) from None
         except OSError as error:
@@ -256,7 +282,7 @@ class Specs:
         return f"{self._prefix}kernelspecs/{quote(name)}/{quote(file.name)}"
 
     def _resource(self, name: str, path: str) -> Path:
-        file = _served(self._find(name).resource_dir, path)
+        file = _served(self._written(name).resource_dir, path)
         if file is None:
             raise NotFound("Kernel resource not found")
         return file

@@ -105,7 +105,7 @@ class NearPlace:
     def _bring(self) -> dict[str, Any]:
         brought = bundle()
         order = {
-            **{"path": str(self.path), "service": "s", "module": MODULE},
+            **{"path": str(self.path), "name": "s", "module": MODULE},
             **{"digest": brought.digest, "size": len(brought.data)},
         }
         answers: list[dict[str, Any]] = []

@@ -479,7 +479,7 @@ async def test_a_spec_without_a_directory_has_no_files(
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "logo-64x64.png", PIXEL)
     spec = KernelSpec(argv=["k"], display_name="Nowhere", resource_dir="")
-    monkeypatch.setattr(specs, "_find", lambda _name: spec)
+    monkeypatch.setattr(specs, "_find", lambda *_: spec)
 
     assert (await specs.model("nowhere")).resources == {}
     with pytest.raises(NotFound, match="Kernel resource not found"):

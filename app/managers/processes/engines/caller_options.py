@@ -17,6 +17,7 @@ from jupyter_client.kernelspec import KernelSpec
 
 from ...errors import MAX_NAME, InvalidRequest, KernelStartFailed
 from ..hosts import options as ssh
+from ..hosts.options import stanza_of, with_config
 from .kinds import KINDS
 from .quantities import Measure, Value, number
 
@@ -90,9 +91,7 @@ def _check_type(spec: KernelSpec, kind: _Kind, given: Mapping[str, Value], name:
 
 def settled(spec: KernelSpec, given: Mapping[str, Value]) -> KernelSpec:
     """The kernelspec of one kernel: with what was given for it, and nothing left to be said."""
-    stanza = spec.metadata.get("kernel_provisioner")
-    stanza = stanza if isinstance(stanza, dict) else {}
-    config = stanza.get("config")
+    config = stanza_of(spec).get("config")
     if not isinstance(config, dict) or not (given or CALLER_MAY_SET in config):
         return spec
     config = {name: value for name, value in config.items() if name != CALLER_MAY_SET}
@@ -101,14 +100,11 @@ def settled(spec: KernelSpec, given: Mapping[str, Value]) -> KernelSpec:
         table = config.get(option)
         table = table if isinstance(table, dict) else {}
         config[option] = {**table, key: value} if dot else value
-    metadata = {**spec.metadata, "kernel_provisioner": {**stanza, "config": config}}
-    fields = {**spec.to_dict(), "metadata": metadata}
-    return KernelSpec(resource_dir=spec.resource_dir, **fields)
+    return with_config(spec, config)
 
 
 def _kind(spec: KernelSpec) -> _Kind | None:
-    stanza = spec.metadata.get("kernel_provisioner")
-    name = stanza.get("provisioner_name") if isinstance(stanza, dict) else None
+    name = stanza_of(spec).get("provisioner_name")
     if name == ssh.PROVISIONER:
         return _Kind(ssh.options_of, number)
     kind = KINDS.get(str(name))

@@ -21,12 +21,12 @@ __all__ = ["PROVISIONER", "DockerOptions", "container_of", "docker_options", "me
 PROVISIONER: Final = "kernelkeep-docker"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
 
-Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
-_Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}$")]
-_Socket = Annotated[str, Meta(pattern=r"^(unix:///|https?://)[^\x00\s]+$")]
+Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
+_Address = Annotated[str, Meta(pattern=r"^\Z|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]
+_Socket = Annotated[str, Meta(pattern=r"^(unix:///|https?://)[^\x00\s]+\Z")]
 # As Docker has them (its "reference" package); above all, none begins with a hyphen.
-_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*$")]
-_User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?$")]
+_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*\Z")]
+_User = Annotated[str, Meta(pattern=r"^([\w][\w.-]*(:[\w][\w.-]*)?)?\Z")]
 _Size = str | int
 _SIZES: Final = ("memory", "shm_size")
 
@@ -35,7 +35,7 @@ class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A directory of the engine's host, or a volume of the engine's, in the container."""
 
     source: Text
-    target: Annotated[str, Meta(pattern=r"^/[^\x00]*$")]
+    target: Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")]
     type: Literal["bind", "volume"] = "bind"
     read_only: bool = True
 
@@ -52,9 +52,9 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     address: _Address = ""
     python: Text = "python3"
     directory: Text = "~"
-    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
+    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^\Z|^[/~][^\x00]*\Z")] = ""
     pull: Literal["missing", "always", "never"] = "missing"
-    credentials: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] = ""
+    credentials: Annotated[str, Meta(max_length=4096, pattern=r"^\Z|^[/~][^\x00]*\Z")] = ""
     pull_timeout: Annotated[float, Meta(gt=0, le=86400)] = 900.0
     user: _User = ""
     network: Text | None = None
@@ -64,12 +64,18 @@ class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omi
     gpus: Annotated[int, Meta(ge=1)] | Literal["all"] | None = None
     shm_size: _Size | None = None
     mounts: list[Mount] = []
-    tmpfs: dict[Annotated[str, Meta(pattern=r"^/[^\x00]*$")], str] = msgspec.field(
+    tmpfs: dict[Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")], str] = msgspec.field(
         default_factory=lambda: {"/tmp": "exec,mode=1777"}
     )
     read_only: bool = True
-    capabilities: list[Annotated[str, Meta(pattern=r"^[A-Z_]+$")]] = []
-    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*$")], Text] = {}
+    capabilities: list[Annotated[str, Meta(pattern=r"^[A-Z_]+\Z")]] = []
+    env: dict[Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*\Z")], Text] = {}
+
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        for name in _SIZES:
+            if getattr(self, name) is not None:
+                _bytes(name, getattr(self, name))
 
     @property
     def engine(self) -> str:
@@ -91,13 +97,7 @@ def docker_options(spec: KernelSpec) -> DockerOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, DockerOptions, _check)
-
-
-def _check(options: DockerOptions) -> None:
-    for name in _SIZES:
-        if getattr(options, name) is not None:
-            _bytes(name, getattr(options, name))
+    return read_options(spec, PROVISIONER, DockerOptions)
 
 
 def _bytes(name: str, written: _Size) -> int:

@@ -25,14 +25,14 @@ __all__ = [
 PROVISIONER: Final = "kernelkeep-kubernetes"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
 
-_Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
-_Path = Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")]
-_Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}$")]
-_Label = Annotated[str, Meta(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
-_Name = Annotated[str, Meta(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*$")]
-_Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*$")]
-_Resource = Annotated[str, Meta(max_length=317, pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*$")]
+_Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
+_Path = Annotated[str, Meta(max_length=4096, pattern=r"^\Z|^[/~][^\x00]*\Z")]
+_Address = Annotated[str, Meta(pattern=r"^\Z|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]
+_Label = Annotated[str, Meta(max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
+_Name = Annotated[str, Meta(max_length=253, pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?\Z")]
+_Image = Annotated[str, Meta(max_length=512, pattern=r"^[A-Za-z0-9][\w.:/@-]*\Z")]
+_Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_]\w*\Z")]
+_Resource = Annotated[str, Meta(max_length=317, pattern=r"^[A-Za-z0-9][A-Za-z0-9./_-]*\Z")]
 _Quantities = dict[_Resource, str | int | float]
 _Id = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -58,7 +58,7 @@ class Claim(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     claim: _Text
-    target: Annotated[str, Meta(pattern=r"^/[^\x00:]*$")]
+    target: Annotated[str, Meta(pattern=r"^/[^\x00:]*\Z")]
     read_only: bool = False
 
 
@@ -97,7 +97,16 @@ class KubernetesOptions(
     service_account: _Name | None = None
     user: _Id | None = None
     group: _Id | None = None
-    env: dict[_Variable, Annotated[str, Meta(pattern=r"^[^\x00]*$")]] = {}
+    env: dict[_Variable, Annotated[str, Meta(pattern=r"^[^\x00]*\Z")]] = {}
+
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        for option, table in (("requests", self.requests), ("limits", self.limits)):
+            for name, written in table.items():
+                try:
+                    measure(name, written)
+                except ValueError as error:
+                    raise ValueError(f"{error} - at `$.{option}.{name}`") from None
 
     @property
     def cluster(self) -> Cluster:
@@ -124,12 +133,7 @@ def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, KubernetesOptions, _check)
-
-
-def _check(options: KubernetesOptions) -> None:
-    for written in (*options.requests.values(), *options.limits.values()):
-        quantity(written)
+    return read_options(spec, PROVISIONER, KubernetesOptions)
 
 
 def measure(_name: str, value: Value) -> Decimal:

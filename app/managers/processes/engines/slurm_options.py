@@ -24,17 +24,17 @@ __all__ = ["PROVISIONER", "SlurmOptions", "arguments", "measure", "script", "slu
 PROVISIONER: Final = "kernelkeep-slurm"
 """The provisioner's name (its entry point in the group ``jupyter_client.kernel_provisioners``)."""
 
-_Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*$")]
+_Text = Annotated[str, Meta(min_length=1, max_length=4096, pattern=r"^[^\x00\n]*\Z")]
 # Slurm replaces % and \ in names of files.
-_Directory = Annotated[str, Meta(max_length=1024, pattern=r"^[/~][^\x00\n%\\]*$")]
-_Address = Annotated[str, Meta(pattern=r"^$|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}$")]
-_Name = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*$")]
-_Names = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
+_Directory = Annotated[str, Meta(max_length=1024, pattern=r"^[/~][^\x00\n%\\]*\Z")]
+_Address = Annotated[str, Meta(pattern=r"^\Z|^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]
+_Name = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]*\Z")]
+_Names = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*\Z")]
 # minutes, or [days-]hours[:minutes[:seconds]] and minutes:seconds
-_TIME: Final = r"^[0-9]{1,5}(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}$"
+_TIME: Final = r"^[0-9]{1,5}(-[0-9]{1,2})?(:[0-9]{1,2}){0,2}\Z"
 _Time = Annotated[str, Meta(pattern=_TIME)]
-_Gpus = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,4}$")]
-_Features = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_\[(][\w.,:&|*()\[\]-]*$")]
+_Gpus = Annotated[str, Meta(max_length=255, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*:[0-9]{1,4}\Z")]
+_Features = Annotated[str, Meta(max_length=1024, pattern=r"^[A-Za-z0-9_\[(][\w.,:&|*()\[\]-]*\Z")]
 
 
 class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,7 +48,7 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     address: _Address = ""
     python: _Text = "python3"
     directory: _Text = "~"
-    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^$|^[/~][^\x00]*$")] | None = None
+    root_dir: Annotated[str, Meta(max_length=4096, pattern=r"^\Z|^[/~][^\x00]*\Z")] | None = None
     pending_timeout: Annotated[float, Meta(gt=0, le=30 * 86400)] = 86400.0
     partition: _Names | None = None
     account: _Name | None = None
@@ -58,6 +58,11 @@ class SlurmOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     cpus: Annotated[int, Meta(ge=1, le=65536)] | None = None
     gpus: Annotated[int, Meta(ge=1, le=4096)] | _Gpus | None = None
     constraint: _Features | None = None
+
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        if self.memory is not None:
+            _bytes(self.memory)
 
     @property
     def engine(self) -> str:
@@ -90,12 +95,7 @@ def slurm_options(spec: KernelSpec) -> SlurmOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, SlurmOptions, _check)
-
-
-def _check(options: SlurmOptions) -> None:
-    if options.memory is not None:
-        _bytes(options.memory)
+    return read_options(spec, PROVISIONER, SlurmOptions)
 
 
 def _bytes(written: str | int) -> int:

@@ -32,7 +32,7 @@ def main(read: BinaryIO, tell: Callable[..., None]) -> None:
         order = json.loads(read.readline())
         check_python()
         base = os.path.join(os.path.expanduser("~"), os.path.expanduser(order["path"]))
-        state = os.path.join(base, "services", order["service"])
+        state = os.path.join(base, "services", order["name"])
         os.makedirs(base, mode=0o700, exist_ok=True)
         for name in ("", "runtime", "output", "logs", "keeper"):
             os.makedirs(os.path.join(state, name), mode=0o700, exist_ok=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Annotated, Final, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from jupyter_client.kernelspec import KernelSpec
@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from ...errors import KernelStartFailed
 
-__all__ = ["PROVISIONER", "SSHOptions", "options_of", "read_options"]
+__all__ = ["PROVISIONER", "SSHOptions", "options_of", "read_options", "stanza_of", "with_config"]
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ PROVISIONER: Final = "kernelkeep-ssh"
 
 _NAME: Final = re.compile(r"[^\s/@\x00-\x1f-][^\s/@\x00-\x1f]{0,254}").fullmatch
 
-_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*$")]
+_Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*\Z")]
 
 
 class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -40,8 +40,14 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     python: _Path = "python3"
     path: _Path = ".local/state/kernelkeep"
     directory: _Path = "~"
-    root_dir: Annotated[str, Meta(pattern=r"^[^\x00]*$")] = ""
+    root_dir: Annotated[str, Meta(pattern=r"^[^\x00]*\Z")] = ""
     ssh_config: _Path = "~/.ssh/config"
+
+    def __post_init__(self) -> None:
+        """See to what the types let through. Raises `ValueError`."""
+        for name in (*self.hosts, self.user):
+            if name is not None and not _NAME(name):
+                raise ValueError("the name of a host or user has a character that none has")
 
     @property
     def key(self) -> str:
@@ -78,30 +84,33 @@ def options_of(spec: KernelSpec) -> SSHOptions | None:
 
     Raises `KernelStartFailed` for options that cannot be.
     """
-    return read_options(spec, PROVISIONER, SSHOptions, _check)
+    return read_options(spec, PROVISIONER, SSHOptions)
 
 
-def _check(options: SSHOptions) -> None:
-    for name in (*options.hosts, options.user):
-        if name is not None and not _NAME(name):
-            raise ValueError("the name of a host or user has a character that none has")
-
-
-def read_options(
-    spec: KernelSpec, provisioner: str, kind: type[T], check: Callable[[T], None]
-) -> T | None:
+def read_options(spec: KernelSpec, provisioner: str, kind: type[T]) -> T | None:
     """The options of a kernelspec that names this provisioner; None for any other.
 
-    ``check`` raises `ValueError` for what the types let through. Raises `KernelStartFailed`.
+    Raises `KernelStartFailed`.
     """
-    # What is no table names no provisioner: jupyter_client takes its own then.
-    stanza = spec.metadata.get("kernel_provisioner")
-    if not isinstance(stanza, dict) or stanza.get("provisioner_name") != provisioner:
+    stanza = stanza_of(spec)
+    if stanza.get("provisioner_name") != provisioner:
         return None
     try:
-        options = msgspec.convert(stanza.get("config", {}), kind)
-        check(options)
-    except ValueError as error:  # msgspec's are such, too
+        return msgspec.convert(stanza.get("config", {}), kind)
+    except msgspec.ValidationError as error:  # what `__post_init__` raises becomes one, too
         text = f"The options of {provisioner} in the kernelspec are wrong: {error}"
         raise KernelStartFailed(text) from None
-    return options
+
+
+def stanza_of(spec: KernelSpec) -> Mapping[str, Any]:
+    """What a kernelspec says of its provisioner; empty if that is nothing."""
+    # What is no table names no provisioner: jupyter_client takes its own then.
+    stanza = spec.metadata.get("kernel_provisioner")
+    return stanza if isinstance(stanza, dict) else {}
+
+
+def with_config(spec: KernelSpec, config: Mapping[str, Any]) -> KernelSpec:
+    """The same kernelspec with these options of its provisioner."""
+    stanza = {**stanza_of(spec), "config": dict(config)}
+    fields = {**spec.to_dict(), "metadata": {**spec.metadata, "kernel_provisioner": stanza}}
+    return KernelSpec(resource_dir=spec.resource_dir, **fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 
 from ....keeper.protocol import SPOKEN
@@ -14,7 +15,7 @@ from .options import SSHOptions
 from .service import Service
 from .ssh import Ready, SocketRefused, Stream, bring_keeper, connect, open_stream
 
-__all__ = ["SSHPlace"]
+__all__ = ["SSHPlace", "keeper_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class SSHPlace:
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
         """As `Place.find`. Nothing is drained. Raises `HostUnusable`, too."""
-        service = await self._service.name()
+        name = keeper_name(await self._service.name(), self._options.key)
         refused = False
         while True:
             try:
-                ready, stream = await self._dial(service)
+                ready, stream = await self._dial(name)
             except SocketRefused:
                 # A refusal that lasts is one of sshd's configuration; to try on would hide that for
                 # as long as `patience` lasts.
@@ -61,14 +62,15 @@ class SSHPlace:
                     f"{' and '.join(map(str, SPOKEN))}: end its kernels with the server that "
                     "started them"
                 )
-            logger.info("%s: process %d is the keeper of the kernels", self.name, link.pid)
+            told = (self.name, link.pid, ready.directory)
+            logger.info("%s: process %d is the keeper of the kernels, in %s", *told)
             self.host = ready.host
             return link
 
-    async def _dial(self, service: str) -> tuple[Ready, Stream]:
+    async def _dial(self, name: str) -> tuple[Ready, Stream]:
         connection = await connect(self._options)
         try:
-            ready = await bring_keeper(connection, self._options, service)
+            ready = await bring_keeper(connection, self._options, name)
             return ready, await open_stream(connection, ready.socket)
         except BaseException:
             # Also when this is cancelled: nobody else knows the connection so far. From
@@ -84,3 +86,12 @@ class SSHPlace:
 
     async def retire(self) -> None:
         """As `RemotePlace.retire`."""
+
+
+def keeper_name(service: str, key: str) -> str:
+    """What tells a keeper on its host from all others there, in 16 hexadecimal digits.
+
+    Options of different keys have different keepers (`SSHOptions.key`), and so have services: of
+    two places that took one keeper for theirs, each would end the link of the other.
+    """
+    return hashlib.sha256(f"{service} {key}".encode()).hexdigest()[:16]

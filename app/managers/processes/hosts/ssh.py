@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -74,6 +74,11 @@ class Ready(msgspec.Struct, frozen=True):
         """The host."""
         return Host(self.home, self.python, self.env)
 
+    @property
+    def directory(self) -> str:
+        """Where the keeper has its files."""
+        return str(PurePosixPath(self.socket).parent.parent)
+
 
 class _Answer(msgspec.Struct):
     """A line of the bootstrap's: one of these three."""
@@ -137,10 +142,10 @@ def _config_files(options: SSHOptions) -> list[str] | None:
     return [str(path)] if path.is_file() else None
 
 
-async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, service: str) -> Ready:
-    """Have a keeper of this service run on the host. Raises `HostUnusable`.
+async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, name: str) -> Ready:
+    """Have the keeper of this name run on the host. Raises `HostUnusable`.
 
-    ``service`` names this server's state directory: each has a keeper of its own there.
+    It is the name of a directory there: each keeper has one of its own.
     """
     import asyncssh
 
@@ -149,7 +154,7 @@ async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, ser
             command = f"{_quoted(options.python)} -c {shlex.quote(PROGRAM)}"
             process = await connection.create_process(command, encoding=None)
             try:
-                return await _converse(process, options, service)
+                return await _converse(process, options, name)
             finally:
                 # Not waited for, as `async with` would: a host that has gone silent closes nothing,
                 # and by then the time is up, so that nothing would bound the wait.
@@ -168,12 +173,12 @@ def _quoted(path: str) -> str:
     return shlex.quote(path)
 
 
-async def _converse(process: Any, options: SSHOptions, service: str) -> Ready:
+async def _converse(process: Any, options: SSHOptions, name: str) -> Ready:
     """Send the bootstrap and its order to an interpreter that was just started."""
     brought = await asyncio.to_thread(bundle)
     order = {
         "path": options.path,
-        "service": service,
+        "name": name,
         "module": MODULE,
         "digest": brought.digest,
         "size": len(brought.data),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from jupyter_client.kernelspec import KernelSpec
 
+from app.keeper.limits import NO_LIMITS
 from app.managers.errors import KernelStartFailed
 from app.managers.processes.engines.caller_options import (
     EngineOptionRefused,
@@ -15,7 +18,10 @@ from app.managers.processes.engines.caller_options import (
     settled,
 )
 from app.managers.processes.engines.docker_options import docker_options
+from app.managers.processes.engines.kinds import KINDS
 from app.managers.processes.engines.kubernetes_options import kubernetes_options
+from app.managers.processes.engines.slurm_options import arguments, slurm_options
+from app.managers.processes.hosts.options import PROVISIONER, SSHOptions, options_of
 
 DOCKER = {
     "image": "kernels:1",
@@ -237,3 +243,57 @@ def test_hosts_behind_ssh_have_such_options_too() -> None:
     check_given(spec(config, "kernelkeep-ssh"), {"host": "b", "port": 22})
     with pytest.raises(EngineOptionRefused, match="not what the option takes"):
         check_given(spec(config, "kernelkeep-ssh"), {"port": 22.5})
+
+
+class Kind(NamedTuple):
+    model: type[Any]
+    options_of: Callable[[KernelSpec], Any]
+
+
+EVERY = {
+    PROVISIONER: Kind(SSHOptions, options_of),
+    **{name: Kind(kind.options, kind.options_of) for name, kind in KINDS.items()},
+}
+LEAST: dict[str, dict[str, Any]] = {
+    "kernelkeep-ssh": {"host": "lab"},
+    "kernelkeep-docker": {"image": "kernels:1"},
+    "kernelkeep-kubernetes": {"image": "kernels:1", "namespace": "kernels"},
+    "kernelkeep-slurm": {},
+}
+
+
+@pytest.mark.parametrize("engine", sorted(EVERY))
+def test_of_no_engine_an_option_is_the_callers_that_is_not_named(engine: str) -> None:
+    options = [field.name for field in msgspec.structs.fields(EVERY[engine].model)]
+    assert {"python", "directory", "root_dir"} <= {*options}
+    named = {**LEAST[engine], "caller_may_set": {"other": ["x"]}}
+    for config in (LEAST[engine], named):
+        for name in (*options, "env.A", "limits.memory", "caller_may_set"):
+            with pytest.raises(EngineOptionRefused, match="does not name it") as raised:
+                check_given(spec(config, engine), {name: "x"})
+            assert raised.value.details == {"option": name}
+    # Naming what there is not makes no option.
+    with pytest.raises(EngineOptionRefused, match="not what the option takes"):
+        check_given(spec(named, engine), {"other": "x"})
+
+
+@pytest.mark.parametrize("engine", sorted(EVERY))
+def test_of_every_engine_what_is_named_is_the_callers_and_only_as_it_is_named(engine: str) -> None:
+    config = {**LEAST[engine], "caller_may_set": {"python": ["python3", "/opt/k/bin/python"]}}
+    assert EVERY[engine].options_of(settled(spec(config, engine), {})).python == "python3"
+    given = {"python": "/opt/k/bin/python"}
+    check_given(spec(config, engine), given)
+    assert EVERY[engine].options_of(settled(spec(config, engine), given)).python == given["python"]
+    for wrong in ("python3; id", "$(id)", "", 1, True):
+        with pytest.raises(EngineOptionRefused, match=r"not one of python3, /opt/k/bin/python$"):
+            check_given(spec(config, engine), {"python": wrong})
+
+
+def test_what_a_caller_sets_of_a_job_is_a_word_of_its_request() -> None:
+    may_set = {"time": {"max": "1-12"}, "partition": ["short", "long"]}
+    config = {"qos": "low", "caller_may_set": may_set}
+    options = slurm_options(settled(spec(config, "kernelkeep-slurm"), {"time": "90"}))
+    assert options is not None
+    words = arguments(options, NO_LIMITS)
+    assert {"--time=90", "--qos=low"} <= {*words}
+    assert not any(word.startswith("--partition") for word in words)

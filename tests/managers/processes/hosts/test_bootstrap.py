@@ -23,7 +23,7 @@ import pytest
 from app.managers.processes.hosts import bootstrap
 from app.managers.processes.hosts.pythons import Failed
 
-ORDER = {"service": "s", "digest": "d", "size": 4, "module": "nowhere"}
+ORDER = {"name": "s", "digest": "d", "size": 4, "module": "nowhere"}
 
 Answers = list[dict[str, Any]]
 

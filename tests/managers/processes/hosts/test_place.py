@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from app.managers.processes.hosts import place, ssh
@@ -16,7 +17,7 @@ from app.managers.processes.hosts.errors import (
     HostUnreachable,
 )
 from app.managers.processes.hosts.options import SSHOptions
-from app.managers.processes.hosts.place import SSHPlace
+from app.managers.processes.hosts.place import SSHPlace, keeper_name
 from app.managers.processes.hosts.service import OwnService
 from app.managers.processes.hosts.ssh import SocketRefused
 from app.managers.processes.keeper.link import KeeperLink
@@ -94,3 +95,38 @@ async def test_a_server_without_the_package_tells_how_to_install_it(
     monkeypatch.setitem(sys.modules, "asyncssh", None)
     with pytest.raises(EngineNotInstalled, match=r"kernelkeep\[ssh\]"):
         await SSHPlace(SSHOptions("lab"), OwnService(tmp_path)).find(Nobody(), lambda _: None)
+
+
+def test_a_keeper_has_a_name_of_its_own_for_each_service_and_each_way_to_be_reached() -> None:
+    key = SSHOptions("lab").key
+    name = keeper_name("0123456789abcdef", key)
+    assert len(name) == 16  # as long as a service's: sockets lie below
+    assert set(name) <= set("0123456789abcdef")
+    assert name == keeper_name("0123456789abcdef", SSHOptions("lab", directory="/data").key)
+    others = (
+        SSHOptions("lab", python="python3.12").key,
+        SSHOptions("lab", port=2222).key,
+        SSHOptions("lab", user="ada").key,
+    )
+    names = {name, *(keeper_name("0123456789abcdef", other) for other in others)}
+    assert len({*names, keeper_name("0123456789abcdee", key)}) == 5
+
+
+async def test_kernelspecs_that_differ_and_have_one_path_have_a_keeper_each(
+    lab: Sshd, tmp_path: Path
+) -> None:
+    config = lab.spec().metadata["kernel_provisioner"]["config"]
+    first = SSHOptions(**{**config, "path": str(lab.directory / "k")})
+    python = Path(sys.executable)
+    others = ({"port": lab.port}, {"python": f"{python.parent}/./{python.name}"})
+    ways = [first, *(msgspec.structs.replace(first, **other) for other in others)]
+    service = OwnService(tmp_path)
+    links = [await SSHPlace(way, service).find(Nobody(), lambda _: None) for way in ways]
+    # None has ended the link of another: each still answers, and ends by itself.
+    assert len({link.pid for link in links}) == len(ways)
+    assert not any(link._ended.is_set() for link in links)
+    for link in links:
+        await link.ask({"ask": "stop"})
+        await asyncio.wait_for(link._ended.wait(), 10)
+        await link.close()
+    assert len([*(lab.directory / "k" / "services").iterdir()]) == len(ways)
