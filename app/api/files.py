@@ -23,7 +23,7 @@ from ..managers.files.errors import (
 from ..managers.files.models import version_of
 from ..managers.files.service import ContentsService
 from .access import requires
-from .contents import ContentsDep, PathDep
+from .contents import PathDep, ReadableDep
 from .errors import STANDARD_HEADERS
 from .openapi import FILE, errors
 
@@ -85,7 +85,7 @@ def requested_span(header: str | None, size: int) -> Span | None:
 )
 async def get_file(
     request: Request,
-    service: ContentsDep,
+    service: ReadableDep,
     path: PathDep,
     download: Annotated[bool, Query(description="Have a browser save it.")] = False,
 ) -> Response:
