@@ -57,7 +57,9 @@ T = TypeVar("T")
 MAX_BODY_BYTES: Final = 64 * 2**20
 """The largest body that saves a file or notebook at once; larger files are sent in chunks."""
 
-_READ: Final = (ContentsNotFound, ContentsForbidden, InvalidContents, ContentsUnavailable)
+_READ: Final = (
+    *(ContentsNotFound, ContentsForbidden, InvalidContents, InvalidRequest, ContentsUnavailable),
+)
 _WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace, ContentsLimit, BeyondLimit)
 _LOCATION: Final = {
     "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
@@ -215,7 +217,7 @@ async def trust_notebook(service: WritableDep, audit: AuditDep, path: PathDep) -
     "/{path:path}",
     operation_id="contents_get",
     response_model=schema_of(ContentsModel),
-    responses=errors(*_READ, InvalidRequest, ContentsTooLarge),
+    responses=errors(*_READ, ContentsTooLarge),
     dependencies=[requires("contents", "read")],
 )
 async def get_contents(

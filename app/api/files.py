@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from ..managers.errors import InvalidRequest
 from ..managers.files.errors import (
     ContentsForbidden,
     ContentsNotFound,
@@ -77,6 +78,7 @@ def requested_span(header: str | None, size: int) -> Span | None:
             ContentsNotFound,
             ContentsForbidden,
             InvalidContents,
+            InvalidRequest,
             RangeNotSatisfiable,
             ContentsUnavailable,
         ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 from tests.api.errors import error_of
 from tests.conftest import MakeServer, servers
 from tests.support.executions import Executions
+from tests.support.home import Home
 from tests.support.identities import token
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
@@ -24,7 +27,10 @@ TEXT = {"type": "file", "format": "text", "content": "Anna's"}
 @pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     with servers(request.config) as make_server:
-        yield make_server(*TELLING, "--files-by-owner", "--audit-log", "-")
+        home = Home()
+        log = ("--audit-log", str(home.path / "audit.jsonl"))
+        yield make_server(*TELLING, "--files-by-owner", *log, home=home)
+    home.remove()
 
 
 @pytest.fixture
@@ -45,6 +51,15 @@ async def ben(server: ServerProcess) -> AsyncIterator[RestClient]:
 async def admin(server: ServerProcess) -> AsyncIterator[RestClient]:
     async with RestClient(server.url, server.token) as admin:
         yield admin
+
+
+def who_saved(log: Path, path: str) -> list[tuple[str, str]]:
+    """Who has saved a file, and whose it is, by the audit log."""
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    found = ("file_saved", path)
+    return [
+        (one["user"], one["owner"]) for one in told if (one["action"], one.get("path")) == found
+    ]
 
 
 async def names(rest: RestClient, path: str = "", **query: str) -> list[str]:
@@ -159,6 +174,8 @@ async def test_an_administrator_names_the_owner(
         "PUT", "/api/contents/work/notes.txt", json=changed, params={"owner": "anna"}
     )
     assert (await anna.request("GET", "/files/work/notes.txt")).text == "marked"
+    saved = who_saved(server.home.path / "audit.jsonl", "work/notes.txt")
+    assert saved[-2:] == [("anna", "anna"), ("anonymous", "anna")]
     for owner in ("anna", "nobody"):
         for path in ("/api/contents/work", "/files/work/notes.txt"):
             answer = await ben.http.get(path, params={"owner": owner})

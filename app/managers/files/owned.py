@@ -38,34 +38,43 @@ NOTARIES: Final = "notaries"
 owner trusts, no other does."""
 
 
-class OneOwnersContents(ContentsService):
-    """The contents manager of one owner, whose work has the rights to that owner's files alone."""
+class _Turns:
+    """The threads for one owner's files: some of all ``workers``."""
 
-    def __init__(
-        self, owner: str, files: OwnersFiles, contents: Contents, workers: Workers
-    ) -> None:
-        self.whose = {"owner": owner}
-        self.files = files
-        self.contents = contents
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._slots = asyncio.Semaphore(THREADS_OF_ONE)
+        self._free = asyncio.Semaphore(THREADS_OF_ONE)
 
-    async def _begin(self, work: Callable[[], T]) -> Future[T]:
-        await self._slots.acquire()
+    async def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Have work done when the owner has a thread left. Raises what `Workers.begin` does."""
+        await self._free.acquire()
         loop = asyncio.get_running_loop()
         try:
-            done = self._workers.begin(partial(with_rights, self.files.rights, work))
+            done = self._workers.begin(work)
         except BaseException:
-            self._slots.release()
+            self._free.release()
             raise
 
-        # The slot is taken as long as the thread is, also when nobody waits for its result.
+        # The thread counts as long as it works, also when nobody waits for its result.
         def ended(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                loop.call_soon_threadsafe(self._slots.release)
+                loop.call_soon_threadsafe(self._free.release)
 
         done.add_done_callback(ended)
         return done
+
+
+class OneOwnersContents(ContentsService):
+    """The contents manager of one owner, whose work has the rights to that owner's files alone."""
+
+    def __init__(self, owner: str, files: OwnersFiles, contents: Contents, turns: _Turns) -> None:
+        self.whose = {"owner": owner}
+        self.files = files
+        self.contents = contents
+        self._turns = turns
+
+    async def _begin(self, work: Callable[[], T]) -> Future[T]:
+        return await self._turns.begin(partial(with_rights, self.files.rights, work))
 
     async def close(self) -> None:
         """Nothing: `OwnersContents.close` is for all owners."""
@@ -83,6 +92,7 @@ class OwnersContents:
         self._hidden = tuple(hidden)
         self._workers = Workers(THREADS)
         self._services: dict[str, OneOwnersContents] = {}
+        self._turns: dict[str, _Turns] = {}
 
     async def of(self, owner: str, *, make: bool = True) -> OneOwnersContents:
         """The contents manager of an owner, whose directory is made if need be.
@@ -90,9 +100,10 @@ class OwnersContents:
         If it is not to be made and is not there, this raises `ContentsNotFound`. Raises
         `ContentsUnavailable`, too.
         """
-        looking = self._workers.begin(partial(self._look, owner, make=make))
+        turns = self._turns.setdefault(owner, _Turns(self._workers))
         try:
             async with asyncio.timeout(service.WORK_SECONDS):
+                looking = await turns.begin(partial(self._look, owner, make=make))
                 files = await asyncio.wrap_future(looking)
         except TimeoutError:
             raise ContentsUnavailable(
@@ -104,7 +115,7 @@ class OwnersContents:
         if found is None or found.files != files:  # the owner may have another account by now
             if found is not None:
                 self._workers.begin(found.contents.close)
-            found = self._services[owner] = self._made(owner, files)
+            found = self._services[owner] = self._made(owner, files, turns)
         return found
 
     def _look(self, owner: str, *, make: bool) -> OwnersFiles:
@@ -126,10 +137,10 @@ class OwnersContents:
     def _notary(self, owner: str) -> Path:
         return self._state_dir / NOTARIES / directory_name(owner)
 
-    def _made(self, owner: str, files: OwnersFiles) -> OneOwnersContents:
+    def _made(self, owner: str, files: OwnersFiles, turns: _Turns) -> OneOwnersContents:
         notebooks = Notebooks(self._notary(owner), files.rights.lifted)
         contents = Contents(files.root, self._state_dir, self._hidden, notebooks)
-        return OneOwnersContents(owner, files, contents, self._workers)
+        return OneOwnersContents(owner, files, contents, turns)
 
     async def close(self) -> None:
         """As `ContentsService.close`, for all owners."""

@@ -242,6 +242,29 @@ async def test_an_owner_whose_files_hang_holds_up_no_other(
     await anna.close()  # which ends nothing: `OwnersContents.close` does
 
 
+async def test_a_home_that_hangs_holds_up_no_other_owner(
+    files: OwnersContents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, answers = files._isolation.files, threading.Event()
+
+    def hang(owner: str) -> OwnersFiles:
+        if owner == "anna":
+            answers.wait()
+        return find(owner)
+
+    monkeypatch.setattr(files._isolation, "files", hang)
+    monkeypatch.setattr(service, "WORK_SECONDS", 0.2)
+    try:
+        for _ in range(owned.THREADS + 1):
+            with pytest.raises(ContentsUnavailable, match=r"within 0\.2 s"):
+                await files.of("anna")
+        monkeypatch.setattr(service, "WORK_SECONDS", 60.0)
+        assert (await files.of("ben")).whose == {"owner": "ben"}
+    finally:
+        answers.set()
+    assert (await files.of("anna")).whose == {"owner": "anna"}
+
+
 async def test_the_end_drops_what_is_not_complete(files: OwnersContents, tmp_path: Path) -> None:
     anna = await files.of("anna")
     chunk = Save(type="file", format="text", content="a", chunk=1)
