@@ -20,10 +20,11 @@ VERSION: Final = 4
 
 def load() -> None:
     """Have ready what notebooks take, the system's table of media types included. Blocks."""
-    # Of each of its versions, the schema is read when it is first used.
-    for version in range(_nbformat().v4.nbformat_minor + 1):
+    # Of each version the schema is read when it is first used. nbformat keeps it then.
+    newest = range(_nbformat().v4.nbformat_minor + 1)
+    for version in ((3, 0), *((VERSION, minor) for minor in newest)):
         for relaxed in (False, True):
-            _nbformat().validator.get_validator(VERSION, version, relax_add_props=relaxed)
+            _nbformat().validator.get_validator(*version, relax_add_props=relaxed)
     mimetypes.guess_type("a.txt")
 
 
