@@ -20,6 +20,7 @@ from .api.relay import RelayServer
 from .api.relay_links import Door, Links
 from .api.tokens import note_token
 from .api.views import Views
+from .managers.files.owned import OwnersContents
 from .managers.files.service import ContentsService
 from .managers.handover.elsewhere import Nowhere
 from .managers.handover.registry import Registry
@@ -47,7 +48,7 @@ __all__ = ["Lifespan", "State", "lifespan_of"]
 class State(TypedDict):
     """The objects that the lifespan builds; routes reach them through ``request.state``.
 
-    In place of ``kernels`` and ``views``, routes have the views of their caller.
+    In place of ``contents``, ``kernels`` and ``views``, routes have the views of their caller.
     """
 
     kernels: MultiKernelManager
@@ -58,7 +59,7 @@ class State(TypedDict):
     readiness: Readiness
     users: Users
     authorizer: Authorizer
-    contents: ContentsService
+    contents: ContentsService | OwnersContents
     group: Group | None
     directory: Directory | None
     links: Links | None
@@ -133,14 +134,14 @@ async def _build(
     group = _group(shared, manager)
     sessions = _sessions(settings, shared, manager)
     stack.push_async_callback(sessions.close)
-    contents = ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
+    contents = _contents(settings, manager)
     stack.push_async_callback(contents.close)
     keys = IdempotencyKeys(None if shared is None else shared.claims)
     metrics = Metrics(manager, counters, by_owner=settings.metrics_by_owner)
     stack.callback(metrics.close)
     return {
         "kernels": manager,
-        "views": Views(manager, sessions, events, keys, tokens, shares),
+        "views": Views(manager, sessions, events, keys, tokens, shares, contents),
         "shares": shares,
         "audit": audit,
         "metrics": metrics,
@@ -153,6 +154,12 @@ async def _build(
         "links": None,
         "others": None,
     }
+
+
+def _contents(settings: Settings, manager: MultiKernelManager) -> ContentsService | OwnersContents:
+    if settings.files_by_owner:
+        return OwnersContents(manager.isolation, settings.state_dir, settings.config_files)
+    return ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
 
 
 def _shared(settings: Settings, registry: Registry | None) -> SharedRegistry | None:

@@ -118,6 +118,11 @@ class Files(OptionGroup):
     allow_contents: bool = Field(
         True, description="Serve the files below root_dir, to be read and changed."
     )
+    files_by_owner: bool = Field(
+        False,
+        description="Give each owner a directory of the owner's own, in root_dir or, with "
+        "isolation, the home: the owner's kernels work in it, and no other files are served.",
+    )
     state_dir: AbsolutePath = Field(
         Path(platformdirs.user_state_dir("kernelkeep", appauthor=False)),
         description="Directory for the service's own files (0700).",

@@ -183,10 +183,12 @@ class Settings(
                 raise ValueError(f"{option}: not with isolation={self.isolation}: {why}")
         if _overlap(directory, self.state_dir):
             raise ValueError("isolation_dir: neither may be in the other, it and state_dir")
-        if self.allow_contents and _overlap(directory, self.root_dir):
+        serves_root = self.allow_contents and not self.files_by_owner
+        if serves_root and _overlap(directory, self.root_dir):
             raise ValueError(
                 "isolation_dir: neither may be in the other, it and root_dir, whose files the "
-                "service serves with its own rights (unless allow_contents=false)"
+                "service serves with its own rights (unless allow_contents=false or "
+                "files_by_owner)"
             )
         if (
             self.isolation == "bubblewrap"

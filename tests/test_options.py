@@ -33,6 +33,7 @@ WRONG: dict[str, str] = {
     "allowed_hosts": "lab.example.org:443",
     "root_dir": "MISSING",
     "allow_contents": "perhaps",
+    "files_by_owner": "perhaps",
     "state_dir": "FILE",
     "config": "MISSING",
     "auth": "password",

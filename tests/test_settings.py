@@ -328,6 +328,7 @@ def test_what_can_be_isolated_is_not() -> None:
     assert flags(*APART).isolation == "user"
     assert flags(*APART, "--fork-kernels", "none", "--transport", "tcp").transport == "tcp"
     assert flags(*APART, "--root-dir", "/", "--no-allow-contents").isolation_dir == Path("/homes")
+    assert flags(*APART, "--root-dir", "/", "--files-by-owner").isolation_dir == Path("/homes")
     boxed = (*APART, "--isolation", "bubblewrap")
     assert (flags(*boxed).only_ipc, flags(*boxed, "--isolation-network").only_ipc) == (True, False)
 

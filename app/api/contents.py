@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -25,17 +25,19 @@ from ..managers.files.errors import (
     VersionMismatch,
 )
 from ..managers.files.models import CheckpointModel, ContentsModel
+from ..managers.files.owned import CallersContents
 from ..managers.files.service import ContentsService
 from ..managers.files.tree import plain_path
 from ..managers.files.uploads import LAST
 from ..managers.limits.errors import BeyondLimit, ContentsLimit
 from ..managers.limits.shares import CallersShare
+from ..managers.telemetry.audit import AuditLog
 from .access import requires
 from .dependencies import AuditDep, of_state, read_body
 from .openapi import BODY, errors
 from .schemas import schema_of
 
-__all__ = ["ContentsDep", "PathDep", "router"]
+__all__ = ["PathDep", "ReadableDep", "router"]
 
 _PREFIX: Final = "/api/contents"
 
@@ -56,16 +58,43 @@ T = TypeVar("T")
 MAX_BODY_BYTES: Final = 64 * 2**20
 """The largest body that saves a file or notebook at once; larger files are sent in chunks."""
 
-_READ: Final = (ContentsNotFound, ContentsForbidden, InvalidContents, ContentsUnavailable)
+_READ: Final = (
+    *(ContentsNotFound, ContentsForbidden, InvalidContents, InvalidRequest, ContentsUnavailable),
+)
 _WRITE: Final = (*_READ, ContentsExist, VersionMismatch, NoSpace, ContentsLimit, BeyondLimit)
 _LOCATION: Final = {
     "headers": {"Location": {"schema": {"type": "string"}, "description": "Its URL path."}}
 }
 
+_PATHS: Final = frozenset({"path", "new_path", "copy_from"})
+"""The fields of the audit log that name files."""
+
 _encode = msgspec.json.Encoder().encode
 
 
-ContentsDep = Annotated[ContentsService, of_state("contents")]
+OwnerDep = Annotated[
+    str | None,
+    Query(
+        description="Whose files, if each owner has files (`files_by_owner`); one's own if left "
+        "out. Those of others take a scope that reaches them, as `contents:admin` does."
+    ),
+]
+
+
+async def _to_read(
+    contents: Annotated[CallersContents, of_state("contents")], owner: OwnerDep = None
+) -> ContentsService:
+    return await contents.of("read", owner)
+
+
+async def _to_write(
+    contents: Annotated[CallersContents, of_state("contents")], owner: OwnerDep = None
+) -> ContentsService:
+    return await contents.of("write", owner)
+
+
+ReadableDep = Annotated[ContentsService, Depends(_to_read)]
+WritableDep = Annotated[ContentsService, Depends(_to_write)]
 ShareDep = Annotated[CallersShare, of_state("share")]
 PathDep = Annotated[str, Path(description="A path relative to the root directory.")]
 
@@ -117,7 +146,7 @@ _TEXT: Final = {"type": ["string", "null"]}
     responses=errors(*_READ),
     dependencies=[requires("contents", "read")],
 )
-async def list_checkpoints(service: ContentsDep, path: PathDep) -> Response:
+async def list_checkpoints(service: ReadableDep, path: PathDep) -> Response:
     """List the checkpoints of a file: one at most."""
     return _json(_encode(await service.run(service.contents.checkpoints, path)))
 
@@ -131,10 +160,10 @@ async def list_checkpoints(service: ContentsDep, path: PathDep) -> Response:
     dependencies=[requires("contents", "write")],
 )
 async def create_checkpoint(
-    request: Request, service: ContentsDep, audit: AuditDep, path: PathDep
+    request: Request, service: WritableDep, audit: AuditDep, path: PathDep
 ) -> Response:
     """Keep a file as it is now, in the place of what was kept of it before."""
-    with audit.action("checkpoint_created", path=plain_path(path)) as about:
+    with _action(audit, service, "checkpoint_created", path=path) as about:
         checkpoint = await service.run(service.contents.create_checkpoint, path)
         about["checkpoint_id"] = checkpoint.id
     location = f"{_url(request, path)}/checkpoints/{checkpoint.id}"
@@ -149,10 +178,10 @@ async def create_checkpoint(
     dependencies=[requires("contents", "write")],
 )
 async def restore_checkpoint(
-    service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
+    service: WritableDep, audit: AuditDep, path: PathDep, checkpoint_id: str
 ) -> Response:
     """Make a file what it was when the checkpoint was made."""
-    with audit.action("checkpoint_restored", path=plain_path(path), checkpoint_id=checkpoint_id):
+    with _action(audit, service, "checkpoint_restored", path=path, checkpoint_id=checkpoint_id):
         await service.run(service.contents.restore_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
@@ -165,10 +194,10 @@ async def restore_checkpoint(
     dependencies=[requires("contents", "write")],
 )
 async def delete_checkpoint(
-    service: ContentsDep, audit: AuditDep, path: PathDep, checkpoint_id: str
+    service: WritableDep, audit: AuditDep, path: PathDep, checkpoint_id: str
 ) -> Response:
     """Remove a checkpoint."""
-    with audit.action("checkpoint_deleted", path=plain_path(path), checkpoint_id=checkpoint_id):
+    with _action(audit, service, "checkpoint_deleted", path=path, checkpoint_id=checkpoint_id):
         await service.run(service.contents.delete_checkpoint, path, checkpoint_id)
     return Response(status_code=204)
 
@@ -181,9 +210,9 @@ async def delete_checkpoint(
     responses=errors(*_WRITE, ContentsTooLarge),
     dependencies=[requires("contents", "write")],
 )
-async def trust_notebook(service: ContentsDep, audit: AuditDep, path: PathDep) -> Response:
+async def trust_notebook(service: WritableDep, audit: AuditDep, path: PathDep) -> Response:
     """Trust a notebook: browsers may run what its outputs hold."""
-    with audit.action("notebook_trusted", path=plain_path(path)):
+    with _action(audit, service, "notebook_trusted", path=path):
         found = await service.run(service.contents.trust, path)
     return _json(_encode(found.model), 201)
 
@@ -192,11 +221,11 @@ async def trust_notebook(service: ContentsDep, audit: AuditDep, path: PathDep) -
     "/{path:path}",
     operation_id="contents_get",
     response_model=schema_of(ContentsModel),
-    responses=errors(*_READ, InvalidRequest, ContentsTooLarge),
+    responses=errors(*_READ, ContentsTooLarge),
     dependencies=[requires("contents", "read")],
 )
 async def get_contents(
-    service: ContentsDep,
+    service: ReadableDep,
     path: PathDep,
     kind: Annotated[
         str | None, Query(alias="type", description="What it is taken for: 400 if it is not.")
@@ -240,20 +269,18 @@ async def get_contents(
     dependencies=[requires("contents", "write")],
 )
 async def create_contents(
-    request: Request, service: ContentsDep, share: ShareDep, audit: AuditDep, path: PathDep
+    request: Request, service: WritableDep, share: ShareDep, audit: AuditDep, path: PathDep
 ) -> Response:
     """Make something new in a directory: empty, or a copy. The server chooses its name."""
     new = await _decoded(request, service, share, _New) or _New()
     if new.copy_from:
-        with audit.action(
-            "file_copied", path=plain_path(path), copy_from=plain_path(new.copy_from)
-        ) as about:
+        with _action(audit, service, "file_copied", path=path, copy_from=new.copy_from) as about:
             found = await service.run(service.contents.copy, new.copy_from, path)
             about["path"] = found.model.path
         await share.add_contents(found.model.size or 0)
     else:
         kind, suffix = new.type or None, new.ext or ""
-        with audit.action("file_created", path=plain_path(path)) as about:
+        with _action(audit, service, "file_created", path=path) as about:
             found = await service.run(service.contents.create, path, kind=kind, suffix=suffix)
             about["path"] = found.model.path
     return _changed(request, found)
@@ -278,7 +305,7 @@ async def create_contents(
 )
 async def save_contents(
     request: Request,
-    service: ContentsDep,
+    service: WritableDep,
     share: ShareDep,
     audit: AuditDep,
     path: PathDep,
@@ -287,13 +314,13 @@ async def save_contents(
     """Write a file or a notebook, or make a directory. Readers see the old content or the new."""
     save = await _decoded(request, service, share, Save)
     if save is None:
-        with audit.action("file_created", path=plain_path(path)) as about:
+        with _action(audit, service, "file_created", path=path) as about:
             found = await service.run(service.contents.create, path)
             about["path"] = found.model.path
         return _changed(request, found)
     # Until its last chunk has come, an upload changes no file.
     whole = save.chunk in (None, LAST)
-    with audit.action("file_saved", path=plain_path(path)) if whole else nullcontext():
+    with _action(audit, service, "file_saved", path=path) if whole else nullcontext():
         found = await service.run(service.contents.save, path, save, precondition)
     return _changed(request, found)
 
@@ -308,7 +335,7 @@ async def save_contents(
 )
 async def rename_contents(
     request: Request,
-    service: ContentsDep,
+    service: WritableDep,
     share: ShareDep,
     audit: AuditDep,
     path: PathDep,
@@ -318,7 +345,7 @@ async def rename_contents(
     renamed = await _decoded(request, service, share, _Renamed)
     if renamed is None:
         raise InvalidRequest("JSON body missing")
-    with audit.action("file_renamed", path=plain_path(path), new_path=plain_path(renamed.path)):
+    with _action(audit, service, "file_renamed", path=path, new_path=renamed.path):
         found = await service.run(service.contents.rename, path, renamed.path, precondition)
     return _changed(request, found)
 
@@ -331,12 +358,21 @@ async def rename_contents(
     dependencies=[requires("contents", "write")],
 )
 async def delete_contents(
-    service: ContentsDep, audit: AuditDep, path: PathDep, precondition: PreconditionDep
+    service: WritableDep, audit: AuditDep, path: PathDep, precondition: PreconditionDep
 ) -> Response:
     """Remove a file, or a directory with all that is in it."""
-    with audit.action("file_deleted", path=plain_path(path)):
+    with _action(audit, service, "file_deleted", path=path):
         await service.run(service.contents.delete, path, precondition)
     return Response(status_code=204)
+
+
+def _action(
+    audit: AuditLog, service: ContentsService, action: str, **data: str
+) -> AbstractContextManager[dict[str, Any]]:
+    """As `AuditLog.action`, with whose files these are; each path has its plain form."""
+    for name in _PATHS & data.keys():
+        data[name] = plain_path(data[name])
+    return audit.action(action, **data, **service.whose)
 
 
 async def _decoded(

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from ..managers.errors import InvalidRequest
 from ..managers.files.errors import (
     ContentsForbidden,
     ContentsNotFound,
@@ -23,7 +24,7 @@ from ..managers.files.errors import (
 from ..managers.files.models import version_of
 from ..managers.files.service import ContentsService
 from .access import requires
-from .contents import ContentsDep, PathDep
+from .contents import PathDep, ReadableDep
 from .errors import STANDARD_HEADERS
 from .openapi import FILE, errors
 
@@ -77,6 +78,7 @@ def requested_span(header: str | None, size: int) -> Span | None:
             ContentsNotFound,
             ContentsForbidden,
             InvalidContents,
+            InvalidRequest,
             RangeNotSatisfiable,
             ContentsUnavailable,
         ),
@@ -85,7 +87,7 @@ def requested_span(header: str | None, size: int) -> Span | None:
 )
 async def get_file(
     request: Request,
-    service: ContentsDep,
+    service: ReadableDep,
     path: PathDep,
     download: Annotated[bool, Query(description="Have a browser save it.")] = False,
 ) -> Response:

@@ -164,7 +164,7 @@ def errors(*kinds: type[KernelkeepError]) -> dict[int | str, dict[str, Any]]:
         every += (ReplicaUnreachable,)
     if InvalidKernelId in kinds:  # a kernel is started
         every += (RegistryUnavailable, RequestUnderway, KernelElsewhereError)
-    for kind in every:
+    for kind in dict.fromkeys(every):
         said.setdefault(kind.status, []).append(_said_of(kind))
     for status, sentence in _AROUND.items():
         said[status].append(sentence)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from ..managers.kernels.overview import (
     GoneEvent,
     KernelEvent,
+    OfOwner,
     Overview,
     OverviewEvent,
     WholeEvent,
@@ -45,7 +46,11 @@ router = APIRouter(prefix="/api/overview", tags=["kernels"])
     },
     dependencies=[requires("kernels", "read", activity=False)],
 )
-async def list_overview(request: Request, manager: ManagerDep) -> Response:
+async def list_overview(
+    request: Request,
+    manager: ManagerDep,
+    owner: Annotated[str | None, Query(description="Only the kernels of this owner.")] = None,
+) -> Response:
     """Look at all one's kernels at once: the state of each and since when, what it runs, its log,
     and what it uses of the machine.
 
@@ -54,7 +59,8 @@ async def list_overview(request: Request, manager: ManagerDep) -> Response:
     Asking is not activity.
     """
     told: _Told = {}
-    overview = Overview(manager, told)
+    # The other replicas are asked the same, and tell of this owner's alone.
+    overview = Overview(manager if owner is None else OfOwner(manager, owner), told)
     kind = wants(request)
     if kind is None:
         if (others := others_of(request)) is not None:

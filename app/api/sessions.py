@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from ..managers.errors import (
     InvalidKernelId,
@@ -62,9 +62,15 @@ def _about(session: Session) -> dict[str, str]:
     responses=ERRORS,
     dependencies=[requires("sessions", "read")],
 )
-async def list_sessions(sessions: SessionsDep) -> Response:
-    """List the sessions. One whose kernel is gone is forgotten and left out."""
-    return _json(await sessions.models())
+async def list_sessions(
+    sessions: SessionsDep,
+    owner: Annotated[str | None, Query(description="Only the sessions of this owner.")] = None,
+) -> Response:
+    """List the sessions. One whose kernel is gone is forgotten and left out.
+
+    An administrator's list has everybody's.
+    """
+    return _json(await sessions.models(owner))
 
 
 @router.post(

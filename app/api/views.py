@@ -11,6 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Final
 
+from ..managers.files.owned import CallersContents, OwnersContents
+from ..managers.files.service import ContentsService
 from ..managers.kernels.callers import CallersKernels
 from ..managers.kernels.multikernel import MultiKernelManager
 from ..managers.kernels.owners import CallersOwners
@@ -26,7 +28,7 @@ from .idempotency import IdempotencyKeys
 
 __all__ = ["CallersEvents", "Views", "show_views"]
 
-_OWNED: Final = ("kernels", "sessions", "events", "idempotency", "shares")
+_OWNED: Final = ("contents", "kernels", "sessions", "events", "idempotency", "shares")
 """The keys of the state whose values have something of every owner."""
 
 
@@ -66,6 +68,7 @@ class Views:
         idempotency: IdempotencyKeys,
         tokens: TokenList,
         shares: Shares,
+        contents: ContentsService | OwnersContents,
     ) -> None:
         self._kernels = kernels
         self._sessions = sessions
@@ -73,6 +76,7 @@ class Views:
         self._idempotency = idempotency
         self._tokens = tokens
         self._shares = shares
+        self._contents = contents
 
     def of(self, principal: Principal) -> Mapping[str, Any]:
         """The principal's views, by their keys in the state."""
@@ -84,6 +88,7 @@ class Views:
                 "events": CallersEvents(self._events, principal),
                 "idempotency": self._idempotency.of(principal.owner),
                 "tokens": CallersTokens(self._tokens, principal),
+                "contents": CallersContents(self._contents, principal),
                 "share": CallersShare(self._shares, principal),
                 "owners": CallersOwners(
                     self._kernels.shares, self._shares, self._kernels.usage, principal

@@ -406,6 +406,7 @@ class IsolationUnavailable(KernelStartFailed):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"The kernel cannot be isolated: {why}")
+        self.why = why
 
 
 class KernelSpecInvalid(KernelStartFailed):

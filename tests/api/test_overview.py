@@ -124,6 +124,30 @@ async def test_each_owner_sees_their_own(make_server: MakeServer) -> None:
             assert gone["kernel_id"] == mine
 
 
+async def test_an_administrator_follows_one_owner(make_server: MakeServer) -> None:
+    server = make_server(*MANY)
+    async with (
+        RestClient(server.url, token("ada", USER)) as hers,
+        RestClient(server.url, token("bob", USER)) as his,
+        RestClient(server.url, server.token) as admin,
+    ):
+        other, kernel, over = [
+            (await rest.start_kernel("fake"))["id"] for rest in (his, hers, hers)
+        ]
+        for rest, kernel_id in ((his, await his.start_kernel("fake")), (hers, {"id": over})):
+            await rest.request("DELETE", f"/api/kernels/{kernel_id['id']}", 204)
+        async with followed(admin, owner="ada") as stream:
+            await stream.until(lambda event: event["type"] == "whole")
+            assert (set(stream.rows), stream.gone) == ({kernel}, [over])
+            await his.request("DELETE", f"/api/kernels/{other}", 204)
+            await hers.request("DELETE", f"/api/kernels/{kernel}", 204)
+            await stream.until(lambda event: event["type"] == "gone")
+            assert stream.gone == [over, kernel]
+        async with followed(his, owner="ada") as stream:
+            await stream.until(lambda event: event["type"] == "whole")
+            assert (stream.rows, stream.gone) == ({}, [])
+
+
 async def test_a_server_that_stops_ends_the_stream(make_server: MakeServer) -> None:
     server = make_server()
     async with RestClient(server.url, server.token) as rest, followed(rest) as stream:

@@ -78,7 +78,7 @@ PLANS: dict[str, list[Plan]] = {
     "kernels_restart": [Plan()],
     "usage_get": [Plan(), Plan(params={"history": "true"})],
     "resource_usage_get": [Plan()],
-    "overview_list": [Plan()],
+    "overview_list": [Plan(), Plan(params={"owner": "anna"})],
     "process_output_get": [Plan()],
     "kernel_events_list": [Plan()],
     "shares_list": [Plan()],
@@ -104,7 +104,7 @@ PLANS: dict[str, list[Plan]] = {
         Plan(headers={"Accept": "text/event-stream"}),
         Plan(headers={"Accept": "application/x-ndjson"}),
     ],
-    "sessions_list": [Plan()],
+    "sessions_list": [Plan(), Plan(params={"owner": "anna"})],
     "sessions_create": [
         Plan(body={"path": "a", "type": "notebook", "kernel": {"id": "KERNEL", "name": "fake"}}),
         Plan(body={"path": "PATH", "type": "notebook", "kernel": {"name": "fake"}}),
@@ -425,8 +425,9 @@ async def test_lists_have_one_s_own_alone(apart: Apart) -> None:
         sessions = (await me.rest.request("GET", "/api/sessions")).json()
         assert [session["id"] for session in sessions] == [me.session]
         assert (await me.rest.status())["kernels"] == 2
-        asked = (await me.rest.request("GET", "/api/kernels", params={"owner": other.name})).json()
-        assert asked == []
+        for path in ("/api/kernels", "/api/sessions", "/api/overview"):
+            asked = (await me.rest.request("GET", path, params={"owner": other.name})).json()
+            assert asked == []
 
 
 async def test_an_administrator_sees_all(apart: Apart) -> None:
@@ -436,8 +437,12 @@ async def test_an_administrator_sees_all(apart: Apart) -> None:
         params = {"owner": "anna"}
         annas = (await admin.request("GET", "/api/kernels", params=params)).json()
         assert {kernel["id"] for kernel in annas} == {apart.anna.kernel, apart.anna.second}
+        rows = (await admin.request("GET", "/api/overview", params=params)).json()
+        assert {row["kernel"]["id"] for row in rows} == {apart.anna.kernel, apart.anna.second}
         sessions = (await admin.request("GET", "/api/sessions")).json()
         assert {session["id"] for session in sessions} == {apart.anna.session, apart.ben.session}
+        annas = (await admin.request("GET", "/api/sessions", params=params)).json()
+        assert [session["id"] for session in annas] == [apart.anna.session]
 
 
 async def _refusal(server: ServerProcess, path: str, shown: str) -> tuple[int, str]:

@@ -94,6 +94,35 @@ async def test_a_logout(hub: Hub) -> None:
             await eventually(lambda: _is(carlas, 403), CACHE_SECONDS + 5)
 
 
+async def test_a_logout_closes_what_is_open_and_ends_what_is_not(hub: Hub) -> None:
+    """Two browsers of one user: one has a WebSocket, the other has nothing open."""
+    with httpx.Client(trust_env=False) as one, httpx.Client(trust_env=False) as other:
+        opened = await asyncio.to_thread(hub.log_in, one, "erik")
+        idle = await asyncio.to_thread(hub.log_in, other, "erik")
+        async with RestClient(hub.server_url, opened) as eriks:
+            kernel = await eriks.start_kernel("fake")
+            async with RestClient(hub.server_url, idle) as elsewhere:
+                assert await status_of(elsewhere) == 200
+            channels = await JupyterChannels.connect(
+                _ws(hub.server_url), kernel["id"], token=opened
+            )
+            async with channels:
+                assert (await channels.execute("print open")).text == "open\n"
+                for browser_ in (other, one):
+                    await asyncio.to_thread(hub.log_out, browser_)
+                logged_out = time.monotonic()
+                # Nobody shows either token meanwhile.
+                assert (await channels.closed()).code == CREDENTIAL_ENDED
+                assert time.monotonic() - logged_out < CACHE_SECONDS + 3
+        for ended in (idle, opened):
+            async with RestClient(hub.server_url, ended) as eriks:
+                assert await status_of(eriks) == 403
+        again = await asyncio.to_thread(hub.log_in, one, "erik")
+        async with RestClient(hub.server_url, again) as eriks:
+            assert [found["id"] for found in await eriks.kernels()] == [kernel["id"]]
+            await eriks.delete(kernel["id"])
+
+
 async def test_somebody_logs_in_on_the_page(hub: Hub) -> None:
     async with browser() as chromium:
         page = await chromium.new_page()

@@ -115,6 +115,31 @@ async def _expires(server: ServerProcess, issuer: Issuer) -> None:
     assert await status_of(server.url, short) == (403, "unauthorized")
 
 
+async def test_a_key_that_is_withdrawn_is_good_for_nothing(
+    issuer: Issuer, make_server: MakeServer
+) -> None:
+    with Issuer(issuer._packages, USERS) as own:
+        options = ("--oidc-issuer", own.url, "--oidc-audience", "kernelkeep")
+        server = await asyncio.to_thread(make_server, *options, "--oidc-keys-max-age", "2")
+        old, unused = own.new_token("anna", *KERNELS), own.new_token("ben", *USERS["ben"])
+        async with RestClient(server.url, old) as annas:
+            kernel = await annas.start_kernel("fake")
+            assert await _gets(server.url, unused, 200)
+            channels = await JupyterChannels.connect(server.ws_url, kernel["id"], token=old)
+            async with channels:
+                assert (await channels.execute("print one")).text == "one\n"
+                own.show("second")
+                # Nobody asks anything meanwhile: the server looks at the keys by itself.
+                assert (await channels.closed(30)).code == CREDENTIAL_ENDED
+        for _ in range(25):  # this is no guessing, however often it is shown
+            assert await status_of(server.url, old) == (403, "unauthorized")
+        # One with the same key that nothing was open with, and one that was never shown.
+        assert await status_of(server.url, unused) == (403, "unauthorized")
+        async with RestClient(server.url, own.new_token("anna", *KERNELS)) as annas:
+            assert [one["id"] for one in await annas.kernels()] == [kernel["id"]]
+            await annas.delete(kernel["id"])
+
+
 async def test_without_an_issuer_nobody_comes_in(issuer: Issuer, make_server: MakeServer) -> None:
     with Issuer(issuer._packages, USERS) as other:
         options = ("--oidc-issuer", other.url, "--oidc-audience", "kernelkeep")

@@ -85,11 +85,16 @@ class EventListener:
 
 
 @asynccontextmanager
-async def listening(server: ServerProcess, **options: Any) -> AsyncIterator[EventListener]:
-    """A subscriber to this server's events; ``options`` are those of websockets' ``connect``."""
+async def listening(
+    server: ServerProcess, token: str = "", **options: Any
+) -> AsyncIterator[EventListener]:
+    """A subscriber to this server's events; ``options`` are those of websockets' ``connect``.
+
+    Without a ``token`` it shows the server's own.
+    """
     websocket = await connect(
         f"{server.ws_url}/api/events/subscribe",
-        additional_headers={"Authorization": f"token {server.token}"},
+        additional_headers={"Authorization": f"token {token or server.token}"},
         compression=None,
         open_timeout=EVENT_TIMEOUT,
         proxy=None,

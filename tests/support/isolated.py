@@ -26,7 +26,16 @@ from tests.support.kernelspecs import Spec
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess
 
-__all__ = ["IDS", "USER", "IsolatedHome", "Owner", "SandboxServer", "UserServer", "start_for"]
+__all__ = [
+    "IDS",
+    "USER",
+    "IsolatedHome",
+    "Owner",
+    "SandboxServer",
+    "UserServer",
+    "check_files",
+    "start_for",
+]
 
 USER: Final = ("kernels:write", "kernels:execute", "sessions:write", "kernelspecs:read")
 """What the tokens of owners are good for."""
@@ -234,6 +243,61 @@ class Owner:
         done = await self.executions.run(code)
         assert done["state"] == "ok", done
         return json.loads("".join(output["text"] for output in done["outputs"]))
+
+
+async def check_files(anna: Owner, ben: Owner, server: ServerProcess) -> None:
+    """Check that an owner's kernel and the files API have the same files, and no other's.
+
+    The server has ``files_by_owner``.
+    """
+    scopes = (*USER, "contents:write")
+    text = {"type": "file", "format": "text", "content": "for Anna"}
+    await ben.executions.run("open('own.txt', 'w').write('of Ben')")
+    theirs = await ben.value("os.getcwd()")
+    async with RestClient(server.url, token("anna", scopes)) as files:
+        await files.request("PUT", "/api/contents/work", 201, json={"type": "directory"})
+        await files.request("PUT", "/api/contents/work/sent.txt", 201, json=text)
+        # Whoever has made a file, the other can change it.
+        code = (
+            "(open('work/sent.txt', 'a').write('!'), open('work/made.txt', 'w').write('of Anna'),"
+            " os.stat('work/sent.txt').st_uid == os.stat('work/made.txt').st_uid,"
+            " os.chmod('work/made.txt', 0o600))"
+        )
+        assert (await anna.value(code))[2] is True
+        assert (await files.request("GET", "/files/work/sent.txt")).text == "for Anna!"
+        assert (await files.request("GET", "/files/work/made.txt")).text == "of Anna"
+        await files.request("PUT", "/api/contents/work/made.txt", 200, json=text)
+        assert await anna.value("open('work/made.txt').read()") == "for Anna"
+        new = await files.request("POST", "/api/contents/work", 201, json={"type": "notebook"})
+        path = new.json()["path"]
+        await files.request("POST", f"/api/contents/{path}/trust", 201)
+        await files.request("POST", f"/api/contents/{path}/checkpoints", 201)
+        await anna.executions.run(SWAPPING.format(target=theirs))
+        for _ in range(100):
+            read = await files.http.get("/files/work/own.txt")
+            written = await files.http.put("/api/contents/work/planted.txt", json=text)
+            assert read.status_code in (403, 404), read.text
+            assert written.status_code < 500, written.text
+        await anna.executions.run("is_over.set(); swapping.join()")
+        await files.request("DELETE", "/api/contents/work/planted.txt", 204)
+    assert "planted.txt" not in await ben.value("os.listdir('.')")
+
+
+SWAPPING: Final = """
+import os, threading
+is_over = threading.Event()
+
+def swap():
+    while not is_over.is_set():
+        os.rename("work", "aside")
+        os.symlink({target!r}, "work")
+        os.unlink("work")
+        os.rename("aside", "work")
+
+swapping = threading.Thread(target=swap)
+swapping.start()
+"""
+"""Has a link to another directory in the place of one's own, now and then."""
 
 
 def start_for(server: ServerProcess, *names: str) -> dict[str, str]:

@@ -63,10 +63,12 @@ class Overview:
 
 
 @asynccontextmanager
-async def followed(rest: RestClient) -> AsyncIterator[Overview]:
+async def followed(rest: RestClient, **query: str) -> AsyncIterator[Overview]:
     """The overview that this client follows."""
     headers = {"Accept": "application/x-ndjson"}
-    async with rest.http.stream("GET", PATH, headers=headers, timeout=HUNG) as response:
+    async with rest.http.stream(
+        "GET", PATH, headers=headers, params=query, timeout=HUNG
+    ) as response:
         assert response.status_code == 200
         assert response.headers["Content-Type"].startswith("application/x-ndjson")
         yield Overview(response.aiter_lines())

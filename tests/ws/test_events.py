@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -115,7 +116,7 @@ async def test_a_subscriber_that_does_not_read_gets_what_was_kept_and_the_count_
     server: ServerProcess, rest: RestClient, start: KernelStarter
 ) -> None:
     count, size = 700, 60_000  # more than all the buffers on the way hold
-    options = {"max_queue": 1, "ping_interval": None}
+    options: dict[str, Any] = {"max_queue": 1, "ping_interval": None}
     async with listening(server) as quick, listening(server, **options) as slow:
         for number in range(count):
             await tell(rest, f"{number} {'x' * size}")

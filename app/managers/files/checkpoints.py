@@ -54,7 +54,9 @@ class Checkpoints:
         Raises `ContentsNotFound` if that does not exist.
         """
         copy = _existing(place, checkpoint_id)
-        with copy.open("rb") as source, replacing(place.target, guard) as file:
+        # As with other files: a kernel may have put a link or a pipe there since the look.
+        kept = Place(place.path, copy, copy)
+        with open_file(kept) as source, replacing(place.target, guard) as file:
             copy_file(source, file)
 
     def delete(self, place: Place, checkpoint_id: str) -> None:

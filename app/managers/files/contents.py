@@ -91,9 +91,15 @@ class Found(NamedTuple):
 class Contents:
     """The contents manager. Methods may be called from several threads at once."""
 
-    def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        state_dir: Path,
+        hidden: Iterable[Path] = (),
+        notebooks: Notebooks | None = None,
+    ) -> None:
         self._tree = Tree(root, [state_dir, *hidden])
-        self._notebooks = Notebooks(state_dir)
+        self._notebooks = Notebooks(state_dir) if notebooks is None else notebooks
         self._checkpoints = Checkpoints()
         self._uploads = Uploads()
         # Held from the check of a file's version to its change. Two threads may save the same file

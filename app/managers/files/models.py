@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from ...protocol.messages import format_timestamp
 from .tree import Place
+from .writing import may_write
 
 __all__ = ["CheckpointModel", "ContentsModel", "describe", "version_of"]
 
@@ -72,7 +73,7 @@ def describe(place: Place, status: os.stat_result) -> ContentsModel:
         created=format_timestamp(born),
         type="directory" if is_directory else "notebook" if is_notebook else "file",
         size=None if is_directory else status.st_size,
-        writable=os.access(place.target, os.W_OK),
+        writable=may_write(place.target),
         mimetype=None if is_directory or is_notebook else mimetypes.guess_type(place.name)[0],
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mimetypes
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +13,19 @@ from typing import Any, Final
 from ...imports import import_jsonschema
 from .errors import InvalidContents
 
-__all__ = ["Notebooks", "empty_notebook"]
+__all__ = ["Notebooks", "empty_notebook", "load"]
 
 VERSION: Final = 4
+
+
+def load() -> None:
+    """Have ready what notebooks take, the system's table of media types included. Blocks."""
+    # Of each version the schema is read when it is first used. nbformat keeps it then.
+    newest = range(_nbformat().v4.nbformat_minor + 1)
+    for version in ((3, 0), *((VERSION, minor) for minor in newest)):
+        for relaxed in (False, True):
+            _nbformat().validator.get_validator(*version, relax_add_props=relaxed)
+    mimetypes.guess_type("a.txt")
 
 
 @cache
@@ -41,11 +54,16 @@ class Notebooks:
     """Reads and writes notebooks. Its methods block.
 
     A browser may run the outputs of a trusted notebook. ``data_dir`` has the signatures of trusted
-    notebooks and the secret for making them.
+    notebooks and the secret for making them; within ``signing`` the thread may use it.
     """
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        signing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._data_dir = data_dir
+        self._signing = signing
 
     def read(self, text: str, path: str) -> tuple[Any, str | None]:
         """A notebook's content in nbformat 4, and what its schema finds wrong with it, if anything.
@@ -54,8 +72,9 @@ class Notebooks:
         """
         notebook, complaint = _parse(text, path)
         if complaint is None:
-            notary = self._notary()
-            notary.mark_cells(notebook, notary.check_signature(notebook))
+            with self._signing():
+                notary = self._notary()
+                notary.mark_cells(notebook, notary.check_signature(notebook))
         return notebook, complaint
 
     def written(self, content: Any, path: str) -> tuple[str, str | None]:
@@ -87,12 +106,14 @@ class Notebooks:
     def trust(self, text: str, path: str) -> None:
         """Sign a notebook: exactly these outputs are trusted. Raises `InvalidContents`."""
         notebook, _ = _parse(text, path)
-        self._notary().sign(notebook)
+        with self._signing():
+            self._notary().sign(notebook)
 
     def _are_trusted(self, notebook: Any) -> bool:
         """Whether the browser has marked all cells with outputs as trusted; removes the marks."""
         try:
-            return bool(self._notary().check_cells(notebook))
+            with self._signing():
+                return bool(self._notary().check_cells(notebook))
         except (AttributeError, KeyError, TypeError):  # the notebook is invalid: see `_complaint`
             return False
 

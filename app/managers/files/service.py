@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ from ..threads import DaemonThreads
 from .contents import Contents
 from .errors import ContentsUnavailable
 
-__all__ = ["ContentsService"]
+__all__ = ["ContentsService", "Workers"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,8 +36,9 @@ class ContentsService:
 
     def __init__(self, root: Path, state_dir: Path, hidden: Iterable[Path] = ()) -> None:
         self.contents = Contents(root, state_dir, hidden)
-        self._threads = DaemonThreads(THREADS, "contents")
-        self._work: set[Future[Any]] = set()
+        self.whose: dict[str, str] = {}
+        """Whose files these are, in the fields of the audit log."""
+        self._workers = Workers(THREADS)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run ``work`` in a thread; returns its result.
@@ -46,16 +48,16 @@ class ContentsService:
         """
         # The timeout cancels work that waits for a thread. Work that has begun keeps its thread to
         # its end, and its result or error goes nowhere: the future is cancelled by then.
-        done = self._threads.submit(work, *args, **kwargs)
-        self._work.add(done)
-        done.add_done_callback(self._work.discard)
         try:
             async with asyncio.timeout(WORK_SECONDS):
-                return await asyncio.wrap_future(done)
+                return await asyncio.wrap_future(await self._begin(partial(work, *args, **kwargs)))
         except TimeoutError:
             raise ContentsUnavailable(
                 f"The file system did not answer within {WORK_SECONDS:g} s"
             ) from None
+
+    async def _begin(self, work: Callable[[], T]) -> Future[T]:
+        return self._workers.begin(work)
 
     async def close(self) -> None:
         """Drop the work that waits, let work that has begun end, and drop the uploads.
@@ -63,6 +65,25 @@ class ContentsService:
         Within bounds, `LAST_SECONDS` and `CLOSE_SECONDS`: a disk that hangs must not hold up the
         end of the server.
         """
+        await self._workers.close(lambda: self.contents.close())
+
+
+class Workers:
+    """At most ``number`` threads for the work on files."""
+
+    def __init__(self, number: int) -> None:
+        self._threads = DaemonThreads(number, "contents")
+        self._work: set[Future[Any]] = set()
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Have work done behind the one before. Raises `RuntimeError` after `close`."""
+        done = self._threads.submit(work)
+        self._work.add(done)
+        done.add_done_callback(self._work.discard)
+        return done
+
+    async def close(self, last: Callable[[], object]) -> None:
+        """Drop the work that waits, let work that has begun end, and do ``last``; with bounds."""
         # Threads take what they have done from the set, so this goes through a copy.
         begun = {asyncio.wrap_future(done) for done in [*self._work] if not done.cancel()}
         self._threads.shutdown()
@@ -70,6 +91,6 @@ class ContentsService:
             await asyncio.wait(begun, timeout=LAST_SECONDS)
         # By a thread of its own, as the others may all hang.
         closing = DaemonThreads(1, "end of the contents")
-        dropping = asyncio.wrap_future(closing.submit(self.contents.close))
+        dropping = asyncio.wrap_future(closing.submit(last))
         closing.shutdown()
         await asyncio.wait({dropping}, timeout=CLOSE_SECONDS)

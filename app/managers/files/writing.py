@@ -9,7 +9,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, Final
 
-__all__ = ["copy_file", "create_new", "finish", "making", "open_new", "partial_beside", "replacing"]
+__all__ = [
+    "copy_file",
+    "create_new",
+    "finish",
+    "making",
+    "may_write",
+    "open_new",
+    "partial_beside",
+    "replacing",
+]
 
 PARTIAL: Final = ".~kernelkeep-"
 """The beginning of the names of unfinished files: it hides them. They go if the writing fails."""
@@ -65,12 +74,18 @@ def finish(file: BinaryIO, target: Path) -> None:
         pass
     else:
         # A rename asks for no right to the file that it replaces, only for one to the directory.
-        if not os.access(target, os.W_OK):
+        if not may_write(target):
             raise PermissionError(13, "Permission denied")
         if os.geteuid() == 0:
             os.fchown(file.fileno(), before.st_uid, before.st_gid)
         os.fchmod(file.fileno(), before.st_mode & 0o7777)
     os.fsync(file.fileno())
+
+
+def may_write(path: Path) -> bool:
+    """Whether this thread may write a file, by the rights that it has now."""
+    # Without the option the system is asked about the user who has started the process.
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 @contextmanager

@@ -279,9 +279,8 @@ class CallersKernels:
         kernel's provisioner resolves the path.
         """
         resolution = ResolutionModel()
-        found = None
-        if self.principal.scopes.allow("read", "contents"):
-            found = await asyncio.to_thread(api_path, self.settings.root_dir, path)
+        root = await self._manager.isolation.files_root(self.principal)
+        found = None if root is None else await asyncio.to_thread(api_path, root, path)
         if found is not None:
             resolution.resolved.append(ResolvedPathModel("server", found))
         if kernel_id and kernel_id not in self:

@@ -70,7 +70,7 @@ class MultiKernelManager:
         self.started = time.time()
         self.specs = specs
         self.warm = warm
-        self.keepers = services.keepers
+        self.keepers, self.isolation = services.keepers, services.isolation
         self.starts = services.starts
         self.output_file = services.output_file
         self._last_request = self.started

@@ -32,6 +32,7 @@ __all__ = [
     "Codes",
     "GoneEvent",
     "KernelEvent",
+    "OfOwner",
     "Overview",
     "RunningModel",
     "Told",
@@ -89,6 +90,36 @@ class Watched(Protocol):
 
     def departures(self, since: int) -> list[Departure]:
         """The departures after a number, of kernels that the caller could read."""
+
+
+class OfOwner:
+    """Those of the watched kernels that are one owner's."""
+
+    def __init__(self, watched: Watched, owner: str) -> None:
+        self._watched = watched
+        self._owner = owner
+        self.samples = watched.samples
+        self.sample = watched.sample
+        self.refresh = watched.refresh
+        self.check_running = watched.check_running
+
+    def __iter__(self) -> Iterator[Kernel]:
+        """As `Watched.__iter__`."""
+        return (one for one in self._watched if one.ownership.owner == self._owner)
+
+    def others(self) -> list[KernelElsewhere]:
+        """As `Watched.others`."""
+        return [one for one in self._watched.others() if one.ownership.owner == self._owner]
+
+    @property
+    def departed(self) -> int:
+        """As `Watched.departed`."""
+        return self._watched.departed
+
+    def departures(self, since: int) -> list[Departure]:
+        """As `Watched.departures`."""
+        found = self._watched.departures(since)
+        return [one for one in found if one.ownership.owner == self._owner]
 
 
 class RunningModel(msgspec.Struct):

@@ -82,6 +82,9 @@ class TimeLimits:
         ends, left = self._plans.setdefault(kernel, TimePlan()).next(comes, now)
         if comes is not None and left is not None:
             kernel.reports.ends_soon(comes.limit, left)
+            kernel.traffic.voice.warn(
+                f"this kernel is stopped in {left:.3g} s, by its owner's limit {comes.limit}."
+            )
         if comes is not None and ends:
             about(logger, kernel_id=kernel.id).warning(
                 "kernel %s (%s) is stopped by its owner's limit %s",

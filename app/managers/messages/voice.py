@@ -89,6 +89,14 @@ class Voice:
         status = self.make("iopub", "status", {"execution_state": execution_state})
         return self.say(status, transient=True)
 
+    def warn(self, text: str) -> Message:
+        """Tell every attached client a line on stderr, which is no request's output.
+
+        Clients that come later are not shown it: it is about what comes soon.
+        """
+        content = {"name": "stderr", "text": f"kernelkeep: {text}\n"}
+        return self.say(self.make("iopub", "stream", content), transient=True)
+
     def greeting(self) -> Message:
         """The status that is the first message on a new connection: the kernel's present state.
 

@@ -36,7 +36,8 @@ PRESETS: Final = {
 }
 """Names for lists of scopes: all that a user does with its own, and everything with everybody's.
 
-The files below the root directory are no owner's own, so ``user`` has no scope of ``contents``.
+The files below the root directory are no owner's own, unless an option gives each owner a part of
+them. So ``user`` has no scope of ``contents``.
 """
 
 _MAX_SHOWN: Final = 64

@@ -95,12 +95,19 @@ class SessionManager:
 
     # Looking
 
-    async def models(self) -> bytes:
-        """The models of all sessions, as a JSON list; sessions whose kernel is gone are removed."""
+    async def models(self, owner: str | None = None) -> bytes:
+        """The models of all sessions, or of an owner's, as a JSON list.
+
+        Sessions whose kernel is gone are removed.
+        """
         await self._book.forget_gone(self._candidates())
         # Further kernels may have gone while that was stored; the next listing forgets those.
         there = filter(self._book.has_kernel, self._candidates())
-        found = [session for session in there if self._sees("read", session)]
+        found = [
+            session
+            for session in there
+            if owner in (None, session.owner) and self._sees("read", session)
+        ]
         return b"[" + b",".join([self.model(session) for session in found]) + b"]"
 
     def _candidates(self) -> list[Session]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.managers.files.errors import InvalidContents
-from app.managers.files.notebooks import Notebooks, empty_notebook
+from app.managers.files.notebooks import Notebooks, empty_notebook, load
 
 
 @pytest.fixture
@@ -99,3 +101,40 @@ def test_outputs_are_trusted_if_they_were_when_they_were_written(
     assert not other["cells"][0]["metadata"].get("trusted")
     notebooks.trust(text, "a.ipynb")
     assert notebooks.read(text, "a.ipynb")[0]["cells"][0]["metadata"]["trusted"]
+
+
+def test_no_file_is_read_for_a_notebook_when_all_is_loaded(
+    notebooks: Notebooks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread with an owner's rights may not be able to."""
+    whole = Path.open
+
+    def refuse(path: Path, *how: Any, **more: Any) -> Any:
+        if path.suffix == ".json":  # the schemas; what is signed has files of its own
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *how, **more)
+
+    load()
+    monkeypatch.setattr(Path, "open", refuse)
+    for minor in range(6):
+        notebook = {"nbformat": 4, "nbformat_minor": minor, "metadata": {}, "cells": []}
+        text, complaint = notebooks.written(notebook, "a.ipynb")
+        assert complaint is None
+        assert notebooks.read(text, "a.ipynb")[1] is None
+
+
+def test_what_takes_the_signatures_is_done_within_the_rights_to_them(tmp_path: Path) -> None:
+    within = []
+
+    @contextmanager
+    def signing() -> Iterator[None]:
+        within.append("entered")
+        yield
+
+    notebooks = Notebooks(tmp_path / "none", signing)
+    (tmp_path / "none").mkdir()
+    text, _ = notebooks.written(with_output(trusted=True), "a.ipynb")  # looks, and signs
+    assert len(within) == 2
+    notebooks.read(text, "a.ipynb")
+    notebooks.trust(text, "a.ipynb")
+    assert len(within) == 4

@@ -129,6 +129,14 @@ result = [
     assert await run(kernel, "import os; result = [os.getcwd(), os.environ['MINE']]") == seen[:2]
 
 
+async def test_one_is_moved_to_its_owners_directory(make_server: MakeServer) -> None:
+    server = make_server("--files-by-owner", "--warm-kernels", "python3=1")
+    async with kernels_of(server) as start:
+        kernel = await claimed(start, "python3")
+        home = server.home.root_dir / "anonymous"
+        assert await run(kernel, "import os; result = os.getcwd()") == str(home)
+
+
 async def test_sessions_get_warm_kernels_too(start: KernelStarter) -> None:
     await parked(start.rest, "python3")
     before = await claims(start.rest, "python3", "hit")

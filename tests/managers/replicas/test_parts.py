@@ -98,6 +98,10 @@ async def test_the_overview_is_that_of_all(replicas: Replicas, rests: list[RestC
             rows = await told(rest, "/api/overview")
             assert [row["kernel"]["id"] for row in rows] == kernels
             assert _runs(rows[2], begun)
+            own = await told(rest, "/api/overview?owner=anonymous")
+            assert [row["kernel"]["id"] for row in own] == kernels
+            assert _runs(own[2], begun)
+            assert await told(rest, "/api/overview?owner=ben") == []
         await rests[1].delete(kernels[0])
         for stream in streams:
             await stream.holds(lambda rows: kernels[0] not in rows)

@@ -69,6 +69,13 @@ class Accounts:
             raise IsolationUnavailable(f"no kernel runs as the user with the id {account.uid}")
         return account
 
+    def is_of_system(self, owner: str) -> bool:
+        """Whether an owner has the system's account of its name."""
+        try:
+            return self._by_name and self._of_system(owner) is not None
+        except IsolationUnavailable:
+            return False
+
     def _of_system(self, owner: str) -> Account | None:
         try:
             entry = pwd.getpwnam(owner)

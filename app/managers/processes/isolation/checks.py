@@ -12,6 +12,7 @@ from typing import Final
 
 from ....isolation_options import id_range
 from ....settings import Settings
+from .file_rights import has_landlock, has_user_rights
 from .places import MAX_DIRECTORY
 from .sandbox import SYSTEM, Sandbox
 
@@ -39,6 +40,7 @@ def check_isolation(settings: Settings) -> None:
 
     The directory of the homes is made if it is not there.
     """
+    _check_files(settings)
     if settings.isolation == "none":
         return
     directory = settings.isolation_dir
@@ -57,6 +59,28 @@ def check_isolation(settings: Settings) -> None:
         sandbox = new_sandbox(settings)
         _check_directory(directory, open_to_others=False)
         _try(sandbox, directory)
+
+
+def _check_files(settings: Settings) -> None:
+    """Raise `CannotIsolate` if the service could not serve each owner the owner's own files."""
+    if not settings.files_by_owner:
+        return
+    if settings.isolation == "none" and not os.access(settings.root_dir, os.W_OK | os.X_OK):
+        raise CannotIsolate(
+            f"--files-by-owner: the service may not make the owners' directories in "
+            f"{settings.root_dir}"
+        )
+    if not settings.allow_contents:
+        return
+    if settings.isolation == "user" and not has_user_rights():
+        raise CannotIsolate(
+            "--files-by-owner: on this machine no thread can have the rights of another user"
+        )
+    if settings.isolation == "bubblewrap" and not has_landlock():
+        raise CannotIsolate(
+            "--files-by-owner: with isolation=bubblewrap this takes Landlock (Linux 5.19), which "
+            "is not to be had here"
+        )
 
 
 def _check_root(settings: Settings) -> None:

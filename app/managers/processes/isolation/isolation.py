@@ -5,27 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import shutil
+import sys
 from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from ....isolation_options import id_range
 from ....settings import Settings
 from ...errors import IsolationUnavailable
+from ...owners.principal import Principal
 from .accounts import Accounts
 from .checks import new_sandbox
 from .confinement import Confinement
+from .file_rights import FileRights, OfUser, Within
 from .names import directory_name
 from .places import KernelPlace, kernels_dir
 from .sandbox import Sandboxed, make_own_home
 from .user import AsUser, make_home
 
-__all__ = ["Isolation", "new_isolation"]
+__all__ = ["Isolation", "OwnersFiles", "new_isolation"]
+
+
+class OwnersFiles(NamedTuple):
+    """Where an owner's files are, and the rights by which the service reads and writes them."""
+
+    root: Path
+    rights: FileRights
 
 
 class Isolation:
-    """No isolation: all kernels are the service's user's, and work below ``root_dir``."""
+    """No isolation: all kernels are the service's user's, and work below ``root_dir``.
+
+    With `files_by_owner` each owner has a directory there.
+    """
 
     kind = "none"
 
@@ -42,8 +57,53 @@ class Isolation:
 
         Raises `IsolationUnavailable`.
         """
-        del owner
-        return self._settings.root_dir
+        if not self._settings.files_by_owner:
+            return self._settings.root_dir
+        return await asyncio.to_thread(self._root, owner)
+
+    async def files_root(self, principal: Principal) -> Path | None:
+        """The directory of the files that a principal reads if it names no owner; None for none."""
+        if not self._settings.files_by_owner:
+            return self._settings.root_dir if principal.scopes.allow("read", "contents") else None
+        if not principal.scopes.allow_own("read", "contents"):
+            return None
+        with contextlib.suppress(IsolationUnavailable):  # where there is no directory, are no files
+            return await self.root(principal.owner)
+        return None
+
+    def files(self, owner: str) -> OwnersFiles:
+        """The directory of an owner's files, made if need be, and the rights to them. Blocks.
+
+        For `files_by_owner` alone. Raises `IsolationUnavailable`.
+        """
+        return OwnersFiles(self._root(owner), FileRights())
+
+    def has_files(self, owner: str) -> bool:
+        """Whether the directory of an owner's files has been made already. Blocks."""
+        return self._place(owner).is_dir()
+
+    def _root(self, owner: str) -> Path:
+        try:
+            # An account's home may lie behind a link (/home is one on some systems). Paths are
+            # resolved before they are compared with this one.
+            return self._home(owner).resolve()
+        except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is the second
+            raise IsolationUnavailable(f"the owner's home cannot be made: {error}") from None
+
+    def _place(self, owner: str) -> Path:
+        """The path of an owner's home, if the service makes it."""
+        return self._settings.root_dir / directory_name(owner)
+
+    def _home(self, owner: str) -> Path:
+        """The home of an owner, made if need be. Raises `IsolationUnavailable` and `OSError`."""
+        home = self._place(owner)
+        make_own_home(home)
+        if home.stat().st_mode & 0o077:
+            # It was there before there were owners, and with it files that are not this owner's.
+            raise IsolationUnavailable(
+                f"{home} is open to other users: if it is this owner's alone, chmod 700 {home}"
+            )
+        return home
 
     def confine(self, owner: str, kernel_id: str) -> Confinement | None:
         """How a kernel of this owner is kept apart; None if it is not."""
@@ -86,17 +146,12 @@ class _WithHomes(Isolation):
         # faster.
         return await asyncio.to_thread(self._root, owner)
 
-    def _root(self, owner: str) -> Path:
-        try:
-            # An account's home may lie behind a link (/home is one on some systems). Paths are
-            # resolved before they are compared with this one.
-            return self._home(owner).resolve()
-        except (OSError, RuntimeError) as error:  # before Python 3.13 a loop of links is the second
-            raise IsolationUnavailable(f"the owner's home cannot be made: {error}") from None
+    def _place(self, owner: str) -> Path:
+        return self._homes / directory_name(owner)
 
     @abstractmethod
     def _home(self, owner: str) -> Path:
-        """The home of an owner, made if need be. Raises `IsolationUnavailable` and `OSError`."""
+        """As `Isolation._home`."""
 
     def remove_leftovers(self, known: Collection[str], oldest: float = math.inf) -> None:
         """As `Isolation.remove_leftovers`."""
@@ -129,6 +184,15 @@ class UserIsolation(_WithHomes):
         make_home(account)
         return account.home
 
+    def files(self, owner: str) -> OwnersFiles:
+        """As `Isolation.files`: those of the owner's user."""
+        account = self._accounts.find(owner)
+        return OwnersFiles(self._root(owner), OfUser(account.uid, account.gid))
+
+    def has_files(self, owner: str) -> bool:
+        """As `Isolation.has_files`."""
+        return super().has_files(owner) or self._accounts.is_of_system(owner)
+
     def confine(self, owner: str, kernel_id: str) -> Confinement:
         """As `Isolation.confine`."""
         place = KernelPlace(self._kernels, kernel_id)
@@ -143,16 +207,32 @@ class SandboxIsolation(_WithHomes):
     def __init__(self, settings: Settings, run: Path) -> None:
         super().__init__(settings, run, 0o700)
         self._sandbox = new_sandbox(settings)
+        # What Python imports, and packages read, when it is first needed. Where owners' files are
+        # below such a directory, it is left out.
+        hidden = [self._homes, settings.state_dir, settings.root_dir]
+        self._modules = tuple(
+            Path(path)
+            for path in dict.fromkeys(sys.path)
+            if os.path.isabs(path)
+            and os.path.isdir(path)
+            and not os.path.islink(path)
+            and not any(one.is_relative_to(Path(path).resolve()) for one in hidden)
+        )
 
     def _home(self, owner: str) -> Path:
-        home = self._homes / directory_name(owner)
+        home = self._place(owner)
         make_own_home(home)
         return home
+
+    def files(self, owner: str) -> OwnersFiles:
+        """As `Isolation.files`: what lies in the owner's home."""
+        root = self._root(owner)
+        return OwnersFiles(root, Within((root,), self._modules))
 
     def confine(self, owner: str, kernel_id: str) -> Confinement:
         """As `Isolation.confine`."""
         place = KernelPlace(self._kernels, kernel_id)
-        return Sandboxed(place, self._sandbox, self._homes / directory_name(owner))
+        return Sandboxed(place, self._sandbox, self._place(owner))
 
 
 def new_isolation(settings: Settings, run: Path) -> Isolation:

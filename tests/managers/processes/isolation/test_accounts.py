@@ -119,3 +119,14 @@ def test_where_the_accounts_of_people_begin(text: str | None, least: int, tmp_pa
     if text is not None:
         (tmp_path / "login.defs").write_text(text)
     assert least_uid(tmp_path / "login.defs") == least
+
+
+def test_whether_the_system_has_an_owners_account_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pwd, "getpwnam", lambda _: entry(5000))
+    assert accounts(tmp_path, by_name=True).is_of_system("anna")
+    assert not accounts(tmp_path).is_of_system("anna")
+    monkeypatch.setattr(pwd, "getpwnam", lambda _: entry(1))  # one of the system's own is refused
+    assert not accounts(tmp_path, by_name=True).is_of_system("anna")
+    assert not (tmp_path / FILE).exists()  # to ask allots nothing

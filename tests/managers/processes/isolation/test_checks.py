@@ -64,6 +64,23 @@ def test_another_system_is_told_at_once(passable: Path, monkeypatch: pytest.Monk
         check_isolation(settings(passable))
 
 
+def test_what_owners_files_take_is_looked_for(
+    passable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_owner: dict[str, Any] = {"files_by_owner": True, "root_dir": passable}
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(CannotIsolate, match="may not make the owners' directories"):
+        check_isolation(Settings(**by_owner))
+    monkeypatch.undo()
+    check_isolation(Settings(**by_owner))
+    monkeypatch.setattr(checks, "has_user_rights", lambda: False)
+    monkeypatch.setattr(checks, "has_landlock", lambda: False)
+    with pytest.raises(CannotIsolate, match="no thread can have the rights of another user"):
+        check_isolation(settings(passable, allow_contents=True, **by_owner))
+    with pytest.raises(CannotIsolate, match="this takes Landlock"):
+        check_isolation(settings(passable, isolation="bubblewrap", allow_contents=True, **by_owner))
+
+
 def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CannotIsolate, match="no socket could have a name in it"):
         check_isolation(settings(tmp_path, isolation_dir=tmp_path / ("x" * 100)))

@@ -25,7 +25,15 @@ from app.managers.processes.paths import cwd_for_path
 from app.settings import Settings
 from tests.conftest import servers
 from tests.support.identities import token
-from tests.support.isolated import IDS, OPEN_FILES, USER, IsolatedHome, Owner, UserServer
+from tests.support.isolated import (
+    IDS,
+    OPEN_FILES,
+    USER,
+    IsolatedHome,
+    Owner,
+    UserServer,
+    check_files,
+)
 from tests.support.kernelspecs import write_kernelspecs
 from tests.support.processes import eventually, is_alive, keepers
 from tests.support.rest import RestClient, RestError
@@ -91,7 +99,8 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[UserServer]:
     with servers(request.config) as make_server:
         home = IsolatedHome()
         limits = ("--limits-by-name", f'{{"dora": {{"processes": {MOST}}}}}')
-        server = make_server(*limits, kind=UserServer, home=home, specs=home.specs())
+        options = (*limits, "--files-by-owner")
+        server = make_server(*options, kind=UserServer, home=home, specs=home.specs())
         assert isinstance(server, UserServer)
         yield server
     home.remove()
@@ -119,6 +128,12 @@ async def test_nothing_of_another_owners_kernel_is_within_reach(anna: Owner, ben
         ptrace=f"ptrace({pid})",
     )
     assert outcome == dict.fromkeys(outcome, REFUSED)
+
+
+async def test_the_files_that_are_served_are_those_of_the_owners_user(
+    isolated: UserServer, anna: Owner, ben: Owner
+) -> None:
+    await check_files(anna, ben, isolated)
 
 
 async def test_nothing_of_the_service_is_within_reach(isolated: UserServer, ben: Owner) -> None:

@@ -20,7 +20,7 @@ from app.managers.processes.isolation.places import KernelPlace
 from app.managers.processes.isolation.sandbox import Sandbox, Sandboxed, make_own_home
 from tests.conftest import MakeServer, servers
 from tests.support.home import Home
-from tests.support.isolated import OPEN_FILES, IsolatedHome, Owner, SandboxServer
+from tests.support.isolated import OPEN_FILES, IsolatedHome, Owner, SandboxServer, check_files
 from tests.support.kernelspecs import Spec, shell_spec, write_kernelspecs
 from tests.support.processes import eventually, is_alive, keepers, read_process
 from tests.support.rest import RestError
@@ -126,7 +126,7 @@ def isolated(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
     specs = {"dying": DYING, "hidden": shell_spec("exec $FAKE")}
     with servers(request.config) as make_server:
         home = IsolatedHome()
-        server = make_server(kind=SandboxServer, home=home, specs=specs)
+        server = make_server("--files-by-owner", kind=SandboxServer, home=home, specs=specs)
         assert isinstance(server, SandboxServer)
         yield server
     home.remove()
@@ -173,6 +173,12 @@ async def test_nothing_of_another_owners_kernel_is_within_reach(
     expected |= dict.fromkeys(("abstract", "tcp"), "ConnectionRefusedError")
     expected |= dict.fromkeys(("signal", "group", "ptrace"), "ProcessLookupError")
     assert outcome == expected | {"others": "['1', '2']", "homes": "['.run', 'ben']"}
+
+
+async def test_the_files_that_are_served_are_those_of_the_owners_home(
+    isolated: SandboxServer, anna: Owner, ben: Owner
+) -> None:
+    await check_files(anna, ben, isolated)
 
 
 async def test_nothing_of_the_service_is_within_reach(isolated: SandboxServer, ben: Owner) -> None:
