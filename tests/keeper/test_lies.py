@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from app.managers.processes.keeper import connection
 from app.protocol.link import Bell, pack_bells, unpack_bells
-from tests.keeper.conftest import WAIT, Open, Speak
+from tests.keeper.conftest import WAIT, Client, Open, Speak
 from tests.support.home import Home
 from tests.support.keeper_relay import Relay
 from tests.support.processes import eventually
@@ -83,15 +84,16 @@ async def test_a_lie_costs_a_gap_at_most_and_the_kernel_goes_on(
         keeper = await open_keeper()
         assert keeper.pid == first.pid
         client = await speak(keeper)
+        truths: list[str] = []
         for number in range(3):
             liar.lie, liar.told = lie, 0
             client.run(f"print lied-{number}")
             await eventually(lambda: liar.told, WAIT)
             liar.lie = None
-            await client.ran(f"print true-{number}")
+            truths.append(await goes_on(client, number))
         numbers = [entry.seq for entry in client.look()]
         assert numbers == sorted({*numbers})
-        shown = [client.text(f"true-{number}\\n") for number in range(3)]
+        shown = [client.text(f"{truth}\\n") for truth in truths]
         assert shown == [1, 1, 1]
         lied = [client.text(f"lied-{number}\\n") for number in range(3)]
         assert lied == [1, 1, 1] or (client.gaps and max(lied) <= 1)
@@ -99,6 +101,23 @@ async def test_a_lie_costs_a_gap_at_most_and_the_kernel_goes_on(
     told = [record for record in caplog.records if record.name.startswith("app.")]
     assert not [record for record in told if record.exc_info]
     assert len(told) <= 12
+
+
+async def goes_on(client: Client, number: int) -> str:
+    """Run code to its end; returns what it prints.
+
+    What the kernel says while the server still believes the lie can be lost with it. So the code
+    that is run first may not be seen to end, and what is run when the lie has come out is.
+    """
+    for attempt in ("at once", "later"):
+        text = f"true-{number} {attempt}"
+        request = client.run(f"print {text}")
+        try:
+            await eventually(partial(client.has_ended, request), WAIT)
+        except AssertionError:
+            continue
+        return text
+    raise AssertionError("the kernel does not go on")
 
 
 async def test_one_that_lies_on_and_on_is_not_asked_without_a_pause(

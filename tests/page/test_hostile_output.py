@@ -44,15 +44,17 @@ async def opened(
     start: KernelStarter,
     *outputs: dict[str, str],
     allow: str = "",
-    fresh: bool = False,
 ) -> tuple[Page, list[str]]:
-    """The output view of a kernel that has displayed these, and what gets out of it."""
+    """The output view of a kernel that has displayed these, and what gets out of it.
+
+    The page is no other test's: what Chromium tells of the frames may come after the view is left.
+    """
     escaped: list[str] = []
     kernel = await shown(start, *outputs)
     # High enough for all outputs to be in the page at once.
     tall = {"width": 1440, "height": 2000}
     address = f"#/kernels/{kernel}/output?from=beginning"
-    page, watch = await open_page(address, viewport=tall, fresh=fresh)
+    page, watch = await open_page(address, viewport=tall, fresh=True)
     watch.allow(*BLOCKED, *([allow] if allow else []))
     # Playwright tells of requests that the policy has stopped before they were sent, too.
     watch.allow(f"request to elsewhere: {ELSEWHERE}")
@@ -149,7 +151,7 @@ async def test_a_frame_that_leads_elsewhere_is_taken_away(
     ]
     refused = "status of 403 (Forbidden)"  # the API's documentation wants a token, too
     outputs = [{"text/html": markup} for markup in tries]
-    page, escaped = await opened(open_page, start, *outputs, allow=refused, fresh=True)
+    page, escaped = await opened(open_page, start, *outputs, allow=refused)
     await expect(page.get_by_text("it tried to lead elsewhere")).to_have_count(len(tries))
     await expect(page.locator("iframe")).to_have_count(0)
     await untouched(page, escaped)
@@ -213,9 +215,7 @@ async def test_a_frame_that_keeps_the_page_busy_is_taken_away(
 async def test_a_script_that_never_ends_does_not_stop_the_page(
     open_page: OpenPage, start: KernelStarter
 ) -> None:
-    page, _ = await opened(
-        open_page, start, {"text/html": "<script>for (;;) {}</script>"}, fresh=True
-    )
+    page, _ = await opened(open_page, start, {"text/html": "<script>for (;;) {}</script>"})
     await expect(page.locator("iframe")).to_be_attached()
     await page.get_by_role("link", name="Executions").click()
     await expect(page.get_by_role("region", name="Timeline of executions")).to_be_visible()
