@@ -279,6 +279,9 @@ async def check_files(anna: Owner, ben: Owner, server: ServerProcess) -> None:
             assert read.status_code in (403, 404), read.text
             assert written.status_code < 500, written.text
         await anna.executions.run("is_over.set(); swapping.join()")
+        # All that came before may have met the link.
+        written = await files.http.put("/api/contents/work/planted.txt", json=text)
+        assert written.status_code in (200, 201), written.text
         await files.request("DELETE", "/api/contents/work/planted.txt", 204)
     assert "planted.txt" not in await ben.value("os.listdir('.')")
 

@@ -7,11 +7,13 @@ where the homes are, and lasts as long as these.
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
 import re
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -26,6 +28,8 @@ FILE: Final = ".owners.sqlite"
 
 LOCK_SECONDS: Final = 5.0
 """How long another server that allots an id is waited for."""
+
+_making: Final = threading.Lock()
 
 NOBODY: Final = frozenset({65534, 65535})
 """Ids that stand for nobody, or for any user that is not known."""
@@ -118,9 +122,7 @@ class Accounts:
     @contextlib.contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         path = self._directory / FILE
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        # Made before SQLite does, which has no mode for it and follows links.
-        os.close(os.open(path, flags, 0o600))
+        _make(path)
         connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
             connection.execute(
@@ -128,6 +130,20 @@ class Accounts:
                 "(name TEXT PRIMARY KEY, uid INTEGER NOT NULL UNIQUE) WITHOUT ROWID"
             )
             yield connection
+
+
+def _make(path: Path) -> None:
+    """Make the list if it is not there: SQLite has no mode for it, and follows links."""
+    # The end of any descriptor of a file drops all locks that this process has on it [fcntl(2)],
+    # those that SQLite has in other threads among them. So a list that is there is not opened here,
+    # and nobody finds one before its maker has closed it.
+    with _making:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if not path.exists():
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with contextlib.suppress(FileExistsError):  # another server has made it just now
+                os.close(os.open(path, flags, 0o600))
 
 
 @contextlib.contextmanager

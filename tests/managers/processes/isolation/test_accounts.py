@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import sqlite3
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,27 @@ def test_many_starts_at_once_are_allotted_different_ids(tmp_path: Path) -> None:
         found = [*pool.map(lambda name: accounts(tmp_path).find(name).uid, names)]
     assert {*found} == {*IDS}
     assert len({*zip(names, found, strict=True)}) == 10
+
+
+def test_another_look_in_this_process_leaves_the_lock_on_the_list(tmp_path: Path) -> None:
+    accounts(tmp_path).find("anna")
+    holder = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    with closing(holder):
+        holder.execute("BEGIN IMMEDIATE")
+        with accounts(tmp_path)._open():
+            pass
+        code = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('BEGIN IMMEDIATE')"
+        command = [sys.executable, "-c", code, str(tmp_path / FILE)]
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert "database is locked" in other.stderr
+        holder.execute("ROLLBACK")
+
+
+def test_a_link_in_the_place_of_the_list_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / FILE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(IsolationUnavailable, match="symbolic links"):
+        accounts(tmp_path).find("anna")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_when_all_are_taken_there_are_no_more(tmp_path: Path) -> None:
