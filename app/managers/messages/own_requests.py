@@ -19,7 +19,8 @@ BEHIND_SECONDS: Final = 30.0
 of it may still have to be read."""
 
 HEARD_SECONDS: Final = 0.05
-"""How many seconds after its answer a kernel is heard on iopub, if at all."""
+"""How many seconds after its first answer a kernel is asked again that was not heard on iopub. Each
+pause after that is twice as long: some kernels are never heard."""
 
 SUBSHELL_SECONDS: Final = 5.0
 """How many seconds a kernel may take to answer which subshells it has."""
@@ -33,6 +34,7 @@ class OwnRequests:
 
     def __init__(self, line: Line) -> None:
         self._answered = asyncio.Event()
+        self._hearing_seconds = HEARD_SECONDS
         self.heard_iopub = False
         self.kernel_info: bytes | None = None
         """The content of the kernel's last ``kernel_info_reply``."""
@@ -66,9 +68,7 @@ class OwnRequests:
         # `Traffic.disconnect` has read all that the process before has said (where the keeper could
         # be asked), so no reply of the old process counts for the new one. An `ask` of the old
         # process, which gets no reply any more, returns None in time.
-        self.heard_iopub = False
-        self._answered.clear()
-        self._reachable.clear()
+        self._forget_process()
         self.tells_control = True
 
     def on_resume(self, *, was_up: bool) -> None:
@@ -76,11 +76,16 @@ class OwnRequests:
 
         Replies read in the log may be those of an earlier process, so they prove nothing.
         """
-        self.heard_iopub = was_up
+        self._forget_process()
+        if was_up:
+            self.heard_iopub = True
+            self._on_answer()
+
+    def _forget_process(self) -> None:
+        self.heard_iopub = False
         self._answered.clear()
         self._reachable.clear()
-        if was_up:
-            self._on_answer()
+        self._hearing_seconds = HEARD_SECONDS
 
     def send(self, channel: str, msg_type: str, content: dict[str, Any]) -> str:
         """Send a request. Returns its msg_id; empty if there is no process, or no room for it."""
@@ -180,17 +185,21 @@ class OwnRequests:
         """Ask a kernel that comes up (`probe`); whether it has answered, and was heard on iopub.
 
         Both are needed: the sockets connect one by one, and output of code that runs before iopub
-        is connected would be lost. Returns False when no answer comes in ``seconds``. After an
-        answer that is `HEARD_SECONDS` behind it: such a kernel sends no welcome, and its status was
+        is connected would be lost. Returns False after ``seconds`` without an answer. With an
+        answer that is sooner (`HEARD_SECONDS`): such a kernel sends no welcome, and its status was
         published before the keeper's subscription reached it. Asked again, it publishes another.
         """
         self.probe(on_control=on_control)
         try:
             async with asyncio.timeout(seconds):
                 await self._answered.wait()
-            async with asyncio.timeout(HEARD_SECONDS):
+        except TimeoutError:
+            return False
+        try:
+            async with asyncio.timeout(min(self._hearing_seconds, seconds)):
                 await self._reachable.wait()
         except TimeoutError:
+            self._hearing_seconds *= 2
             return False
         return True
 

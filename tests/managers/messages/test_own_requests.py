@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import cast
 
 import pytest
 
+from app.managers.messages import own_requests
 from app.managers.messages.line import Line
 from app.managers.messages.own_requests import OwnRequests
 from app.protocol.compose import make_message
@@ -61,6 +63,22 @@ async def test_a_kernel_that_answers_and_is_not_heard_is_asked_again_soon() -> N
     assert line.asked == 2
     own.on_iopub()
     assert await asyncio.wait_for(reaching, 10)
+
+
+async def test_one_that_is_never_heard_is_asked_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_requests, "HEARD_SECONDS", 0.01)
+    own = OwnRequests(cast(Line, _Line()))
+    answer(own)
+    began = time.monotonic()
+    for _ in range(6):
+        assert not await own.reach(3600.0)
+    assert time.monotonic() - began >= 0.6
+    assert not await asyncio.wait_for(own.reach(0.01), 10)
+    own.on_launch()
+    answer(own)
+    assert not await asyncio.wait_for(own.reach(3600.0), 10)
 
 
 @pytest.mark.parametrize("begins", ["launch", "resume"])

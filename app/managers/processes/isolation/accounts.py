@@ -29,8 +29,6 @@ FILE: Final = ".owners.sqlite"
 LOCK_SECONDS: Final = 5.0
 """How long another server that allots an id is waited for."""
 
-_making: Final = threading.Lock()
-
 NOBODY: Final = frozenset({65534, 65535})
 """Ids that stand for nobody, or for any user that is not known."""
 
@@ -130,6 +128,9 @@ class Accounts:
                 "(name TEXT PRIMARY KEY, uid INTEGER NOT NULL UNIQUE) WITHOUT ROWID"
             )
             yield connection
+
+
+_making: Final = threading.Lock()  # of all threads: locks on files are the process's
 
 
 def _make(path: Path) -> None:
