@@ -19,6 +19,7 @@ from tests.support.commands import Commands
 from tests.support.framing import FRAMINGS, FramingName
 from tests.support.home import Home, require_ipykernel
 from tests.support.kernelspecs import FAKE_SPECS, Spec, write_kernelspecs
+from tests.support.option_files import write_options  # noqa: F401 - a fixture
 from tests.support.processes import kill_all
 from tests.support.rest import RestClient
 from tests.support.running import KernelStarter, kernels_of

@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from app.config_file import CONFIG_FILE, MAX_BYTES, UnusableConfigFile
 from app.kernels_cli import kernels_command
 from app.options import GROUPS
-from app.settings import Settings, explain
+from app.settings import Settings
 from tests.conftest import MakeServer
 from tests.support.commands import Commands
 from tests.support.home import Home
+from tests.support.option_files import WriteOptions, flags, refusal
 from tests.support.rest import RestClient
 from tests.support.server import ServerProcess, UvicornServer
-
-Write = Callable[..., Path]
-
-
-@pytest.fixture
-def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Write:
-    """Writes a file in the working directory, which is one of our own, with no option set."""
-    for name in os.environ:
-        if name.upper().startswith("KERNELKEEP_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-
-    def write(text: str, name: str = CONFIG_FILE, mode: int = 0o644) -> Path:
-        path = tmp_path / name
-        path.write_text(text)
-        path.chmod(mode)
-        return path
-
-    return write
-
-
-def flags(*arguments: str) -> Settings:
-    return Settings(_cli_parse_args=list(arguments))
-
-
-def refusal(*arguments: str) -> str:
-    """The one line with which the options are refused."""
-    with pytest.raises((ValidationError, SettingsError)) as caught:
-        flags(*arguments)
-    assert isinstance(caught.value, ValidationError | SettingsError)
-    (line,) = explain(caught.value).splitlines()
-    assert line.isprintable()
-    return line
-
 
 # What it says
 
 
 def test_a_flag_counts_more_than_the_environment_and_that_more_than_the_file(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write("port = 1\nmax_kernels = 1\nrestart_limit = 1\nwarm_kernels = {a = 1}\n")
+    path = write_options("port = 1\nmax_kernels = 1\nrestart_limit = 1\nwarm_kernels = {a = 1}\n")
     monkeypatch.setenv("KERNELKEEP_PORT", "2")
     monkeypatch.setenv("KERNELKEEP_MAX_KERNELS", "2")
     found = flags("--port", "3", "--warm-kernels", "b=1")
@@ -71,8 +35,10 @@ def test_a_flag_counts_more_than_the_environment_and_that_more_than_the_file(
     assert Settings().port == 2
 
 
-def test_an_option_stands_at_the_top_or_in_the_table_of_its_group(write: Write) -> None:
-    write(
+def test_an_option_stands_at_the_top_or_in_the_table_of_its_group(
+    write_options: WriteOptions,
+) -> None:
+    write_options(
         'cull_interval = 7\nlocal_hostnames = ["a", "b"]\nkernel_argv = "c,d"\nopen_docs = true\n'
         "[culling]\ncull_idle_timeout = 600\ncull_connected = true\n"
         '[log]\nlog_format = "json"\n[keeper]\n'
@@ -96,11 +62,11 @@ def test_every_option_is_in_one_group() -> None:
 
 
 def test_the_file_that_is_named_is_the_only_one_read(
-    write: Write, monkeypatch: pytest.MonkeyPatch
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write("port = 1\nmax_kernels = 1\n")
-    write("port = 2\n", "other.toml")
-    write("port = 3\n", "third.toml")
+    write_options("port = 1\nmax_kernels = 1\n")
+    write_options("port = 2\n", "other.toml")
+    write_options("port = 3\n", "third.toml")
 
     assert flags("--config", "other.toml").port == 2
     assert flags("--config", "other.toml").max_kernels == 0
@@ -110,14 +76,14 @@ def test_the_file_that_is_named_is_the_only_one_read(
     assert Settings(config=Path("third.toml")).port == 3
 
 
-def test_without_a_file_there_is_none(write: Write, tmp_path: Path) -> None:
+def test_without_a_file_there_is_none(write_options: WriteOptions, tmp_path: Path) -> None:
     assert Settings().config is None
     (tmp_path / CONFIG_FILE).symlink_to("nowhere")
     assert refusal() == f"{tmp_path / CONFIG_FILE}: No such file or directory"
 
 
 def test_where_nobody_can_look_there_is_none(
-    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
@@ -154,8 +120,10 @@ def test_where_nobody_can_look_there_is_none(
         ("#" * (MAX_BYTES + 1), f"it has more than {MAX_BYTES} bytes"),
     ],
 )
-def test_what_makes_no_sense_is_named_in_one_line(write: Write, text: str, says: str) -> None:
-    path = write(text)
+def test_what_makes_no_sense_is_named_in_one_line(
+    write_options: WriteOptions, text: str, says: str
+) -> None:
+    path = write_options(text)
 
     assert refusal().startswith(f"{path}: {says}")
     assert refusal("--config", str(path)).removeprefix("--config: ").startswith(f"{path}: {says}")
@@ -175,14 +143,16 @@ def test_what_makes_no_sense_is_named_in_one_line(write: Write, text: str, says:
         ("[log]\nlog_level = 'loud'", "--log-level"),
     ],
 )
-def test_a_wrong_value_is_refused_as_it_is_elsewhere(write: Write, text: str, option: str) -> None:
-    write(text)
+def test_a_wrong_value_is_refused_as_it_is_elsewhere(
+    write_options: WriteOptions, text: str, option: str
+) -> None:
+    write_options(text)
 
     assert refusal().startswith(f"{option}: ")
 
 
-def test_what_is_not_utf8_is_refused(write: Write) -> None:
-    write("").write_bytes(b"host = '\xff'")
+def test_what_is_not_utf8_is_refused(write_options: WriteOptions) -> None:
+    write_options("").write_bytes(b"host = '\xff'")
 
     assert refusal().endswith(": it is not UTF-8")
 
@@ -191,15 +161,17 @@ def test_what_is_not_utf8_is_refused(write: Write) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o664, 0o646, 0o622])
-def test_a_file_that_others_can_write_is_refused(write: Write, mode: int) -> None:
-    path = write("port = 1", mode=mode)
+def test_a_file_that_others_can_write_is_refused(write_options: WriteOptions, mode: int) -> None:
+    path = write_options("port = 1", mode=mode)
 
     assert refusal() == f"{path}: others can write it (mode {mode:04o}): chmod go-w {path}"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
-def test_a_token_needs_a_file_that_nobody_else_can_read(write: Write, mode: int) -> None:
-    path = write("token = '5ecret'", mode=mode)
+def test_a_token_needs_a_file_that_nobody_else_can_read(
+    write_options: WriteOptions, mode: int
+) -> None:
+    path = write_options("token = '5ecret'", mode=mode)
 
     line = refusal()
     assert line.endswith(
@@ -212,9 +184,9 @@ def test_a_token_needs_a_file_that_nobody_else_can_read(write: Write, mode: int)
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_a_file_of_another_user_is_refused(
-    write: Write, monkeypatch: pytest.MonkeyPatch, linked: bool
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
-    path = write("port = 1", "other.toml" if linked else CONFIG_FILE)
+    path = write_options("port = 1", "other.toml" if linked else CONFIG_FILE)
     if linked:
         path.with_name(CONFIG_FILE).symlink_to(path)
     name = path.with_name(CONFIG_FILE)
@@ -226,7 +198,7 @@ def test_a_file_of_another_user_is_refused(
     assert refusal() == f"{name}: it belongs to another user, and is not read"
 
 
-def test_what_is_no_file_is_refused(write: Write, tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused(write_options: WriteOptions, tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
@@ -269,9 +241,9 @@ def test_the_command_ends_with_2_and_one_line(commands: Commands, home: Home) ->
 
 
 def test_kernels_are_found_where_the_file_says(
-    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = write('state_dir = "mine"\n', "other.toml")
+    path = write_options('state_dir = "mine"\n', "other.toml")
     asked: list[Path] = []
     monkeypatch.setattr("app.kernels_cli._list", lambda state_dir, **_: asked.append(state_dir))
     with pytest.raises(SystemExit, match="0"):

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from app.config_file import CONFIG_FILE
 from app.settings import Settings
-from tests.test_config_file import flags, refusal
-
-Write = Callable[[str], object]
+from tests.support.option_files import WriteOptions, flags, refusal
 
 
-@pytest.fixture
-def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Write:
-    """Writes the file of options, with no option in the environment."""
-    for name in os.environ:
-        if name.upper().startswith("KERNELKEEP_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return (tmp_path / CONFIG_FILE).write_text
-
-
-def test_all_sources_have_them(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_sources_have_them(
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert flags().engines == {}
-    write(
+    write_options(
         '[engines.slurm]\npartition = "short"\ncpus = 2\n'
         "[engines.docker]\nread_only = false\ncpus = 0.5\n"
         '[[engines.docker.mounts]]\nsource = "/data"\ntarget = "/data"\n'
@@ -64,8 +49,8 @@ def test_a_secret_in_one_is_not_shown() -> None:
         ("[engine.slurm]\ncpus = 1", "engine: not known; is engines meant?"),
     ],
 )
-def test_what_is_no_table_is_named(write: Write, text: str, told: str) -> None:
-    write(text)
+def test_what_is_no_table_is_named(write_options: WriteOptions, text: str, told: str) -> None:
+    write_options(text)
     assert told in refusal()
 
 
@@ -79,7 +64,7 @@ def test_what_is_no_table_is_named(write: Write, text: str, told: str) -> None:
     ],
 )
 def test_what_is_no_json_is_named(
-    write: Write, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch, text: str, told: str
 ) -> None:
     monkeypatch.setenv("KERNELKEEP_ENGINES", text)
     assert refusal().startswith(f"--engines: {told}")

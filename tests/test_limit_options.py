@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from app.config_file import CONFIG_FILE
 from app.limit_options import LIMITS, limit_table
 from app.settings import Settings, explain
-from tests.test_config_file import flags, refusal
-
-Write = Callable[[str], object]
-
-
-@pytest.fixture
-def write(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Write:
-    """Writes the file of options, with no option in the environment."""
-    for name in os.environ:
-        if name.upper().startswith("KERNELKEEP_"):
-            monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
-    return (tmp_path / CONFIG_FILE).write_text
+from tests.support.option_files import WriteOptions, flags, refusal
 
 
 @pytest.mark.parametrize(
@@ -92,8 +76,10 @@ def test_every_limit_can_be_lifted() -> None:
     assert limit_table(dict.fromkeys(LIMITS, "none")) == dict.fromkeys(LIMITS)
 
 
-def test_all_sources_have_them(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(
+def test_all_sources_have_them(
+    write_options: WriteOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_options(
         '[limits]\nowner_limits = {kernels = 1, lifetime = "2d"}\n'
         '[limits.group_limits.staff]\nkernels = "none"\n'
         '[limits.limits_by_name."anna@example.org"]\nmemory = "2GiB"\n'
@@ -125,8 +111,10 @@ def test_all_sources_have_them(write: Write, monkeypatch: pytest.MonkeyPatch) ->
         ("[limits.limits_by_name.anna]\nquota = 1", "anna: quota: no limit"),
     ],
 )
-def test_one_line_of_a_file_s_fault_names_it(write: Write, text: str, named: str) -> None:
-    write(text)
+def test_one_line_of_a_file_s_fault_names_it(
+    write_options: WriteOptions, text: str, named: str
+) -> None:
+    write_options(text)
     told = refusal()
     assert named in told
     assert "\n" not in told.strip()
