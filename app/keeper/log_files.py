@@ -1,4 +1,4 @@
-"""The segment files of a log, as the keeper reads, makes and writes them."""
+"""The segment files of a log, as the keeper reads and writes them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ __all__ = [
     "Position",
     "Segment",
     "Tip",
-    "allocate",
-    "blank",
     "end_of",
     "records_of",
     "segments_in",
@@ -60,12 +58,13 @@ class Tip(NamedTuple):
 class Segment:
     """One file of a log: records that follow each other."""
 
-    __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
+    __slots__ = ("begun_at", "bytes", "path", "room", "stale", "start", "written_at")
 
-    def __init__(self, start: Position, path: Path, room: int) -> None:
+    def __init__(self, start: Position, path: Path, room: int, stale: int = 0) -> None:
         self.start = start
         self.path = path
         self.room = room  # the bytes that the file may have, its head included
+        self.stale = stale  # up to where it has what another segment had there before
         self.bytes = records.HEAD_BYTES
         self.begun_at = self.written_at = time.time()
 
@@ -162,27 +161,6 @@ def records_of(path: Path, start: Position) -> Iterator[tuple[Record, str | None
             tail = file.read(record.whole - records.FRAME_AT - record.size)
             yield record, records.owner_of(record, tail), frame
             position, number = position + record.whole, record.number + 1
-
-
-def allocate(descriptor: int, room: int) -> None:
-    """Allocate a file's blocks, if the platform and the file system can. Raises `OSError`."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(descriptor, 0, room)
-        except OSError as error:  # these two numbers mean that the file system cannot
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-
-
-def blank(path: Path, room: int) -> None:
-    """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
-    # Written rather than cut and allocated anew: on a full disk the blocks would be gone between.
-    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(path, flags)
-    try:
-        write_all(descriptor, [bytes(room)])
-    finally:
-        os.close(descriptor)
 
 
 def write_all(descriptor: int, buffers: list[Buffer]) -> None:

@@ -191,9 +191,9 @@ class SegmentReader:
                 break
             cursor, at, goes_on = self._take(data, segment, position, cursor, wanted, entries)
             position += at
-        # The race with the keeper: it may recycle this file while it is read here. It then renames
-        # the file, blanks it, and writes a new head before any record. So if the head is the same
-        # now, after the records were read, all of them are from before that.
+        # The race with the keeper: it may write over this file while it is read here. It then
+        # renames the file, and writes a new head before any record. So if the head is the same now,
+        # after the records were read, all of them are from before that.
         if entries and os.pread(descriptor, HEAD_BYTES, 0) != head:
             raise DamagedLog("it was written over while it was read")
         if entries:
