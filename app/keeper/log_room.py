@@ -16,7 +16,10 @@ NO_SHARE: Final = ("", 0)
 
 
 def share_from(fields: Mapping[str, Any]) -> tuple[str, int]:
-    """The share that a request says a log has. Raises `ValueError` for nonsense."""
+    """The ``share`` of a request: a key and a number of bytes; `NO_SHARE` if it has none.
+
+    Raises `ValueError` if the pair is anything else.
+    """
     share = fields.get("share")
     if share is None:
         return NO_SHARE

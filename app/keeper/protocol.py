@@ -177,7 +177,8 @@ class Frames(asyncio.Protocol):
 
     def hold(self) -> None:
         """Hand on nothing, and read nothing, until `go_on`."""
-        # What has been read already waits in `_rest`, and what a present call of `_take` leaves.
+        # Bytes that have come already wait in `_rest`. If `_take` is running, it stops behind the
+        # present frame, and its caller puts the other bytes there, too.
         self._held = True
         if self._transport is not None:
             self._transport.pause_reading()
@@ -342,16 +343,16 @@ def is_own_peer(connection: socket.socket) -> bool:
 
 
 def are_own(credentials: bytes) -> bool:
-    """Whether these are of a process of the same user [unix(7), SO_PEERCRED]."""
+    """Whether a peer's credentials, a ``struct ucred``, are of the same user [unix(7)]."""
     _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
     return bool(uid == os.geteuid())
 
 
 def is_own_xucred(credentials: bytes) -> bool:
-    """Whether this is of a process of the same user [macOS: unix(4), LOCAL_PEERCRED].
+    """Whether a peer's credentials are of the same user [macOS: unix(4), LOCAL_PEERCRED].
 
-    It is a ``struct xucred``, which begins with its version and the user, 32 bits each. Version 0
-    is the only one.
+    They are a ``struct xucred``, which begins with its version and the user's id, 32 bits each.
+    Version 0 is the only one.
     """
     if len(credentials) < _XUCRED_HEAD.size:
         return False

@@ -46,7 +46,7 @@ class ServerLink(Frames):
         self._feeds: Feeds | None = None
         self._is_cut_off = False  # whether its frames are ignored
         self.is_heard = True
-        """Whether anything has come since this was last set to false."""
+        """Whether the server has sent anything since the watch (`Dialler`) last reset this."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,13 +55,13 @@ class ServerLink(Frames):
         self.write(self._greeting)
 
     def data_received(self, data: bytes) -> None:
-        """The server has said something."""
+        """Take bytes that the server has sent."""
         self.is_heard = True
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """All that the server has sent is taken."""
-        # In this order: whoever waits for `ended` relies on it that nothing more is taken.
+        """Take what the server has sent and was held back, and then set `ended`."""
+        # In this order: when `ended` is set, no further request of this server is taken.
         super().connection_lost(exc)
         self.ended.set_result(None)
 
@@ -70,7 +70,7 @@ class ServerLink(Frames):
             self._take_frame(self, fields, data)
 
     def write(self, frame: bytes) -> None:
-        """Tell the server something; nothing is told to one that is gone."""
+        """Send a frame to the server; a server that is gone gets nothing."""
         # A transport that is closing is not yet known to be gone: `connection_lost` is for a later
         # turn, and until then bells and events are still for this server.
         if self._transport is not None and not self._transport.is_closing():

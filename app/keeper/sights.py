@@ -82,7 +82,7 @@ class _Kqueue:
             pid, system.KQ_FILTER_PROC, system.KQ_EV_ADD, fflags=system.KQ_NOTE_EXIT
         )
         self._ended = False
-        # From `control` on no end is missed; `open_process` looks behind that whether the number is
+        # From `control` on, no end is missed. `open_process` looks afterwards whether the number is
         # still that of the process which is meant.
         self._queue = system.kqueue()
         try:

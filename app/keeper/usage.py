@@ -219,7 +219,10 @@ _COLUMNS: Final = tuple(
 
 
 def _by_ps(pid: int, text: str) -> Usage:
-    """From what ps(1) prints: a kernel's process, its group and what comes from them."""
+    """The usage of a kernel, from what ps(1) prints of all processes.
+
+    Counted are the kernel's process, its process group, and the descendants of those.
+    """
     rows = [line.split() for line in text.splitlines()]
     known = {
         int(row[0]): (int(row[1]), int(row[2]), seconds_of(row[3]), int(row[4]) * 1024)
