@@ -43,7 +43,7 @@ ALONE: Final = 4
 
 
 class JoinedService(Service):
-    """A keeper that dials its service. ``trust`` gets each new certificate that the service sends."""
+    """A keeper that dials its service. ``trust`` gets each certificate that the service sends."""
 
     def __init__(self, listener: socket.socket, directory: int, trust: Trust) -> None:
         super().__init__(listener, directory)
