@@ -288,7 +288,7 @@ class UpdateMe(BaseModel):
 
 
 TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H:%M:%S%zZ"
-"""The format of a posted event's timestamp: it has an offset, and a Z, which Jupyter servers want."""
+"""The format of a posted event's timestamp: with an offset, and a Z, which Jupyter servers want."""
 
 
 class PostEvent(BaseModel):
