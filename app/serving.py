@@ -48,9 +48,10 @@ GRACE_SECONDS: Final = 5
 
 
 KEEP_ALIVE_SECONDS: Final = 130
-"""Seconds that a connection may be idle. Whoever has a pool of connections, as proxies do, must be
-the one that closes them: a request that crosses the service's close is lost. nginx keeps them for
-60 s, Go's clients for 90 s, Caddy for 120 s. Where there are too many, idle ones end before."""
+"""Seconds that a connection may be idle. A client with a pool of connections, as a proxy has, must
+be the end that closes them: a request that crosses the service's close is lost. nginx closes idle
+connections after 60 s, Go's clients after 90 s, Caddy after 120 s. If there are too many, the
+service closes idle ones earlier."""
 
 ACCEPTED_AT_ONCE: Final = 64
 """Connections that the loop accepts in one turn. More of them, in one burst, could take every file

@@ -54,7 +54,8 @@ RUNS_HERE = os.name == "posix"
 """Whether the service runs on this platform: it needs process groups, unix sockets, file locks."""
 
 _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null")
-"""Origins that nobody has: a pattern which fits one of them fits more than its author knows."""
+"""Origins that no page has. A pattern that fits one of them fits the pages of anybody, which its
+author has hardly meant."""
 
 
 # The docstring is what --help says first.

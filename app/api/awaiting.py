@@ -42,7 +42,7 @@ class AwaitedResponse(Response):
                 await asyncio.wait({making})
                 await self._on_gone()
         finally:
-            # Also if this is cancelled: neither goes on without anybody who waits for it.
+            # Also if this task is cancelled itself: neither task goes on when nobody awaits it.
             for task in (making, leaving):
                 task.cancel()
             await asyncio.gather(making, leaving, return_exceptions=True)

@@ -2,7 +2,7 @@
 
 A token that expires or is revoked closes what is open with it, in this one place, whatever the
 route: a WebSocket is closed with 4401, a stream ends, a request that waits is answered with 403.
-For the route the client has gone, then, which every route knows how to deal with.
+To the route it looks as if the client had gone, which every route knows how to deal with.
 
 Nothing here costs a request with the server's own token anything, for that does not end.
 """

@@ -176,8 +176,8 @@ class OwnersKeys:
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:
-            # Also if the request was cancelled. The use is forgotten before those that wait are
-            # woken: what they find is another use, or none.
+            # Also if the request was cancelled. The failed use is forgotten before the requests
+            # that wait for it are woken: they find the use of another request, or begin their own.
             if use.made is None and self._keys.uses(self._owner).get(name) is use:
                 self._keys.forget(self._owner, name)
             use.done.set_result(None)

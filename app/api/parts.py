@@ -278,7 +278,7 @@ class _Following:
         try:
             while True:
                 ways = {way.replica: way for way in self._group.others()}
-                # Not awaited: nothing here depends on the end of such a stream.
+                # The cancelled tasks are not awaited: nothing here depends on their ends.
                 for gone in self._tasks.keys() - ways.keys():
                     self._tasks.pop(gone).cancel()
                 for replica in ways.keys() - self._tasks.keys():

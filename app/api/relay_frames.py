@@ -44,7 +44,7 @@ class Frames:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._said: list[bytes] = []
-        self._size = 0  # bytes of what is said, and not written yet
+        self._size = 0  # bytes of the frames that are not written yet
 
     @property
     def is_gone(self) -> bool:

@@ -41,7 +41,7 @@ class CallersEvents:
         self._all = principal.scopes.of_all("execute", "events")
 
     def sees(self, about: About) -> bool:
-        """Whether the principal gets what is told about this."""
+        """Whether the principal gets an event with this subject."""
         return access(self._principal, "read", about.resource, about.ownership)
 
     def subscription(self) -> AbstractAsyncContextManager[Subscription]:

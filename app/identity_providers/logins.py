@@ -39,7 +39,7 @@ _SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """One login: what goes to the service with the browser, and what has to come back."""
+    """The parameters of one login: those that the browser takes to the service, and brings back."""
 
     redirect_uri: str
     state: str
@@ -47,7 +47,7 @@ class LoginAttempt:
 
     @property
     def challenge(self) -> str:
-        """What the service gets of the verifier at first (RFC 7636, S256)."""
+        """The challenge, made of PKCE's verifier, which the service gets first (RFC 7636, S256)."""
         return _text(hashlib.sha256(self.verifier.encode()).digest())
 
 
@@ -89,7 +89,8 @@ class Logins:
         self._identify = identify
         self._clock = clock
         self._key = secrets.token_bytes(_SECRET_BYTES)
-        # By the digest of the browser's secret: until when the outcome waits, and the outcome.
+        # The outcomes of logins (a token or an error) that wait for the page, and until when, by
+        # the digest of the browser's secret.
         self._waiting: OrderedDict[bytes, tuple[float, str | KernelkeepError]] = OrderedDict()
 
     async def begin(self, word: str, url: str) -> tuple[str, str]:

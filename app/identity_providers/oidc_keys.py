@@ -115,7 +115,7 @@ class KeyRing:
         return self._keys.get(kid, []) if self.usable(now) else []
 
     def usable(self, now: float) -> bool:
-        """Whether what was fetched last may be used."""
+        """Whether the keys of the last fetch are young enough to be used."""
         return now - self._fetched < self._max_age
 
     def ageing(self, now: float) -> bool:
@@ -140,7 +140,7 @@ class KeyRing:
             self._missing.add(kid)
 
     def lacks(self, kid: str) -> bool:
-        """Whether it is known that the last fetch came without this key.
+        """Whether the last fetch is known to have come without this key.
 
         Any other key that is not known may have been made after that fetch.
         """

@@ -68,7 +68,7 @@ class Issued(Principal):
 
 
 def read_token(token: str, rules: Rules) -> ReadToken | None:
-    """What a token says of itself; None if it does not say that this issuer has made it.
+    """Decode a token, without verifying it; None if it does not name this issuer.
 
     Raises `Refused` for a token of this issuer that could not be verified by any key.
     """

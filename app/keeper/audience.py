@@ -1,4 +1,4 @@
-"""The servers that have greeted a keeper, and what it tells each of them unasked.
+"""The servers that have greeted a keeper, and the bells and events that it sends to them.
 
 A server that is a replica among others is told of its own kernels alone.
 """

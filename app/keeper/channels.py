@@ -50,8 +50,8 @@ STDIN_SECONDS: Final = 1.0
 """How long requests wait until stdin is connected. Some kernels have no stdin."""
 
 AGAIN_SECONDS: Final = 1.0
-"""How many seconds later a socket that could not be opened is tried again. There may have been no
-descriptors left."""
+"""How many seconds after a socket could not be opened the keeper tries again. There may have been
+no descriptors left."""
 
 
 DRAIN_SECONDS: Final = 1.0
@@ -61,7 +61,7 @@ servers take a keeper that is silent for 2 or 3 s for one that hangs."""
 
 
 class Listener(Protocol):
-    """Gets what comes from the sockets.
+    """Takes the messages that come from the sockets of one kernel.
 
     Its methods must not block and must not raise: other messages of the same turn would be lost.
     """
@@ -331,8 +331,8 @@ class Channels:
         step is done for all messages before the next one: the step's code and data stay in the
         processor's caches.
         """
-        # What is read is handed on whatever happens: only a listener that closes the sockets, as
-        # nobody wants the messages any more, ends this early.
+        # Every message that was read must reach the listener. Only if the listener closes the
+        # sockets, as it wants no more messages, does this end early.
         arrived, is_full = self._read_all(channel, max_messages)
         messages: list[Message | None] = []
         unpack, signer, place = wire.unpack, self._signer, wire.LEADING_FRAMES[channel] - 5

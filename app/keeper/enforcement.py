@@ -206,7 +206,8 @@ def _has_resource(name: str, uid: int | None) -> bool:
     """Whether a resource limits the processes of this user; None is the keeper's own."""
     if name != _PROCESSES:
         return name in RESOURCES
-    # It does not hold for root, and the service's user has the kernels of more than one owner.
+    # RLIMIT_NPROC does not hold for root. And as the service's own user kernels of several owners
+    # run, which would be counted together.
     return uid not in (None, 0, os.getuid(), os.geteuid())
 
 

@@ -38,7 +38,7 @@ MAX_QUOTA: Final = 10**12
 # Other keepers of the service, and systemd, change the same groups without a lock: there is none
 # that all of them would take. So each step may find what it needs gone, or there already.
 ATTEMPTS: Final = 5
-"""How often a step is tried that fails when another process comes between."""
+"""How often a step is tried that fails because another process has changed the groups meanwhile."""
 
 
 class Group:
@@ -276,7 +276,8 @@ class ControlGroups:
 
     def resume(self) -> None:
         """Use the groups that an earlier keeper has left, if any, and remove the empty ones."""
-        # Only groups that are there: a keeper without limits makes none, and moves no process.
+        # This makes no groups: a keeper whose kernels have no limits makes none, and moves no
+        # process.
         if self._top is not None:
             return
         with contextlib.suppress(Unusable):

@@ -74,7 +74,7 @@ class Hearing:
         self.session = session
         self.writer = writer
         self.taken = 0
-        """How many requests, ever, were sent to the kernel or dropped: they wait here no more."""
+        """How many requests do not wait here any more, since the beginning: sent or dropped."""
         self.opened = False
         """Whether a server has taken the present process for ready."""
         self._on_change = on_change
@@ -110,7 +110,7 @@ class Hearing:
             self._on_change(self)
 
     def used(self, share: tuple[str, int]) -> None:
-        """A server takes the process for ready, and says the share of the log."""
+        """Note that a server takes the process for ready, and which ``share`` the log has."""
         self.opened = True
         self.writer.share(*share)
 
@@ -167,8 +167,8 @@ class Hearing:
 
     def disconnect(self) -> None:
         """Log the last messages of the process, and close the sockets. The log goes on."""
-        # In this order: a reply that has arrived is logged before the held ones are let go, and
-        # none is left when the server is told that the process has ended.
+        # In this order: replies that have arrived, and may be held, are read before the held ones
+        # are logged. So no reply is left when the server is told that the process has ended.
         if self._channels is not None:
             self._channels.drain()
         self._disconnect()

@@ -27,7 +27,8 @@ __all__ = ["KeptKernels"]
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 0.1
-"""How often a control group is looked at whose processes were killed: they end in milliseconds."""
+"""Seconds between two attempts to remove a control group whose processes were killed: they end in
+milliseconds."""
 
 
 class KeptKernels:
@@ -238,7 +239,7 @@ class KeptKernels:
         # is killed before, the note GONE keeps the next one from taking it for a kernel.
         if kernel.running:
             self._dying.add(kernel)
-            # As in `KeptKernel.end`: it may have ended since it was last looked at.
+            # The process may have ended since it was last looked at (see `KeptKernel.end`).
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kernel.signal(signal.SIGKILL)
         else:

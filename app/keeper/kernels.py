@@ -57,7 +57,7 @@ class KeptKernel:
 
     @property
     def record(self) -> Fields:
-        """All that is known of the kernel, for the server."""
+        """The record of the kernel that servers get: process, output, limits and end."""
         return {
             "kernel_id": self.kernel_id,
             "pid": self.pid,

@@ -67,7 +67,8 @@ class Memory:
             # The memory that is left during a flood holds messages that wait. It is free once they
             # were read, so that figure is no floor for the time after the flood.
             floor = self._busy_floor if active else self._floor
-            # It takes up to a quarter of a millisecond a megabyte, in which no kernel is read.
+            # Giving memory back takes up to a quarter of a millisecond per megabyte, in which no
+            # kernel is read.
             if self._used() > floor + SPARE_BYTES:
                 self._trim(0)
                 self._busy_floor = self._used()

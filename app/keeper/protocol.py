@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 4
-"""The version of what is asked and answered. Further fields and requests do not change it."""
+"""The version of requests and answers. Further fields and requests do not change it."""
 
 SPOKEN: Final = (PROTOCOL, PROTOCOL - 1)
 """The versions that a server speaks."""
@@ -166,7 +166,7 @@ class Frames(asyncio.Protocol):
         self._most = most
         self._on_frame = on_frame
         self._on_end = on_end
-        self._rest = bytearray()  # what has come and was not handed on
+        self._rest = bytearray()  # bytes that have come and were not handed on
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._held = False
@@ -227,7 +227,7 @@ class Frames(asyncio.Protocol):
         return start
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more will come: what was held back is handed on now."""
+        """Hand on the frames that were held back, and call ``on_end``: nothing more will come."""
         # A server that sends a request and ends wants it done, answered or not.
         self._held = False
         self._hand_on()
@@ -255,8 +255,9 @@ def open_dir(state_dir: Path) -> int:
 
     Raises `TooOpen` or `OSError`.
     """
-    # Made, then checked, then opened: once both directories are ours alone nobody else can put
-    # another in their place. O_NOFOLLOW, as the check passes over the mode of a link.
+    # The directory is made, then checked, then opened. Once both directories are found to be this
+    # user's alone, no other user can put another directory in their place. O_NOFOLLOW, as the check
+    # passes over the mode of a link.
     directory = keeper_dir(state_dir)
     directory.mkdir(mode=0o700, exist_ok=True)
     check_private(state_dir)
@@ -296,7 +297,8 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
     more. Where there is no /proc, the path leads there if it is short enough, and a symbolic link
     in a private directory otherwise. Raises `OSError`.
     """
-    # By the descriptor, which stays that of this directory when a server sets it aside.
+    # The address names the directory by its descriptor, which stays right when a server sets the
+    # directory aside (renames it).
     if HAS_PROC:
         yield f"/proc/self/fd/{directory}/{name}"
     elif len(os.fsencode(path / name)) <= MAX_ADDRESS:

@@ -85,8 +85,9 @@ class ServerLink(Frames):
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def cut_off(self) -> None:
-        """Take nothing more, not even what has come already, and end the connection."""
-        # The flag first: what has come and was held back is handed on when the connection is lost.
+        """Take no more frames, not even those that have come already, and end the connection."""
+        # The flag is set first: when the connection is lost, `Frames` hands on the frames that were
+        # held back.
         self._is_cut_off = True
         if self._transport is not None:
             cut_off(self._transport)
@@ -105,7 +106,7 @@ class ServerLink(Frames):
         super().hold()
 
     def go_on(self) -> None:
-        """Take what has come meanwhile."""
+        """Take the frames that have come meanwhile, and read on; the last of nested calls does so."""
         self._holds -= 1
         if not self._holds:  # what is handed on may hold again, as `Frames.go_on` expects
             super().go_on()

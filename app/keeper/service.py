@@ -113,7 +113,7 @@ class Service:
             self.ended.set_result(None)
 
     def close(self) -> None:
-        """Let go of everything but the kernels' processes."""
+        """Close connections, sockets, logs and watches. The kernels' processes go on."""
         self._deafen()
         for task in self._tasks:
             task.cancel()
@@ -307,13 +307,14 @@ class Service:
     def _answer(self, fields: Fields, server: ServerLink) -> bytes:
         """The frame of the answer. An error of any kind concerns only the server that has asked."""
         number = {"id": fields["id"]} if "id" in fields else {}
-        # Nothing awaits in here. So a request sees no other one half done, and bells and events of
-        # what a request does come before its answer.
+        # Nothing awaits in here. So no request sees another one half done, and the bells and events
+        # that a request leads to are sent before its answer.
         try:
             if fields["ask"] == "hello":
                 server.replica = str(fields.get("replica", ""))
             elif "kernel_id" in fields:
-                # Before anything is done: what an earlier replica asks late must change nothing.
+                # The term is checked before anything is done: a late request of a replica that has
+                # lost the kernel must change nothing.
                 self._servers.come(server, str(fields["kernel_id"]), fields.get("term"))
             answer = self._do(fields)
             if fields["ask"] == "hello":

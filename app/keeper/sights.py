@@ -161,8 +161,8 @@ class _Poll:
 def sight(pid: int, started: str) -> Sight:
     """The best that the platform has for a process that need not be a child.
 
-    Raises `ProcessLookupError` for no process, `ValueError` for what is no process's number, and
-    `OSError`.
+    Raises `ProcessLookupError` if there is no such process, `ValueError` if ``pid`` cannot be the
+    number of a process, and `OSError`.
     """
     if pid <= 0:
         raise ProcessLookupError(errno.ESRCH, "there is no such process")

@@ -114,7 +114,7 @@ class Follow(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """How many bytes more of a log may be sent."""
+    """A server's further credit for one kernel's log: how many bytes more the keeper may send."""
 
     handle: int
     size: int

@@ -174,7 +174,7 @@ class _PlainSender:
         self._written_to = place
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
-        """Plain ASGI tells nothing of this, so what was written counts as having arrived."""
+        """The place itself: plain ASGI has no acknowledgements, so written counts as arrived."""
         return self._written_to
 
     async def lost(self) -> None:
