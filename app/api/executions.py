@@ -283,7 +283,8 @@ async def run_code(
     find = partial(known.known_id, within=KEY_SECONDS)
     how = Making(make, find, known.noted, known.withdraw)
     execution_id = await idempotency.once(scope, idempotency_key, asked, how)
-    # By its id: an earlier request has made it, perhaps. It may be forgotten by now (404).
+    # The execution is looked up by its id: an earlier request with the same key may have made it,
+    # and it may be forgotten by now (404).
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:
         made_for.execution_id = execution.id

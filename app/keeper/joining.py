@@ -41,7 +41,7 @@ class NotInvited(Exception):
 
 
 class Document:
-    """What a join document says. Raises `NotInvited`."""
+    """The fields of a join document, parsed. Raises `NotInvited` if the document is of no use."""
 
     def __init__(self, data: bytes) -> None:
         try:

@@ -106,7 +106,7 @@ class ServerLink(Frames):
         super().hold()
 
     def go_on(self) -> None:
-        """Take the frames that have come meanwhile, and read on; the last of nested calls does so."""
+        """Take the frames that have come meanwhile, and read on, once each `hold` has its call."""
         self._holds -= 1
         if not self._holds:  # what is handed on may hold again, as `Frames.go_on` expects
             super().go_on()

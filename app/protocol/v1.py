@@ -91,7 +91,7 @@ def decode(frame: bytes, session: str) -> ClientMessage:
     (count,) = unpack_from("<Q", frame)
     if count < 6:
         raise FrameError(f"a v1 frame has at least 6 offsets, not {count}")
-    # Both bounds come before the table is read: `count` is the client's, up to 2**64.
+    # Both bounds are checked before the table is read: the client has chosen `count`, up to 2**64.
     if count > len(frame) // 8 - 1:
         raise FrameError("the table of offsets is longer than the frame")
     if count > MAX_PARTS + 2:
