@@ -50,7 +50,7 @@ class ServerLink(Frames):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there: the keeper speaks first."""
+        """Write the greeting: on a new connection the keeper speaks first."""
         super().connection_made(transport)
         self.write(self._greeting)
 
@@ -112,7 +112,7 @@ class ServerLink(Frames):
             super().go_on()
 
     def pause_writing(self) -> None:
-        """The server does not read."""
+        """Stop the feeds, or else the reading of requests: the server does not read."""
         # Requests of a server with feeds are still read: feeds stop, and `write` bounds the rest.
         self._is_full = True
         if self._feeds is None:
@@ -120,7 +120,7 @@ class ServerLink(Frames):
             self.hold()
 
     def resume_writing(self) -> None:
-        """The server has read."""
+        """Go on with the feeds or the requests: the server has read what waited."""
         self._is_full = False
         if self._is_late:
             self._is_late = False

@@ -219,8 +219,8 @@ class Service:
         others = {other.ended for other in self._servers.predecessors(server, hello)}
         if others:
             await asyncio.wait(others, timeout=SETTLE_SECONDS)
-        # If the connection was lost meanwhile, what had come over it was taken then (`Frames`). If
-        # a stop has begun, this answer does no harm: the server's next frame ends the connection.
+        # If the connection was lost meanwhile, `Frames` has handed on its frames then. If a stop
+        # has begun, this answer does no harm: the server's next frame ends the connection.
         if not server.ended.done():
             server.write(self._answer(hello, server))
             server.go_on()
