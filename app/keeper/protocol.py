@@ -172,7 +172,7 @@ class Frames(asyncio.Protocol):
         self._held = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
+        """Note the transport of the new connection."""
         self._transport = cast(asyncio.Transport, transport)
 
     def hold(self) -> None:
