@@ -23,7 +23,7 @@ _PROBES: Final = ("/livez", "/readyz")
 # than too little.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
-# Of a token of the list, its mark and id stay readable, which are shown everywhere.
+# Of a token of the list, the part that is shown everywhere stays readable (`SHOWN_LENGTH`).
 _LISTED: Final = re.compile(rf"({MARK}[0-9a-f]{{8}})[0-9a-f]{{8,}}")
 _OFFERED: Final = re.compile(rf"({re.escape(TOKEN)}\.)[^\s,\"']+")
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)

@@ -77,8 +77,7 @@ _STANDARD_HEADERS: Final = [
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _REFUSALS: Final = frozenset({403, 404, 429, 503})
-"""The statuses of refusals for the Host, the Origin or the token of a request. The audit log notes
-these refusals."""
+"""The statuses of refusals that the audit log notes: for a request's Host, Origin or token."""
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """The headers of a response that a script of another origin may read, beside the usual ones."""

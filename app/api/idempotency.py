@@ -55,7 +55,7 @@ async def _at_once(_: str) -> None:
 class Making(NamedTuple):
     """How an object (a kernel, an execution, ...) is made once.
 
-    ``make`` gets a UUID that is to be the object's id, or "" if the key is not in a shared
+    ``make`` gets a UUID that is to be the object's id, or "" if there is no key or no shared
     registry; it returns the id. ``find`` gets such a UUID, and returns the id of the object that an
     earlier ``make`` with it has made, perhaps in a replica that has died; None if there is none.
     ``confirm`` returns when the object with this id is known to be stored, and raises if it may not
