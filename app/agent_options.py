@@ -21,7 +21,10 @@ MAX_ADDRESSES: Final = 8
 
 
 def host_and_port(address: str, port: int) -> tuple[str, int]:
-    """What ``host``, ``host:port`` or ``[address]:port`` says. Raises `ValueError`."""
+    """Parse ``host``, ``host:port`` or ``[address]:port``; ``port`` is the default.
+
+    Raises `ValueError` for any other text, and for a port above 65535.
+    """
     found = _ADDRESS(address)
     said = int(found["port"] or port) if found else 65536
     if found is None or said > 65535:

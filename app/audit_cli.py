@@ -21,7 +21,7 @@ from .protocol.messages import format_timestamp
 __all__ = ["audit_command"]
 
 MAX_LINE: Final = 2**20
-"""Bytes of a line that are read; there is none of this length, unless the file is damaged."""
+"""Bytes of a line that are read at most. No line is as long, unless the file is damaged."""
 
 _COLUMNS: Final = ("time", "action", "user", "credential", "client", "kernel_id")
 
@@ -77,7 +77,7 @@ def _parser() -> CommandParser:
 
 
 def _since(text: str) -> float:
-    """Seconds since the epoch."""
+    """Parse the option ``--since``; returns seconds since the epoch."""
     try:
         return time.time() - parse_duration(text)
     except InvalidDuration:
@@ -89,7 +89,10 @@ def _since(text: str) -> float:
 
 
 def _print(path: Path, options: argparse.Namespace) -> int:
-    """Print what fits; returns how many lines are no records. Raises `OSError`."""
+    """Print the records that fit the options; returns how many lines hold no record.
+
+    Raises `OSError`.
+    """
     damaged, file = 0, None
     since: float = options.since or 0.0
     try:
@@ -146,7 +149,7 @@ def _shown(record: Record) -> str:
 def _cell(value: object) -> str:
     """A value as people read it; quoted if it could be taken for several, or for another column.
 
-    Clients choose some of them, such as paths and names.
+    Clients choose some of the values, such as paths and names.
     """
     text = printable(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) else text

@@ -1,7 +1,8 @@
-"""The caller on whose behalf work is done: the logs know it without its being passed everywhere.
+"""The caller on whose behalf work is done, for the logs: no function need pass it on.
 
-The task of a request, and every function that it calls, finds its caller here. A task that it
-starts and that outlives it (a kernel's life) inherits the caller, who then counts as none.
+The task of a request, and every function that the task calls, finds its caller here. A task that
+the request has started and that outlives it (a kernel's life) inherits the caller. When the request
+has ended, `caller` returns None in that task.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class Caller:
         self.over = False
 
 
-# A task copies the variables of whoever makes it. So a task that outlives its request still has the
-# request's caller: `over`, which all of them see, is what makes that caller none.
+# A new task copies the context variables of the task that makes it. So a task that outlives its
+# request still has the request's caller. All these tasks share the `Caller` object, and see in its
+# `over` that the request has ended.
 _caller: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 

@@ -48,8 +48,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if generated:
         settings = settings.model_copy(update={"token": SecretStr(make_token(settings))})
     listener = _listen(settings)
-    # This import takes a second; --help and a refusal do without it. Nothing of what it makes is
-    # garbage: the collector would look at all of that again and again, for a fifth of the time.
+    # This import takes a second; --help and a refusal do without it. None of the objects that it
+    # makes is garbage. The collector would look at all of them again and again, which takes a fifth
+    # of the time.
     gc.disable()
     from .serving import CannotStart, serve
 

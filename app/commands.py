@@ -38,12 +38,15 @@ def add_state_dir(parser: Parser) -> Parser:
 
 
 def printable(text: str) -> str:
-    """A text without what would control a terminal."""
+    """A text with a question mark for each character that could control a terminal."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def settings_of(config: Path | None) -> Settings:
-    """The options of a server, as a variable or a file tells them, or else exit with 2."""
+    """The options of a server, from the environment and a configuration file.
+
+    If an option is wrong, this prints why, and exits with 2.
+    """
     try:
         return (Settings if config is None else partial(Settings, config=config))()
     except (ValidationError, SettingsError) as error:
@@ -52,7 +55,10 @@ def settings_of(config: Path | None) -> Settings:
 
 
 def state_dir_of(given: Path | None, config: Path | None) -> Path:
-    """The state directory as an argument, a variable or a file tells it, or else exit with 2."""
+    """The state directory: ``given``, or as the environment or a configuration file tells it.
+
+    If it cannot be told, this prints why, and exits with 2.
+    """
     try:
         return (given or settings_of(config).state_dir).expanduser().resolve()
     except (RuntimeError, OSError, ValueError) as error:  # no such user, a loop of links

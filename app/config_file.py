@@ -168,7 +168,7 @@ def _shown(name: str) -> str:
 
 
 def _check_kind(name: str, value: Any, field: FieldInfo) -> None:
-    """Raise `ValueError` for true or false as a number, which pydantic would accept."""
+    """Raise `ValueError` for true or false where a number is due: pydantic would accept it."""
     kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
     if isinstance(value, bool) and bool not in (field.annotation, *kinds):
         raise ValueError(f"{name}: true and false are for switches")

@@ -15,13 +15,14 @@ _PATTERN: Final = re.compile(r"([0-9]{1,9})([smhdw])", re.ASCII)
 
 
 class InvalidDuration(ValueError):
-    """The text is no span of time; the exception's text says what one looks like, without it."""
+    """A text is no span of time. The exception's text says how one is written, and does not repeat
+    the wrong text."""
 
 
 def parse_duration(text: str) -> float:
-    """The seconds of a number with its unit: s, m (minutes), h, d or w. Raises `InvalidDuration`.
+    """Parse a number with its unit (s, m for minutes, h, d or w); returns seconds.
 
-    There are at least one second and at most ten years.
+    Raises `InvalidDuration` for any other text, for less than a second and for more than ten years.
     """
     found = _PATTERN.fullmatch(text)
     if found is None:

@@ -13,8 +13,10 @@ __all__ = ["EngineTables", "Engines"]
 
 
 def _engine_tables(value: Any) -> dict[str, dict[str, Any]]:
-    """Tables by the names of engines. What is in them is looked at where engines are known
-    (`app.managers.processes.engines.defaults`). Raises `ValueError`.
+    """Parse the tables of options by engines' names. Raises `ValueError` for any other value.
+
+    The options in them are checked where engines are known
+    (`app.managers.processes.engines.defaults`).
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = json_object(value)

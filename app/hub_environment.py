@@ -12,16 +12,17 @@ from pydantic_settings import BaseSettings, InitSettingsSource
 __all__ = ["HUB_TOKEN_VARIABLE", "HubEnvironment"]
 
 HUB_TOKEN_VARIABLE: Final = "JUPYTERHUB_API_TOKEN"
-"""The Hub gives a service its own token in it, which is the secret of its OAuth client, too."""
+"""The variable in which the Hub gives a service its token, which is the secret of the service's
+OAuth client, too."""
 
 _switch: Final = TypeAdapter(bool)
 
 
 class HubEnvironment(InitSettingsSource):
-    """The source of what the Hub says, where the option ``jupyterhub_tokens`` is on.
+    """The source of options that reads the Hub's variables, if ``jupyterhub_tokens`` is on.
 
-    It counts less than all other sources. A server that is started by hand in a terminal of the
-    Hub has such variables, too, which mean another service then; so they are not read without the
+    It counts less than all other sources. A server that is started by hand in a terminal of the Hub
+    has such variables, too, but they are about another service: so they are not read without the
     option.
     """
 
@@ -29,17 +30,18 @@ class HubEnvironment(InitSettingsSource):
         super().__init__(settings_cls, {})
 
     def __call__(self) -> dict[str, Any]:
-        """The options that the Hub's variables mean."""
+        """The options by name, as the Hub's variables tell them."""
         try:
             wanted = _switch.validate_python(self.current_state.get("jupyterhub_tokens", False))
         except ValidationError:
-            return {}  # the option itself is refused
+            return {}  # `Settings` itself refuses the wrong value of the option
         return dict(_options(os.environ)) if wanted else {}
 
 
 def _options(environment: Any) -> dict[str, Any]:
-    # The Hub's proxy hands on requests with whatever Host the Hub has. Nothing is done for one
-    # without a token, so no page of another site gains by a name that leads here.
+    # The Hub's proxy forwards requests with whatever Host the Hub has, so any Host is allowed. That
+    # is safe: nothing is done for a request without a token, so a page of another site gains
+    # nothing by a name that leads here (DNS rebinding).
     options: dict[str, Any] = {"allow_remote_access": True}
     names = {
         "jupyterhub_api_url": environment.get("JUPYTERHUB_API_URL", ""),

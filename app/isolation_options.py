@@ -14,7 +14,7 @@ from .option_types import AbsolutePathOrNone, OptionGroup, Paths
 __all__ = ["Isolation", "id_range"]
 
 MAX_ID: Final = 2**32 - 2
-"""The greatest id that a user can have: the one above means none."""
+"""The greatest id that a user can have: 2**32 - 1 stands for no user."""
 
 
 class Isolation(OptionGroup):
@@ -73,7 +73,7 @@ class Isolation(OptionGroup):
 
 
 def id_range(text: str) -> range:
-    """The ids that an option names as ``FIRST-LAST``. Raises `ValueError`."""
+    """Parse a range of users' ids, ``FIRST-LAST``. Raises `ValueError` for any other text."""
     match = re.fullmatch(r"([0-9]{1,10})-([0-9]{1,10})", text)
     if match is None:
         raise ValueError("not two ids, like 200000-265535")

@@ -34,7 +34,7 @@ from .managers.processes.transports import socket_files
 __all__ = ["kernels_command"]
 
 TERMINATE_SECONDS: Final = 5.0
-"""Between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 SERVER_SECONDS: Final = 60.0
 """How long the server may take to answer one request."""
@@ -90,7 +90,7 @@ def _records(state_dir: Path) -> list[KernelRecord]:
     if not path.exists():
         return []
     try:
-        # Not to be changed: it may be in use by a server of another version.
+        # The registry is not migrated: a server of another version may be using it.
         store = SQLiteRegistry(path, migrate=False)
         with contextlib.closing(store):
             return store.load()
@@ -104,7 +104,7 @@ def _records(state_dir: Path) -> list[KernelRecord]:
 
 
 def _runs(record: KernelRecord) -> bool | None:
-    """Whether its process runs; None where that cannot be told from here."""
+    """Whether a kernel's process runs; None if this host cannot tell."""
     if record.pid is None:
         return None
     return start_time(record.pid) == record.start_time
@@ -132,8 +132,9 @@ def _stop(state_dir: Path, ids: list[str] | None) -> None:
     if unknown:
         raise _NotDone(f"there is no kernel {unknown[0]}")
     problems: list[str] = []  # a kernel that cannot be ended keeps no other from being ended
-    # Whoever has the lock may end kernels by itself: no server has them then, nor can one start
-    # while this goes on. Otherwise the server is asked, which knows of them what is in no file.
+    # With the lock of the state directory this command may end kernels by itself: no server has
+    # them, and none can start meanwhile. If a server has the lock, the server is asked to end its
+    # kernels: it knows things about them that are in no file.
     try:
         lock = Lock(state_dir)
     except UnusableRegistry:
@@ -168,10 +169,11 @@ def _noted(problems: list[str]) -> Iterator[None]:
 
 
 async def _tell_keeper(path: Path, ended: Collection[str] | None, left: Collection[str]) -> None:
-    """Have a keeper forget kernels that have ended; with None, end all that are not ``left``.
+    """Have a keeper forget the kernels ``ended``; with None, all of its kernels.
 
-    ``path`` is its directory. Some of the kernels may be on no list. With nothing to keep the
-    keeper ends.
+    Kernels in ``left`` stay in any case. Processes of kernels that are forgotten are killed.
+    ``path`` is the keeper's directory. The keeper may have kernels that are in no registry. It ends
+    when it has none any more.
     """
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -185,7 +187,8 @@ async def _tell_keeper(path: Path, ended: Collection[str] | None, left: Collecti
                 kernel_id, pid = record["kernel_id"], record["pid"]
                 if kernel_id not in left and (ended is None or kernel_id in ended):
                     await link.ask({"ask": "drop", "kernel_id": kernel_id})
-                    # The last: a keeper with nothing to keep ends and answers no more.
+                    # The request ``end`` comes last: a keeper without kernels ends, and answers no
+                    # further request.
                     await link.ask({"ask": "end", "kernel_id": kernel_id, "pid": pid})
         if link is not None:
             await link.close()
@@ -196,7 +199,7 @@ async def _tell_keeper(path: Path, ended: Collection[str] | None, left: Collecti
 
 
 class _Stranger:
-    """Has a connection to the keeper, and no kernels."""
+    """The owner of a `KeeperLink` that has no kernels: events and bells are for servers."""
 
     def on_event(self, fields: Fields) -> None:
         """Ignore this: the command has no kernels."""
@@ -209,7 +212,7 @@ class _Stranger:
 
 
 def _clean(state_dir: Path, record: KernelRecord) -> None:
-    """Remove the files of a kernel that is no more."""
+    """Remove the files of a kernel that has ended: connection file, sockets, output and log."""
     files = [
         state_dir / "journals" / f"{record.id}.journal",
         state_dir / "output" / f"kernel-{record.id}.log",
@@ -222,7 +225,10 @@ def _clean(state_dir: Path, record: KernelRecord) -> None:
 
 
 def _end(record: KernelRecord) -> None:
-    """SIGTERM, then SIGKILL, to the process group of just this process."""
+    """End a kernel's process and its process group: SIGTERM, then SIGKILL.
+
+    Raises `_NotDone` if the process is on another host, or does not end.
+    """
     if not record.exclusive or record.dead:
         return  # it is not ours to end, or has ended
     if record.pid is None:
@@ -244,7 +250,7 @@ def _adopt(state_dir: Path, file: Path) -> None:
 
 
 def _ask_server(state_dir: Path, asked: dict[str, str]) -> str:
-    """Ask the server that has this state directory; the id of the kernel it was about."""
+    """Send a request to the server that has this state directory; returns the kernel's id."""
     from .operator import MAX_LINE, open_socket
 
     try:

@@ -78,10 +78,11 @@ def lifespan_of(
     policy: LimitPolicy,
     announce: Callable[[], None],
 ) -> Lifespan:
-    """The lifespan of an application with these settings, and `read_schemas` of its own.
+    """The lifespan of an application with these settings.
 
-    ``announce`` is called when the application starts, before anything is built, and what is in
-    ``at_end`` when all of that is down.
+    ``event_schemas`` are those of `read_schemas`. ``announce`` is called when the application
+    starts, before anything is built. The functions ``at_end`` are awaited when everything that was
+    built has been taken down.
     """
 
     @asynccontextmanager
@@ -107,8 +108,9 @@ async def _build(
     policy: LimitPolicy,
     stack: AsyncExitStack,
 ) -> State:
-    # In this order. What is taken down later may still be used by what is taken down before: the
-    # manager notes the ends of its kernels in the audit log and in the registry.
+    # The stack closes these objects in reverse order. An object may use those that were built
+    # before it until its own end: the manager notes the ends of its kernels in the audit log and in
+    # the registry.
     counters = Counters()
     shares = Shares(policy, counters)
     audit = AuditLog(
@@ -124,11 +126,11 @@ async def _build(
         stack.push_async_callback(registry.close)
     manager = multi_kernel_manager(settings, events, counters, audit, registry, shares)
     stack.push_async_callback(manager.close)
-    # Before the first request, so that no client finds a kernel missing that the last server has
-    # left. (Kernels whose adoption takes too long come later.)
+    # Kernels are adopted before the first request, so that no client misses a kernel that the last
+    # server has left. (Kernels whose adoption takes too long come later.)
     await manager.adopt_kernels()
-    # Behind the adoption: a signal that comes before this ends the server when it has started, and
-    # `close` then does what `begin_stop` would have begun.
+    # Signals are handled from here on, behind the adoption. A signal that comes earlier ends the
+    # server as soon as it has started, and `close` then does what `begin_stop` would have begun.
     stack.enter_context(at_stop_signals(manager.begin_stop))
     shared = _shared(settings, registry)
     group = _group(shared, manager)
@@ -199,7 +201,7 @@ def _group(shared: SharedRegistry | None, manager: MultiKernelManager) -> Group 
 async def _open_relay(
     app: FastAPI, state: State, group: Group, prefix: str, stack: AsyncExitStack
 ) -> None:
-    """Take requests of other replicas from now on."""
+    """Serve requests of other replicas from now on."""
 
     def is_here(scope: Mapping[str, Any]) -> bool:
         kernel_id = kernel_of(scope, prefix, group)

@@ -19,7 +19,7 @@ from .option_types import OptionGroup, json_object, once, shown
 __all__ = ["LIMITS", "LimitTable", "LimitTables", "OwnerLimits", "limit_table"]
 
 NONE: Final = "none"
-"""How it is written that there is no limit, where a group's or everybody's would hold."""
+"""The word for no limit: without it, the limit of a group or of everybody would hold."""
 
 MAX_VALUE: Final = 2**53
 """The largest value; JSON has no larger whole numbers that every client reads."""
@@ -28,7 +28,7 @@ _SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?)\s*([kKMGT]?)(i?)B?", 
 
 
 def _number(value: object) -> float:
-    """The number that a value is, or that its text is. Raises `ValueError`."""
+    """Parse a number, or a text of decimal digits. Raises `ValueError` for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("not a number")
     if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,16}(\.[0-9]{1,6})?", value, re.ASCII):
@@ -54,7 +54,10 @@ def _rate(value: object) -> float:
 
 
 def _size(number: str, prefix: str, binary: str) -> float:
-    """Bytes of a number with its prefix, which means powers of 1024 with an "i" behind it."""
+    """The bytes of a size like ``4GiB``: ``number`` 4, ``prefix`` G, and ``binary`` i.
+
+    A prefix stands for a power of 1024 with the i, and for a power of 1000 without it.
+    """
     power = "kMGT".index("k" if prefix == "K" else prefix) + 1 if prefix else 0
     factor: int = (1024 if binary else 1000) ** power
     return float(number) * factor

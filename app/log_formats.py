@@ -29,7 +29,7 @@ _ACCESS: Final = ("client", "method", "path", "http_version", "status")
 
 
 def about(logger: logging.Logger, **subject: str) -> logging.LoggerAdapter[logging.Logger]:
-    """A logger whose records tell what they are about, by names of `SUBJECTS`."""
+    """A logger whose records have these attributes, each of which is one of `SUBJECTS`."""
     return logging.LoggerAdapter(logger, subject)
 
 
@@ -41,7 +41,7 @@ class TextFormatter(logging.Formatter):
     def formatTime(  # noqa: N802 (the name is logging's)
         self, record: logging.LogRecord, datefmt: str | None = None
     ) -> str:
-        """The time as logging has it by default, whose seconds are written out once for each."""
+        """The time in logging's default form; the text of a second is made once for all records."""
         if datefmt is not None:
             return super().formatTime(record, datefmt)
         second, text = self._second

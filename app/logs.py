@@ -15,7 +15,7 @@ from .protocol.subprotocols import TOKEN
 __all__ = ["SHORT", "hide_tokens", "logging_config"]
 
 SHORT: Final = 16
-"""A token with fewer characters can be guessed."""
+"""A token with fewer characters can be guessed, and may be a part of other words."""
 
 _PROBES: Final = ("/livez", "/readyz")
 
@@ -23,7 +23,7 @@ _PROBES: Final = ("/livez", "/readyz")
 # than too little.
 _TOKEN: Final = re.compile(r"([?&;\s\"']|^)(token=)[^&\s]+", re.IGNORECASE)
 _CREDENTIALS: Final = re.compile(r"(?:token|bearer)\s+\S.*", re.IGNORECASE)
-# Of a token of the list, what is shown of it everywhere stays readable.
+# Of a token of the list, the part that is shown everywhere stays readable (`SHOWN_LENGTH`).
 _LISTED: Final = re.compile(rf"({MARK}[0-9a-f]{{8}})[0-9a-f]{{8,}}")
 _OFFERED: Final = re.compile(rf"({re.escape(TOKEN)}\.)[^\s,\"']+")
 _LOGGERS: Final = ("uvicorn.access", "uvicorn.error", "uvicorn.asgi", "uvicorn", __package__, None)
@@ -41,7 +41,7 @@ MAX_ARGUMENT: Final = 1000
 class TokenFilter(logging.Filter):
     """Hides ``secret``, ``token=…``, ``Authorization`` headers and `TOKEN` in a log record.
 
-    It also adds to the record what that is about (`SUBJECTS`).
+    It also adds the attributes of `SUBJECTS` that are known to the record.
     """
 
     def __init__(self, secret: str) -> None:
@@ -76,7 +76,7 @@ class TokenFilter(logging.Filter):
         return True
 
     def _is_plain(self, args: tuple[object, ...] | Mapping[str, object]) -> bool:
-        """Whether arguments need no rewriting, as those of nearly every line: one look at all."""
+        """Whether no argument needs to be rewritten, as in nearly every record."""
         if not isinstance(args, tuple) or not _PLAIN.issuperset(map(type, args)):
             return False
         text = " ".join([arg for arg in args if type(arg) is str])
@@ -99,7 +99,7 @@ class TokenFilter(logging.Filter):
         if not isinstance(argument, str):  # at the level trace, uvicorn logs whole ASGI scopes
             try:
                 text = str(argument)
-            except Exception:  # of another package's object: whoever logs it must not fail by that
+            except Exception:  # the object may be another package's: its fault stops no logging
                 return f"[{type(argument).__name__}]"
             hidden = self._hide(text)
             return argument if hidden == text else hidden

@@ -63,11 +63,11 @@ _OPTIONS: Final[dict[type[Exception], str]] = {
     CannotIsolate: "",
     CannotLoad: "",
 }
-"""What `create_app` raises for an option that cannot be as it is, and which option that is, unless
-the text names it."""
+"""The errors that `create_app` raises for an unusable option, each with the option's name, or with
+nothing if the error's text names the option."""
 
 REFUSALS: Final = tuple(_OPTIONS)
-"""What `create_app` raises for an option that cannot be as it is (`explain_refusal`)."""
+"""The errors that `create_app` raises for an unusable option (`explain_refusal`)."""
 
 
 def explain_refusal(error: Exception) -> str:
@@ -131,7 +131,10 @@ def _check_engines(settings: Settings) -> None:
 
 
 def _check_files(settings: Settings) -> None:
-    """Refuse files and directories now that the lifespan could not use later."""
+    """Check the files and directories that the lifespan will use.
+
+    Raises one of `REFUSALS` now for those that it could not use later.
+    """
     _prepare_state_dir(settings)  # before anything is written there
     if settings.replicated:
         _check_shared_registry(settings)

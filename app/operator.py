@@ -66,8 +66,9 @@ class OperatorSocket:
         ):
             if not is_own_peer(writer.get_extra_info("socket")):
                 return
-            # The waits for the client have bounds. What is done has its own (a stop), and goes on
-            # if the client is gone meanwhile: that shows only when the answer is written.
+            # The waits for the client have bounds. The command itself (the stop of a kernel) has
+            # its own, and goes on even if the client is gone meanwhile: that shows only when the
+            # answer is written.
             async with asyncio.timeout(ASK_SECONDS):
                 asked = json.loads(await reader.readline())
             try:

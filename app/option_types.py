@@ -40,7 +40,7 @@ def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def json_object(text: str) -> Any:
-    """What a text in JSON says. Raises `ValueError` if it is none, or has a name twice."""
+    """Parse JSON. Raises `ValueError` if the text is not JSON, or an object has a name twice."""
     try:
         return json.loads(text, object_pairs_hook=once)
     except (json.JSONDecodeError, RecursionError):
@@ -54,7 +54,7 @@ def shown(name: object) -> str:
 
 
 def meant(name: str, names: Collection[str]) -> str:
-    """A question for whoever has written a name that is not known, if it is like one that is."""
+    """The end of an error about an unknown name: a question if one of ``names`` is like it."""
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
     return f"; is {close[0]} meant?" if close else ""
 
@@ -117,7 +117,10 @@ def _absolute_or_none(value: Path | None) -> Path | None:
 
 
 def spelled(pattern: str, refusal: str) -> AfterValidator:
-    """Have a text refused, with this sentence, that is not empty and does not fit the pattern."""
+    """A validator that refuses a text which does not match a regular expression.
+
+    ``refusal`` is the error's text. An empty text is accepted.
+    """
 
     def check(value: str) -> str:
         if value and not re.fullmatch(pattern, value):

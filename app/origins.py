@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 
 @lru_cache(256)
 def parse_authority(text: str) -> Authority | None:
-    """The host and port in a text; None if the text is not that."""
+    """Parse ``host`` or ``host:port``; None for any other text."""
     match = _AUTHORITY.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None
@@ -60,7 +60,7 @@ def parse_authority(text: str) -> Authority | None:
 
 @lru_cache(256)
 def parse_origin(text: str) -> Origin | None:
-    """The origin in a text, with the scheme's port by default; None if it is none, as "null"."""
+    """Parse an origin, with the scheme's port by default; None for any other text, as "null"."""
     match = _ORIGIN.fullmatch(text) if len(text) <= MAX_LENGTH else None
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""What an option takes from outside the service: a class, as ``module:Class``, or a package."""
+"""Loads code from outside the service that an option names: a class, or an optional package."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ INSTALLED: Final = "kernelkeep"
 
 
 class CannotLoad(ValueError):
-    """An option names what cannot be used here; the text says which option, and why."""
+    """An option names a class or package that cannot be used; the text says which, and why."""
 
 
 @contextmanager
 def from_extra(extra: str, option: str, *packages: str) -> Iterator[None]:
-    """Import in this block what ``option`` takes of ``packages`` that come with an ``extra``.
+    """Within, import modules that need ``packages``, which an ``extra`` of this package installs.
 
-    Raises `CannotLoad` if one of them is not installed.
+    Raises `CannotLoad`, which names ``option``, if one of them is not installed.
     """
     try:
         yield

@@ -18,10 +18,10 @@ _SCHEMES: Final = ("postgresql", "postgres")
 
 
 def _postgresql(value: SecretStr) -> SecretStr:
-    """Refuse what is no URL of a PostgreSQL database; no refusal repeats any of the URL.
+    """Check the URL of a PostgreSQL database. Raises `ValueError`, whose text repeats none of it.
 
-    A password with an unescaped ``@`` or ``/`` would end within what libpq takes for the host or
-    the port, and so in libpq's own errors.
+    A part of a password with an unescaped ``@`` or ``/`` would be taken by libpq for the host or
+    the port, and would be in libpq's own errors.
     """
     url = value.get_secret_value()
     if not url:

@@ -134,7 +134,7 @@ def public_routes(routers: Iterable[APIRouter]) -> dict[str, Access]:
 
 
 def own_words(root_path: str, routes: Iterable[BaseRoute]) -> frozenset[str]:
-    """The segments of paths that are no parameters: the service's own words."""
+    """The segments of the routes' paths that are not parameters: the service's own words."""
     paths = [root_path, *(getattr(route, "path", "") for route in routes)]
     segments = chain.from_iterable(path.split("/") for path in paths)
     return frozenset(word for word in segments if word and not word.startswith("{"))

@@ -48,9 +48,10 @@ GRACE_SECONDS: Final = 5
 
 
 KEEP_ALIVE_SECONDS: Final = 130
-"""Seconds that a connection may be idle. Whoever has a pool of connections, as proxies do, must be
-the one that closes them: a request that crosses the service's close is lost. nginx keeps them for
-60 s, Go's clients for 90 s, Caddy for 120 s. Where there are too many, idle ones end before."""
+"""Seconds that a connection may be idle. A client with a pool of connections, as a proxy has, must
+be the end that closes them: a request that crosses the service's close is lost. nginx closes idle
+connections after 60 s, Go's clients after 90 s, Caddy after 120 s. If there are too many, the
+service closes idle ones earlier."""
 
 ACCEPTED_AT_ONCE: Final = 64
 """Connections that the loop accepts in one turn. More of them, in one burst, could take every file
@@ -110,7 +111,8 @@ def serve(
     else:
         announcement = _ready_line(settings, base, with_token=generated_token)
     server = _Server(config, announcement, bound, operated)
-    # When it is done, uvicorn raises the signal that has stopped it once more. That is a clean end.
+    # When the server has ended, uvicorn raises the signal that has stopped it once more. With this
+    # handler that is a clean exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _stop_with_the_terminal()
     with contextlib.suppress(KeyboardInterrupt):
@@ -209,21 +211,23 @@ class _Server(Server):
         if self._operator is not None:
             self._operator.close()
         kernels: MultiKernelManager = self.lifespan_state["kernels"]
-        # Before uvicorn's own shutdown, which closes the listening socket and every connection.
-        # `stopped` has a bound: each kernel's stop has one, and they stop side by side.
+        # The kernels stop before uvicorn's own shutdown, which closes the listening socket and
+        # every connection: meanwhile requests are still answered. `stopped` is bounded, as each
+        # kernel's stop is, and they stop side by side.
         try:
             await kernels.stopped()
         finally:
             left = GRACE_SECONDS - round(loop.time() - began)
-            # Not 0, which uvicorn takes for no time at all: an answer may be just being sent.
+            # At least a second, for answers that are just being sent: uvicorn would wait for none
+            # with 0.
             self.config.timeout_graceful_shutdown = max(1, left)
             await super().shutdown(sockets)
 
 
 def _most_connections() -> int:
-    """Half of the process's limit of file descriptors: kernels and files need the others.
+    """The bound on connections: half of the file descriptors that the process may have.
 
-    0, for no bound, if there is no limit.
+    Kernels and files need the other half. The bound is 0, for none, if there is no limit.
     """
     if resource is None:
         return 0
@@ -242,7 +246,7 @@ def _base_url(settings: Settings, listener: socket.socket) -> str:
 def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
     """The line in JSON that tells that the server is ready.
 
-    It goes to programs that collect logs, so it has the token only if nobody knows that yet.
+    Programs collect this line as a log, so it has the token only if the server has just made it.
     """
     query = _query(settings.token.get_secret_value() if with_token else "")
     message = f"kernelkeep is ready at {base}{query}"
@@ -251,7 +255,7 @@ def _ready_line(settings: Settings, base: str, *, with_token: bool) -> str:
 
 
 def _query(token: str) -> str:
-    """The path and query with the token, encoded, by which a browser gets in."""
+    """The path of the page, with the encoded token in its query if there is one."""
     return f"/?token={quote(token, safe='')}" if token else "/"
 
 

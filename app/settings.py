@@ -51,10 +51,11 @@ from .options import (
 __all__ = ["Settings", "explain", "refuse"]
 
 RUNS_HERE = os.name == "posix"
-"""Whether this platform has what it takes: processes with groups, unix sockets, locks of files."""
+"""Whether the service runs on this platform: it needs process groups, unix sockets, file locks."""
 
 _ANY_ORIGINS = ("https://elsewhere.invalid", "http://elsewhere.invalid:1", "null")
-"""Origins that nobody has: a pattern which fits one of them fits more than its author knows."""
+"""Origins that no page has. A pattern that fits one of them fits the pages of anybody, which its
+author has hardly meant."""
 
 
 # The docstring is what --help says first.
@@ -238,17 +239,17 @@ class Settings(
 
     @property
     def wants_token(self) -> bool:
-        """Whether a token is to be made, for nobody could come in without.
+        """Whether the server has to make a token, as nobody could use it otherwise.
 
-        Where a service says who is who, there is no such token unless one was set: it may
-        do everything, and would be in the log of whoever has started the server.
+        With an identity provider no token is made: it could do everything, and it would be in the
+        log of whatever has started the server.
         """
         asks_others = self.jupyterhub_tokens or self.oidc_issuer
         return self.auth == "token" and not self.token.get_secret_value() and not asks_others
 
     @property
     def _opened_to_web_pages_by(self) -> str:
-        """The option that lets web pages of anybody through; empty if none does."""
+        """The option that lets any web page send requests; empty if none does."""
         if self.any_host and not self.allowed_hosts:
             return "allow_remote_access"
         if self.allow_origin == "*":
@@ -280,7 +281,10 @@ class Settings(
 
     @property
     def config_files(self) -> set[Path]:
-        """Where this server, or the next one, reads options: the names, and what links lead to."""
+        """The configuration files of this server and of the next one, by each of their names.
+
+        If a name is a link, the path to which it leads is there as well.
+        """
         names = {Path(CONFIG_FILE), self.config or Path(CONFIG_FILE)}
         try:
             files = [name.expanduser().absolute() for name in names]
@@ -309,7 +313,7 @@ class Settings(
 
     @property
     def sessions_filepath(self) -> str:
-        """Where sessions are kept: if kernels outlive the server, so do those."""
+        """The path of the file of the sessions: if kernels outlive the server, sessions do, too."""
         if self.keeps and self.database_filepath == ":memory:":
             return str(self.state_dir / "sessions.sqlite")
         return self.database_filepath
@@ -348,7 +352,8 @@ def refuse(message: str) -> NoReturn:
 
 
 def _explain_flags(problem: str) -> str:
-    """What argparse says, in one line; what follows an unknown flag may be a secret."""
+    """The error of argparse, in one line; the value of an unknown flag may be a secret, and is left
+    out."""
     _, unknown, arguments = problem.partition("unrecognized arguments: ")
     if not unknown:
         return problem.removeprefix("argument ")

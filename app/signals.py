@@ -34,9 +34,9 @@ def at_stop_signals(callback: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     handlers: dict[int, Any] = {}
 
-    # Runs between any two instructions of the main thread, so it touches nothing of the application
-    # itself. The callback comes first in the loop: the server's handler only sets a flag, at which
-    # its main loop looks in a later turn.
+    # A signal handler runs between any two instructions of the main thread, so it touches nothing
+    # of the application itself. The callback runs in the next turn of the loop, before the server
+    # stops: the server's handler only sets a flag, at which its main loop looks in a later turn.
     def on_signal(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(callback)
         handlers[number](number, frame)

@@ -12,7 +12,7 @@ __all__ = ["token_place"]
 
 
 def token_place(registry_url: str, state_dir: Path) -> TokenPlace:
-    """The place of the list of a server with these options. Raises `CannotLoad`."""
+    """The place of the list of tokens of a server with these options. Raises `CannotLoad`."""
     if not registry_url:
         return TokenFile(state_dir)
     with from_extra("postgresql", "registry_url", "psycopg"):

@@ -62,8 +62,9 @@ def make_token(settings: Settings) -> str:
     token = secrets.token_hex(BYTES)
     with contextlib.suppress(OSError):  # other checks report an unusable state directory
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A new file, and not the old one truncated: somebody may have opened that while it was open
-        # to others. O_EXCL also refuses a link that is put there meanwhile.
+        # The old file is removed rather than truncated: another user may have opened it while it
+        # was readable, and would read the new token. O_EXCL also refuses a link that is put there
+        # meanwhile.
         path.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with open(os.open(path, flags, 0o600), "w") as file:

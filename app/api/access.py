@@ -77,7 +77,7 @@ _STANDARD_HEADERS: Final = [
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _REFUSALS: Final = frozenset({403, 404, 429, 503})
-"""The statuses with which a request is refused for what it shows, or does not show."""
+"""The statuses of refusals that the audit log notes: for a request's Host, Origin or token."""
 
 _EXPOSED: Final = "location, retry-after, etag, x-request-id"
 """The headers of a response that a script of another origin may read, beside the usual ones."""
@@ -228,8 +228,9 @@ class AccessMiddleware:
             except IdentityUnavailable as error:
                 retry = {"Retry-After": str(error.retry_after)}
                 answer = error_response(error.status, error.message, error.code, retry)
-        # From the look at `over` to `Principal.opened` (`serve_while_valid`) nothing awaits, but
-        # for `_serve_within`, which looks again: no credential ends unnoticed in between.
+        # The race: the credential may end between the look at `over` here and `Principal.opened` in
+        # `serve_while_valid`, behind which an end closes the request. Nothing awaits between the
+        # two but `_serve_within`, which looks at `over` again: so no end is missed.
         guesses, shown = bool(token) and principal is None, principal
         if principal is not None and principal.over:
             principal = None
@@ -251,8 +252,8 @@ class AccessMiddleware:
         show_principal(scope, principal)
         if (found := caller()) is not None:
             found.user, found.credential = principal.owner, principal.credential
-        # Where there are no shares, the ASGI server does not run the lifespan. A part of an answer
-        # counts where the whole was asked for.
+        # There are no shares if the ASGI server does not run the lifespan. A request of another
+        # replica for a part of an answer counts there, where the client has asked for the whole.
         if shares is None or is_part(scope):
             await self._serve(principal, scope, receive, send)
         else:
@@ -263,7 +264,7 @@ class AccessMiddleware:
     ) -> None:
         """Serve a request, or refuse it if its owner's share is used up."""
         is_websocket = scope["type"] == "websocket"
-        # A request that is taken is not given back if the WebSocket is refused: asking costs, too.
+        # A refused WebSocket still counts as a request: to ask for it costs, too.
         try:
             shares.take_request(principal)
             if is_websocket:
@@ -295,7 +296,7 @@ class AccessMiddleware:
     def _answer_to_anybody(
         self, scope: Scope, head: Head, public: Access | None
     ) -> Response | None:
-        """The answer to a request that gets it whatever token it shows."""
+        """The answer to a request if it does not depend on the token; None if it does."""
         # No path of the service has an encoded slash, and a proxy's rules may read it as a slash.
         raw_path: bytes = scope.get("raw_path") or b""
         if b"%" in raw_path and b"%2f" in raw_path.lower():
@@ -322,7 +323,10 @@ class AccessMiddleware:
         *,
         guesses: bool,
     ) -> Response | None:
-        """The refusal of a request for what it shows, or does not show; None to serve it."""
+        """The refusal of a request for its Host, Origin or token; None to serve the request.
+
+        ``guesses`` is whether its token is one that no provider knows.
+        """
         if principal is not None and self._settings.auth == "token":
             return None
         if guesses and public is None:

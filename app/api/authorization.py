@@ -58,7 +58,7 @@ class AllowAll:
 
 
 class Authorization:
-    """Asks on behalf of the user who makes one request: first its scopes, then the authorizer."""
+    """Decides what the user of one request may do, by its scopes and then by the authorizer."""
 
     __slots__ = ("_authorizer", "_user")
 
@@ -97,7 +97,7 @@ def require_scope(principal: Principal, action: str, resource: str) -> None:
 
 
 def authorization_of(connection: HTTPConnection) -> Authorization:
-    """Asks on behalf of whoever makes this request."""
+    """The `Authorization` of the user who makes a request."""
     state = connection.scope["state"]
     return Authorization(state["authorizer"], User(state["users"], principal_of(connection)))
 

@@ -32,17 +32,17 @@ class AwaitedResponse(Response):
         leaving = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait({making, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            # Both may be done. The response is then sent all the same, to nobody: what `make`
-            # waited for has happened, so there is nothing to give up.
+            # Both may be done. Then the response is sent although its client has gone: `make` has
+            # ended, so there is nothing to cancel and no call of `on_gone`.
             if making.done():
                 response = await making
                 await response(scope, receive, send)
             elif self._on_gone is not None:
-                making.cancel()  # and it must have ended: `on_gone` looks for others that wait
+                making.cancel()  # awaited: `on_gone` counts the requests that still wait
                 await asyncio.wait({making})
                 await self._on_gone()
         finally:
-            # Also if this is cancelled: neither goes on without anybody who waits for it.
+            # Also if this task is cancelled itself: neither task goes on when nobody awaits it.
             for task in (making, leaving):
                 task.cancel()
             await asyncio.gather(making, leaving, return_exceptions=True)

@@ -58,7 +58,7 @@ MAX_BODY_BYTES: Final = 2**20
 
 DISCARD_BYTES: Final = 32 * 2**20
 DISCARD_SECONDS: Final = 5.0
-"""How much of a refused body is read and thrown away, and for how long at most."""
+"""How many bytes of a refused body are read and thrown away, and for how many seconds, at most."""
 
 
 # The dependencies are coroutines although they await nothing: FastAPI calls functions in a thread.

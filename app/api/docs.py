@@ -87,8 +87,8 @@ def docs_router(*, public: bool, home: bool) -> APIRouter:
 
     @router.get("/api/spec.yaml", name="spec")
     async def spec(request: Request) -> Response:
-        # It takes tenths of a second to write, so it is written in a thread, and once. Two first
-        # requests may each write it: both write the same.
+        # To write the YAML takes tenths of a second, so a thread does it, and once. The race: two
+        # first requests may each have it written; both texts are the same.
         nonlocal written
         if written is None:
             written = await asyncio.to_thread(_as_yaml, request.app.openapi())

@@ -2,7 +2,7 @@
 
 A token that expires or is revoked closes what is open with it, in this one place, whatever the
 route: a WebSocket is closed with 4401, a stream ends, a request that waits is answered with 403.
-For the route the client has gone, then, which every route knows how to deal with.
+To the route it looks as if the client had gone, which every route knows how to deal with.
 
 Nothing here costs a request with the server's own token anything, for that does not end.
 """
@@ -39,7 +39,7 @@ async def serve_while_valid(
 
 
 class _Open:
-    """What is common to requests and WebSockets."""
+    """An open request or WebSocket, which ends with its credential."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -52,8 +52,8 @@ class _Open:
 
     async def run(self, app: ASGIApp, principal: Principal) -> None:
         self._task = asyncio.current_task()
-        # `AccessMiddleware` has just seen that the principal is not over, and nothing has awaited
-        # since: no end lies between that look and this.
+        # `AccessMiddleware` has just seen that the credential is valid (`Principal.over`), and
+        # nothing has awaited since: so no end of it is missed before this registers `_end`.
         principal.opened(self._end)
         try:
             await app(self._scope, self.receive, self.send)
@@ -62,8 +62,8 @@ class _Open:
                 raise
         finally:
             principal.closed(self._end)
-        # The refusal or the close frame is sent by the task that `_end` has made. The ASGI server
-        # takes nothing more of a request whose application has returned.
+        # The task that `_end` has made sends the refusal or the close frame. It is awaited: the
+        # ASGI server takes no event of a request whose application has returned.
         if self._ending is not None:
             await self._ending
 
@@ -73,7 +73,8 @@ class _Open:
         if asyncio.current_task(loop) is self._task:
             return  # the request that has revoked its own token gets its answer
         self._ended = True
-        # Whoever revokes a token has a context of its own, which this work is not done for.
+        # This runs in the context of the request that revokes the token. The close is logged in the
+        # context of the request that ends.
         self._ending = loop.create_task(self._close(), context=self._context)
 
     async def receive(self) -> Message:
@@ -86,7 +87,7 @@ class _Open:
         raise NotImplementedError
 
     async def _refuse(self) -> None:
-        """Answer in the place of the application, which has not begun to."""
+        """Answer with 403 in the place of the application, which has not begun an answer."""
         self._begun = True
         response = error_response(403, "Forbidden", "unauthorized")
         await response(self._scope, self._receive, self._send)
@@ -101,15 +102,16 @@ class _Request(_Open):
     async def run(self, app: ASGIApp, principal: Principal) -> None:
         await super().run(app, principal)
         if self._ended and not self._complete and not self._sized:
-            # The stream ends as one that has come to its end. A response of a stated length cannot:
-            # the server cuts its connection.
+            # A stream is closed as if it had come to its end. A response with a Content-Length
+            # cannot be: the ASGI server finds it incomplete, and cuts its connection.
             await self._send({"type": "http.response.body", "body": b""})
 
     async def _close(self) -> None:
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
-        # Nothing awaits between this look and the first send of `_refuse`, and what the route sends
-        # has failed since `_end`: a client never gets two answers.
+        # The route and this task may both want to answer. But `send` of the route has failed since
+        # `_end`, and nothing awaits between this look and the first send of `_refuse`: so a client
+        # never gets two answers.
         if not self._begun:
             self._complete = True
             await self._refuse()
@@ -135,7 +137,8 @@ class _Request(_Open):
         events: set[asyncio.Future[Any]] = {receiving, over}
         try:
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
-            # A body has been received before, so nothing is lost with what is cancelled here.
+            # The whole body has been received before. So the call of `receive` that is cancelled
+            # here could only have told that the client has gone.
             return receiving.result() if receiving.done() else _GONE
         finally:
             receiving.cancel()

@@ -70,7 +70,7 @@ def error_response(
 
 
 def response_to(error: KernelkeepError) -> ErrorResponse:
-    """The response that tells of an error."""
+    """The response to an error, with its status, message, code and headers."""
     headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return error_response(error.status, error.message, error.code, headers, **error.details)
 

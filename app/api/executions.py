@@ -184,14 +184,15 @@ def _waiting(
             await kernel.executions.ended(execution, seconds, permission)
         if (made_for := caller()) is not None:
             made_for.waited = time.perf_counter() - began
-        # Also if the execution has ended: the end of a share and that may have come together.
+        # The permission is looked at even if the execution has ended: the share may have ended in
+        # the same turn of the loop.
         if not permission():  # the kernel was shared with the caller until now
             raise no_longer_shared(kernel)
         response: Response = await answer()
         return response
 
-    # `make` has ended when this is called, so its client is not counted any more. Another one that
-    # waits for the same execution, by its idempotency key, keeps it.
+    # Called when `make` has ended: its client is no longer among those that wait (`attended`). The
+    # execution goes on if another request waits for it, with the same idempotency key.
     async def cancel() -> None:
         if kernel.executions.is_deserted(execution):
             kernel.reports.cancelled(execution.id)
@@ -282,7 +283,8 @@ async def run_code(
     find = partial(known.known_id, within=KEY_SECONDS)
     how = Making(make, find, known.noted, known.withdraw)
     execution_id = await idempotency.once(scope, idempotency_key, asked, how)
-    # By its id: an earlier request has made it, perhaps. It may be forgotten by now (404).
+    # The execution is looked up by its id: an earlier request with the same key may have made it,
+    # and it may be forgotten by now (404).
     execution = kernel.executions.get(execution_id)
     if (made_for := caller()) is not None:
         made_for.execution_id = execution.id

@@ -173,9 +173,9 @@ class FileStream(Response):
         descriptor = self._file.fileno()
         while position < end:
             size = min(READ_TOGETHER, end - position)
-            # If this is cancelled, or takes too long, the file is closed while the thread may still
-            # be about to read: from nothing, or from another file that has got the number since.
-            # Nobody gets what it reads then.
+            # The race: if this is cancelled, or takes too long, the file is closed while the thread
+            # may not have read yet. Its read then fails, or reads another file whose descriptor has
+            # the same number by now. It does no harm: the result is thrown away.
             data = await self._service.run(os.pread, descriptor, size, position)
             if not data:
                 # The file has shrunk. The response stays incomplete, so the client sees that it

@@ -47,7 +47,7 @@ def named_session(method: str, path: str) -> str | None:
 
 
 def asked_kernel(query: bytes) -> str | None:
-    """The id of the kernel that is to resolve a path, too."""
+    """The id of the kernel that a request asks to resolve a path; None if it asks none."""
     (name, *_) = parse_qs(query.decode("latin-1")).get("kernel", [""])
     return name.lower() if _ID(name) else None
 
@@ -93,11 +93,12 @@ class ForwardingMiddleware:
     async def _forward(
         self, group: Group, kernel_id: str, scope: Scope, receive: Receive, send: Send
     ) -> bool:
-        """Have the replica answer that has the kernel; False if this one is to answer.
+        """Have the replica that has the kernel answer; False if this replica is to answer.
 
-        A kernel whose replica is gone, or that is just changing its replica, is waited for. Raises
-        `ReplicaUnreachable` if that takes too long, or if there is nobody to wait for: no replica
-        of the kernel's host is there, or this one could not reach it for as long.
+        While the kernel's replica is gone, or another one is taking the kernel, the request waits
+        for at most ``group.patience`` seconds. Raises `ReplicaUnreachable` after that; or at once,
+        if there is no replica of the kernel's host, or if this replica has not reached the kernel's
+        for as long.
         """
         from ..managers.replicas.errors import ReplicaUnreachable
 
@@ -105,9 +106,10 @@ class ForwardingMiddleware:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + group.patience
         while True:
-            # This process may have been stopped for longer than its lease, and another replica have
-            # taken the kernel: so it is not enough that the kernel is here (`Group.is_own`). Behind
-            # the awaits of this loop everything is looked up anew.
+            # The race: this process may have been stopped for longer than its lease, and another
+            # replica may have taken the kernel. So it is not enough that the kernel is here; the
+            # lease is checked, too (`Group.is_own`). Each turn of the loop looks everything up anew
+            # behind its awaits.
             if group.is_here(kernel_id) and await group.is_own(kernel_id):
                 return False
             try:
@@ -115,12 +117,13 @@ class ForwardingMiddleware:
             except StoreAway:
                 raise ReplicaUnreachable from None
             if found is None:
-                return False  # it is nowhere, as the answer will tell
+                return False  # no replica has the kernel: this one answers with 404
             way = None if found.replica is None else group.way_to(found.replica)
             # A request that another replica has sent is not sent on: no request goes in circles.
             if found.replica != group.id and way is not None and RELAYED not in scope:
-                # False: the kernel is there no more, or is just being adopted. Nothing has been
-                # received of the client then, nor behind a failure that has not `begun`.
+                # `run` returns False if that replica does not have the kernel any more, or is just
+                # adopting it. Then nothing of the request has been received from the client, and it
+                # can be sent again; so it can after a failure that has not `begun`.
                 try:
                     if await links.run(way, scope, receive, send):
                         return True
@@ -130,7 +133,8 @@ class ForwardingMiddleware:
                     if links.is_lost(way.replica, group.patience):
                         raise ReplicaUnreachable from None
             elif not found.is_reachable:
-                # Any replica can give such a kernel up, if that is what is asked for.
+                # No replica can reach the kernel's host. Any of them can give the kernel up
+                # (DELETE); nothing else can be done with it.
                 path: str = scope["path"]
                 if scope.get("method") == "DELETE" and path.lower().endswith(kernel_id):
                     return False

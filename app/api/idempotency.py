@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["KERNELS", "KEY_SECONDS", "MAX_KEYS", "IdempotencyKeys", "Making", "OwnersKeys"]
 
 KERNELS: Final = "kernels"
-"""The scope of starts of kernels, which any of several replicas may be asked for.
+"""The scope of keys of starts. A client may send the same start to any of several replicas, so
+these keys must be in the registry that they share.
 
-What is of one kernel is asked of the replica that has the kernel. So its memory will do while the
-registry is away, and other replicas need to know only if they take the kernel over.
+A request to one kernel is always answered by the replica that has the kernel. So that replica's
+memory suffices for its keys while the registry is away.
 """
 
 KEY_SECONDS: Final = 24 * 3600.0
@@ -48,17 +49,19 @@ def _nothing(_: str) -> str | None:
 
 
 async def _at_once(_: str) -> None:
-    """What was made needs no confirmation, or cannot be undone."""
+    """Do nothing: the default of `Making.confirm` and `Making.undo`."""
 
 
 class Making(NamedTuple):
-    """How something is made once: ``make`` is called with a UUID, which is to be its id.
+    """How an object (a kernel, an execution, ...) is made once.
 
-    Where nobody will look for it by that, ``make`` gets an empty text. ``find`` tells the id of
-    what was made by an earlier ``make``, as of a replica that has died, with this UUID.
-    ``confirm`` returns when what has this id is known to be stored, and raises if it may not be;
-    then ``undo`` is called, unless it can be asked for again by a key. While the shared registry
-    is away, no key is stored there, and ``undo`` is called with a key as well.
+    ``make`` gets a UUID that is to be the object's id, or "" if there is no key or no shared
+    registry; it returns the id. ``find`` gets such a UUID, and returns the id of the object that an
+    earlier ``make`` with it has made, perhaps in a replica that has died; None if there is none.
+    ``confirm`` returns when the object with this id is known to be stored, and raises if it may not
+    be stored. Then ``undo`` removes the object, unless a client can ask for it again by its key.
+    While the shared registry is away, no key is stored there, and ``undo`` is called even if the
+    request has a key.
     """
 
     make: Callable[[str], Awaitable[str]]
@@ -72,9 +75,9 @@ Uses = dict[tuple[str, str], _Use]
 
 
 class IdempotencyKeys:
-    """Remembers the id of the object that each key has made. Each owner has keys of its own.
+    """Remembers the id of the object that was made for each key. Each owner has keys of its own.
 
-    Several replicas remember it together, by ``claims``.
+    With ``claims``, the keys are in the registry that several replicas share.
     """
 
     def __init__(self, claims: SharedClaims | None = None) -> None:
@@ -99,8 +102,9 @@ class IdempotencyKeys:
 
         So an owner who uses many keys has others forget none.
         """
-        # The one that is forgotten may be under way: `_make` looks whether its own is still there.
-        # Nobody has so many under way; a request that comes twice then would be done twice.
+        # The use that is forgotten may be of a request that is under way: so `_make` looks whether
+        # its own use is still there. If the request then came a second time, it would be done
+        # twice; but no owner has so many requests under way.
         if self._count >= MAX_KEYS:
             most = max(self._by_owner, key=lambda one: len(self._by_owner[one]))
             self.forget(most, next(iter(self._by_owner[most])))
@@ -164,7 +168,7 @@ class OwnersKeys:
                 made = await how.make("")
                 try:
                     await how.confirm(made)
-                finally:  # it is there, and whoever asks again gets it and no other one
+                finally:  # the object exists: the same request gets it, and makes no second one
                     use.made = made
             else:
                 is_vital = scope == KERNELS
@@ -172,8 +176,8 @@ class OwnersKeys:
                 use.made = await claims.once(*asked, is_vital=is_vital)
             return use.made
         finally:
-            # Also if the request was cancelled. The use is forgotten before those that wait are
-            # woken: what they find is another use, or none.
+            # Also if the request was cancelled. The failed use is forgotten before the requests
+            # that wait for it are woken: they find the use of another request, or begin their own.
             if use.made is None and self._keys.uses(self._owner).get(name) is use:
                 self._keys.forget(self._owner, name)
             use.done.set_result(None)

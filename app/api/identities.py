@@ -36,23 +36,24 @@ SERVER_TOKEN: Final = "server"
 class IdentityProvider(Protocol):
     """Tells who shows a token.
 
-    Both methods return the same `Principal` for as long as a credential is valid. When that is
-    over, the provider calls `Principal.end`: what the principal has open is closed then. It may go
-    on returning the principal, which tells who shows an old token from who guesses.
+    `known` and `identify` return the same `Principal` for as long as a credential is valid. When it
+    has expired or was revoked, the provider calls `Principal.end`, which closes the principal's
+    open requests and connections. The provider may go on returning the ended principal: by that an
+    old token is told from a guessed one.
     """
 
     def known(self, token: str) -> Principal | None:
         """Who shows this token, from memory and without waiting; None if that is not known."""
 
     async def identify(self, token: str) -> Principal | None:
-        """Who shows this token; None if it is none of this provider's, or no longer valid.
+        """Who shows this token; None if this provider does not know it, or it is no longer valid.
 
-        The method may ask a disk or another service, within bounds of its own. It raises if that
-        cannot be asked: `IdentityUnavailable` if it has logged why.
+        The method may read a disk or ask another service, within bounds of its own. If that fails,
+        it raises: `IdentityUnavailable` if it has logged why, or any other exception.
         """
 
     async def close(self) -> None:
-        """The server stops: release what is open."""
+        """Release connections, files and tasks: the server stops."""
 
 
 class ServerToken:
@@ -83,7 +84,7 @@ class IdentityProviders:
         self._others = tuple(others)
 
     def known(self, token: str) -> Principal | None:
-        """Who shows this token, if a provider knows that from memory; the principal may be over."""
+        """Who shows this token, if a provider knows from memory; `Principal.over` may be true."""
         found = self.own.known(token)
         if found is not None or not token:
             return found
@@ -98,16 +99,15 @@ class IdentityProviders:
         return None
 
     async def identify(self, token: str) -> Principal | None:
-        """Who shows this token, whatever has to be asked for that; None if no provider knows it.
+        """Who shows this token, after asking each provider in turn; None if no provider knows it.
 
-        The principal may be over.
-
-        Raises `IdentityUnavailable` if no provider knew the token, and one could not be asked.
+        `Principal.over` may be true. Raises `IdentityUnavailable` if no provider has known the
+        token, and one could not be asked.
         """
         failed: IdentityUnavailable | None = None
         for provider in self._others if token else ():
-            # One provider that hangs costs a request this time, and the next one is asked all the
-            # same: it may be the one that knows the token.
+            # A provider that hangs costs the request `IDENTIFY_SECONDS`. The next one is asked all
+            # the same: it may know the token.
             try:
                 async with asyncio.timeout(IDENTIFY_SECONDS):
                     found = await provider.identify(token)

@@ -78,8 +78,9 @@ async def page(log: MessageLog, after: int, limit: int, epoch: str | None = None
         found, entries = reader.take()
         await asyncio.sleep(0)  # reading a long page must not hold up the event loop
         if found is not None:
-            # The keeper may recycle a segment between two of these reads. A page has one gap, at
-            # its beginning; this one is for the next page.
+            # The race: between two of these reads the keeper may write over a segment that is to be
+            # read next, which makes a gap behind the messages of this page. A page has one gap, at
+            # its beginning: so it ends here, and the next one begins with that gap.
             if messages:
                 break
             seen = before + found.messages - 1
@@ -123,8 +124,9 @@ async def _follow(
         gap, entries = reader.take()
         if gap is not None:
             yield GapEvent(seq=before + gap.messages - 1, messages=gap.messages, bytes=gap.bytes)
-        # At each yield the client may hold this up, and the log go on. Entries that were taken stay
-        # what they are, even if their file is gone. What the log drops meanwhile is the next gap.
+        # At each yield the client may hold this up for long, while the log goes on. Entries that
+        # were taken are in memory, even if their file is gone. Messages that the log drops
+        # meanwhile are the next gap.
         for entry in entries:
             yield _message(entry)
         if reader.behind:

@@ -78,10 +78,11 @@ _Told = dict[str, dict[str, KernelEvent]]
 async def _followed(
     request: Request, overview: Overview, told: _Told, keepalive: float
 ) -> AsyncIterator[OverviewEvent | None]:
-    """The overview as it changes; ``told`` follows what the other replicas tell meanwhile."""
+    """The overview as it changes. ``told`` gets the rows that other replicas tell meanwhile."""
 
-    # Called from the tasks that follow the others, also while the client takes what was yielded.
-    # `Overview.follow` makes a list of the rows at the beginning of each turn.
+    # The tasks that follow the other replicas call this at any time, also while the client takes an
+    # event that was yielded. That is safe: `Overview.follow` makes a list of the rows at the
+    # beginning of each turn, and goes through that.
     def take(replica: str, line: bytes) -> bool:
         event = _event(line)
         rows = told.setdefault(replica, {})
@@ -96,7 +97,8 @@ async def _followed(
     def ended(replica: str) -> None:
         told.pop(replica, None)
 
-    # Followed before the first event: the stream tells every kernel first, those of others, too.
+    # The other replicas are followed before the first event: the stream first tells every kernel,
+    # those of other replicas, too.
     async with AsyncExitStack() as stack:
         if (others := others_of(request)) is not None:
             await stack.enter_async_context(others.lines(request.scope, take, ended))
@@ -109,7 +111,7 @@ class _Identified(msgspec.Struct):
 
 
 class _Gone(msgspec.Struct, tag_field="type", tag="gone"):
-    """A `GoneEvent` as it is read: of nothing else could a `Raw` be read that may be null."""
+    """A `GoneEvent` as it is decoded: msgspec cannot decode its field of type ``Raw | None``."""
 
     kernel_id: str
     at: str | None = None

@@ -43,7 +43,7 @@ _HEADERS: Final = {
 }
 
 _FOREVER: Final = "public, max-age=31536000, immutable"
-"""For a file whose name has a digest of its content."""
+"""The ``Cache-Control`` of a file whose name has a digest of its content."""
 
 
 def page_router() -> APIRouter:

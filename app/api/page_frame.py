@@ -23,7 +23,7 @@ FRAME_POLICY: Final = (
     "style-src 'unsafe-inline'; img-src data: blob:; media-src data: blob:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
-"""Scripts and styles of the document's own text, pictures that are in it, and nothing else."""
+"""The policy of the document: scripts and styles in its own text, pictures in it, nothing else."""
 
 _HEADERS: Final = {
     "Content-Security-Policy": FRAME_POLICY,

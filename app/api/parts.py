@@ -1,9 +1,9 @@
-"""Requests of which each replica has a part of the answer: whoever is asked asks the others, too.
+"""Requests to which each replica has a part of the answer: the one that is asked asks the others.
 
 The others get the request with the caller's own credentials, over the connections that replicas
-have between them (`relay_links.py`), and each answers for itself alone: it sees that another
-replica has sent the request. What nobody has said in time is left out, so no answer waits for a
-replica that is gone. A request counts against its caller's limits where the caller has made it.
+have between them (`relay_links.py`). Each answers for its own kernels alone, as it sees that
+another replica has sent the request. The part of a replica that does not answer in time is left
+out. A request counts against its caller's limits at the replica to which the caller has sent it.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ ANSWER_SECONDS: Final = 1.0
 """How long the other replicas may take to answer, or to begin a stream."""
 
 SILENT_SECONDS: Final = 5.0
-"""How long one that has not answered in time is not asked again, so that it does not hold up each
-request of a page that polls."""
+"""How long a replica that has not answered in time is not asked again: it would hold up each
+request of a client that polls."""
 
 LOOK_SECONDS: Final = 1.0
 """How often a stream looks for replicas that have come or gone."""
 
 RETRY_SECONDS: Final = 1.0
 LONGEST_RETRY_SECONDS: Final = 30.0
-"""The pause before a replica is followed again that has ended a stream, or has begun none."""
+"""The longest pause before a replica is followed again that has ended its stream or begun none."""
 
 CANCEL_SECONDS: Final = 5.0
-"""How long what is asked of another replica may take to end when it is given up."""
+"""How long a request to another replica may take to end when it is cancelled."""
 
 MAX_BYTES: Final = 2**26
 """The longest answer, and the longest line of a stream."""
@@ -68,12 +68,14 @@ _ROUTES: Final = frozenset(
 _SENT: Final = frozenset(
     {b"host", b"authorization", b"origin", b"sec-fetch-site", b"x-request-id", b"traceparent"}
 )
-"""The headers that the others get: who asks, and from where."""
+"""The headers of a request that the other replicas get: who asks, and from where."""
 
 
 def has_parts(scope: Mapping[str, Any], prefix: str) -> bool:
-    """Whether each replica has a part of the answer to a request, whose path may begin with a
-    proxy's ``prefix``."""
+    """Whether each replica has a part of the answer to a request.
+
+    The request's path may begin with the proxy's ``prefix``.
+    """
     path: str = scope["path"]
     if prefix and path.startswith(f"{prefix}/"):
         path = path.removeprefix(prefix)
@@ -87,19 +89,19 @@ def is_part(scope: Mapping[str, Any]) -> bool:
 
 
 def others_of(connection: HTTPConnection) -> Others | None:
-    """The replicas that are to be asked, too; None if there are none, or one of them is asking."""
+    """The replicas to ask for their parts; None if there are none, or if one of them is asking."""
     others: Others | None = connection.scope.get("state", {}).get("others")
     return None if RELAYED in connection.scope else others
 
 
 class Taking(Protocol):
-    """Whoever takes the events of other replicas."""
+    """A subscription that takes the events of other replicas."""
 
     def put(self, event: str) -> None:
         """Take an event."""
 
     def miss(self) -> None:
-        """Some events have been lost."""
+        """Note that some events have been lost."""
 
 
 class Others:
@@ -114,10 +116,11 @@ class Others:
     async def ask(
         self, connection: HTTPConnection, read: Callable[[bytes], T], body: bytes = b""
     ) -> dict[str, T]:
-        """What the others answer with 200 to the same request, by their ids, as ``read`` reads it.
+        """Send the same request to the other replicas; returns their answers by replicas' ids.
 
-        What that cannot read (`msgspec.MsgspecError`) is no answer. One that has been silent lately
-        is asked for a change only, which it may make all the same.
+        ``read`` decodes the body of each answer with status 200. Other answers, and those that it
+        cannot decode (`msgspec.MsgspecError`), are left out. A replica that was silent lately is
+        not asked, unless the request changes something: it may do so although it does not answer.
         """
         now = self._loop.time()
         self._silent = {one: until for one, until in self._silent.items() if until > now}
@@ -131,7 +134,8 @@ class Others:
             return {}
         try:
             await asyncio.wait(tasks.values(), timeout=ANSWER_SECONDS)
-            # Not if the client has gone before: that tells nothing of the others.
+            # If the client goes before the time is over, this is cancelled, and no replica counts
+            # as silent.
             late = [one for one, task in tasks.items() if not task.done()]
             self._silent |= dict.fromkeys(late, self._loop.time() + SILENT_SECONDS)
         finally:
@@ -150,7 +154,7 @@ class Others:
         return found
 
     async def _answer(self, way: Way, scope: Scope, body: bytes) -> bytes | None:
-        # Nothing of it counts unless it has come to its end: half a list is no list.
+        # An answer that has not come to its end is left out: half a list is no list.
         answer, status, is_whole = bytearray(), 0, False
 
         async def send(message: Message) -> None:
@@ -180,10 +184,11 @@ class Others:
         take: Callable[[str, bytes], bool],
         ended: Callable[[str], None],
     ) -> AsyncIterator[None]:
-        """Give ``take`` each line that the others answer to this request, with their ids.
+        """Within, follow the streams of lines with which the other replicas answer this request.
 
-        It returns whether a replica has told all that there was. ``ended`` is called when one tells
-        no more; another stream of it may follow.
+        ``take`` gets a replica's id and each of its lines, and returns whether the line is the one
+        that ends the replica's first, whole account. ``ended`` gets the id of a replica whose
+        stream has ended; another stream of that replica may follow.
         """
         asked = _asked(scope, NDJSON.encode(), b"")
 
@@ -212,7 +217,7 @@ class Others:
 
     @asynccontextmanager
     async def events(self, scope: Scope, taking: Taking) -> AsyncIterator[None]:
-        """Have the events of the others, from now on, taken as well."""
+        """Within, put the events of the other replicas into ``taking``, too."""
         asked = _asked(scope, b"*/*", b"")
 
         async def follow(way: Way, ready: Callable[[], None]) -> None:
@@ -233,8 +238,10 @@ class Others:
 
     @asynccontextmanager
     async def _followed(self, follow: Follow) -> AsyncIterator[None]:
-        """Follow every other replica while the block runs, which begins when each has begun, or
-        has had its time for that."""
+        """Within, follow every other replica.
+
+        The block begins when each has begun its stream, or after `ANSWER_SECONDS`.
+        """
         following = _Following(self._group, follow)
         task = self._loop.create_task(following.run(), name="follow the other replicas")
         try:
@@ -243,11 +250,11 @@ class Others:
                     await following.begun()
             yield
         finally:
-            await _end([task], 2 * CANCEL_SECONDS)  # it ends others, for which it waits as well
+            await _end([task], 2 * CANCEL_SECONDS)  # `run` ends its own tasks, and waits for them
 
 
 Follow = Callable[["Way", Callable[[], None]], Awaitable[None]]
-"""Follows a replica until it says no more; what is called back tells that it has begun."""
+"""Follows a replica until its stream ends, and calls the second argument when that has begun."""
 
 
 class _Following:
@@ -261,17 +268,17 @@ class _Following:
         self._begun = {way.replica: asyncio.Event() for way in group.others()}
 
     async def begun(self) -> None:
-        """Return when all those have begun that were there when this was made."""
+        """Return when the stream of each replica that was there at first has begun."""
         # One after the other will do: each of these events stays set.
         for begun in self._begun.values():
             await begun.wait()
 
     async def run(self) -> None:
-        """Follow those that come, and leave those that go."""
+        """Follow each replica that joins, and stop following each that leaves."""
         try:
             while True:
                 ways = {way.replica: way for way in self._group.others()}
-                # Not awaited: nothing here depends on the end of such a stream.
+                # The cancelled tasks are not awaited: nothing here depends on their ends.
                 for gone in self._tasks.keys() - ways.keys():
                     self._tasks.pop(gone).cancel()
                 for replica in ways.keys() - self._tasks.keys():
@@ -317,7 +324,7 @@ def _check_length(answer: bytearray) -> None:
 
 
 def _said(first: Message) -> Receive:
-    """What a client says that has only this to say, and waits for the answer then."""
+    """The ``receive`` of a client that sends one event, and then waits for the answer."""
     waiting = [first]
 
     async def receive() -> Message:
@@ -330,7 +337,7 @@ def _said(first: Message) -> Receive:
 
 
 def _asked(scope: Scope, accept: bytes, body: bytes) -> Scope:
-    """A request's scope as the others get it."""
+    """The scope of a request as the other replicas get it."""
     headers = [(name, value) for name, value in scope["headers"] if name in _SENT]
     headers.append((b"accept", accept))
     if body:

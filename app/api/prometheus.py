@@ -59,7 +59,7 @@ class Metrics:
             self._registry.register(_Owners(kernels))
 
     async def refresh(self) -> None:
-        """Bring up to date what is not known at once, within some seconds."""
+        """Bring the figures that take a while to measure up to date, within some seconds."""
         if self._owned is not None:
             await self._owned.usage.refresh(self._owned)
 

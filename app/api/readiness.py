@@ -44,7 +44,7 @@ _OPEN_DESCRIPTORS: Final = Path("/proc/self/fd")
 class Readiness:
     """Answers whether one server is ready, and logs changes.
 
-    ``more`` tells what else keeps the server from being ready, or None.
+    ``more`` returns a further reason why the server is not ready, or None.
     """
 
     def __init__(
@@ -70,9 +70,10 @@ class Readiness:
         return self._problem is None
 
     async def _found(self) -> str | None:
-        """What a look finds, or that it finds nothing within `LOOK_SECONDS`."""
-        # A thread that hangs cannot be ended. The next look is the same one, as long as it hangs:
-        # many probes have one thread. It is nobody else's, and does not keep the process.
+        """The problem that a look has found, or that the look takes longer than `LOOK_SECONDS`."""
+        # A thread that hangs cannot be ended. As long as it hangs, later probes wait for the same
+        # look, so that they take no further threads. The thread is used for nothing else, and the
+        # process can end without it.
         try:
             look = self._look = self._look or self._begun()
         except RuntimeError as error:  # there is no room for a thread, and so none for a kernel

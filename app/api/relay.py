@@ -46,14 +46,15 @@ SPOKEN: Final = (VERSION,)
 """The versions that a replica takes requests in."""
 
 RELAYED: Final = "kernelkeep.relayed"
-"""The key of a scope that another replica has sent. Such a request is not sent on."""
+"""The key that marks a scope which another replica has sent. Such a request is not sent on."""
 
 FIRST_SECONDS: Final = 10.0
 """How long the first frame of either end may take. It is sent in the next turn of a loop, so that
 a replica which takes longer is stopped, or hangs."""
 
 KEPT_SECONDS: Final = 90.0
-"""How long a connection is kept for the next request: longer than its other end keeps it."""
+"""How long the replica that has the kernel leaves an idle connection open for the next request. The
+other end closes it earlier."""
 
 OVER_SECONDS: Final = 10.0
 """How long the end of a request may take to come when its answer has ended: its client may take the
@@ -73,9 +74,10 @@ _SCOPE: Final = (
 
 
 class Broken(Exception):
-    """The other replica is gone. ``begun``: it may have done something of the request already.
+    """The other replica is gone, or does not answer.
 
-    ``silent``: it has not hung up, and says nothing.
+    ``begun`` is whether it may have done something of the request already. ``silent`` is whether it
+    has not hung up, but sends nothing.
     """
 
     def __init__(self, why: str = "it is gone", *, begun: bool, silent: bool = False) -> None:
@@ -111,7 +113,7 @@ class Remote:
         self.is_kept = False
         """Whether the last request has ended as it should, so that another may follow."""
         self.is_heard = False
-        """Whether the replica has said anything of the present request."""
+        """Whether the replica has sent any frame about the present request."""
         self._reset(None)
 
     def _reset(self, frames: FrameWriter | None) -> None:
@@ -135,11 +137,11 @@ class Remote:
         self._link.cut_off()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Send a request, and its client what is answered; False if the kernel is not there.
+        """Send a request to the replica, and its answer to the client.
 
-        Raises `Broken` if the replica ends before the answer has begun. A client that has had a
-        part of the answer is cut off then, and a WebSocket closed. The connection is closed, unless
-        it `is_kept`.
+        Returns False if the replica does not have the kernel. Raises `Broken` if the replica ends
+        before the answer has begun. If it ends later, the client is cut off within the answer, or
+        its WebSocket is closed. Afterwards the connection is closed, unless it `is_kept`.
         """
         self._reset(scope.get("extensions", {}).get(EXTENSION))
         fields = {name: scope[name] for name in _SCOPE if scope.get(name) is not None}
@@ -154,12 +156,12 @@ class Remote:
             if kind == "version":
                 raise Broken(f"it speaks version {value}, and this replica {VERSION}", begun=False)
             if kind != "ready":
-                # Behind an event that nobody has read, no other request could follow. A replica of
-                # an earlier release does not read one that was sent along.
+                # The event that was sent along (``told``) lies in the connection. If the replica
+                # does not read it, as one of an earlier release, no other request can follow.
                 self.is_kept = kind == "elsewhere" and (told is None or value == "read")
                 return False
-            # Only now is anything received of the client. So whoever was refused until here can be
-            # sent to another replica with the whole of its request.
+            # Only from here on is anything received from the client. So a request that ended
+            # earlier can still be sent to another replica, as a whole.
             tasks = [loop.create_task(self._upstream(receive, told))]
             if self._frames is not None:
                 tasks.append(loop.create_task(self._acknowledge(self._frames)))
@@ -169,8 +171,8 @@ class Remote:
             for task in tasks:
                 task.cancel()
             if tasks:
-                # A task that is cancelled leaves no half of a frame behind: `say` takes a whole
-                # one without awaiting.
+                # A task that is cancelled leaves no half of a frame in the connection: `say` takes
+                # a whole frame, without an await.
                 await asyncio.wait(tasks)
                 with contextlib.suppress(OSError):
                     self._link.say("over", None)
@@ -193,11 +195,12 @@ class Remote:
             raise Broken(str(error), begun=False) from None
 
     async def _upstream(self, receive: Receive, told: Message | None) -> None:
-        """Send what the client says; ``told`` is the first event, if that is sent already."""
+        """Send the client's events; ``told`` is the first of them, if it was sent already."""
         with contextlib.suppress(*ENDS):  # `_downstream` sees it, too
             while True:
                 event = await receive()
-                # Before it is sent: the connection may take it, and break, before this goes on.
+                # Set before the event is sent: the connection may take the event, and break, before
+                # this task goes on.
                 self._asked = True
                 if event == told:
                     told = None
@@ -208,7 +211,7 @@ class Remote:
                     return
 
     async def _downstream(self, send: Send, kind_of: str) -> bool:
-        """Send the client what is answered; whether the answer has come to its end."""
+        """Send the answer to the client; returns whether the answer has come to its end."""
         while True:
             try:
                 kind, value = await self._link.next()
@@ -217,7 +220,8 @@ class Remote:
                 return False
             if kind == "end":
                 return True
-            # Before the client gets it: if the connection breaks meanwhile, the answer has begun.
+            # Set before the client gets the frame: if the connection breaks meanwhile, the answer
+            # counts as begun.
             self._begun = True
             if kind == "event":
                 await send(event_of(value))
@@ -228,7 +232,10 @@ class Remote:
                 self._frames.abort()
 
     async def _on_end(self, send: Send, kind_of: str) -> None:
-        """The replica has ended in the middle of the request."""
+        """End the client's request, as the replica has ended in the middle of it.
+
+        Raises `Broken` if the answer has not begun.
+        """
         if not self._begun:
             raise Broken(begun=self._asked)
         if kind_of == "websocket":
@@ -236,7 +243,7 @@ class Remote:
                 await send({"type": "websocket.close", "code": 1012, "reason": "the server ended"})
 
     async def _acknowledge(self, frames: FrameWriter) -> None:
-        """Tell what the client has acknowledged, as far as that is new."""
+        """Tell the replica which place in the log the client has acknowledged, as that changes."""
         with contextlib.suppress(*ENDS):
             while True:
                 await asyncio.sleep(ACKNOWLEDGED_SECONDS)
@@ -249,9 +256,10 @@ class Remote:
 
 
 class RelayServer:
-    """Takes requests of other replicas. ``is_here`` tells whether a request is this one's to do.
+    """Serves the requests of other replicas.
 
-    ``state`` is that of the application's lifespan.
+    ``is_here`` tells whether this replica has the kernel that a scope is about. ``state`` is that
+    of the application's lifespan.
     """
 
     def __init__(
@@ -278,8 +286,8 @@ class RelayServer:
         self._server = await asyncio.start_unix_server(self._serve_own, sock=listener, backlog=1024)
 
     async def close(self) -> None:
-        """Listen no longer, and end what is under way."""
-        # First: no further connection is accepted while these are awaited.
+        """Close the listening socket, and cancel the requests that are under way."""
+        # The listener is closed first: no connection is accepted while the tasks are awaited.
         if self._server is not None:
             self._server.close()
             self._path.unlink(missing_ok=True)
@@ -315,7 +323,7 @@ class RelayServer:
             link.close()
 
     async def _serve_one(self, link: Frames, seconds: float) -> bool:
-        """Take a request, which has so many seconds to come; whether another may follow."""
+        """Serve a request that comes within so many seconds; returns whether another may follow."""
         async with asyncio.timeout(seconds):
             kind, (version, fields) = await link.next()
         if kind != "scope" or version not in SPOKEN:
@@ -336,10 +344,11 @@ class RelayServer:
         if fields.get("frames"):
             scope["extensions"] = {**scope["extensions"], EXTENSION: served}
         try:
-            # Until it has sent an event, the other replica may give this one up as silent, and send
-            # the request elsewhere, or once more. So nothing is done of a request before that: if
-            # this process was stopped meanwhile, it finds that the other end has hung up. What has
-            # its event with it may be answered twice: it changes nothing (`_is_safe_without_body`).
+            # The race: this process may be stopped just now. Until the other replica has sent an
+            # event, it may give this one up as silent, hang up, and send the request elsewhere. So
+            # the application does not run before an event has come: if this process goes on later,
+            # it finds the hang-up. A request whose event comes with its scope may be answered
+            # twice, which is safe (`_is_safe_without_body`).
             if not await served.begun():
                 return False
             await self._app(scope, served.receive, served.send)
@@ -382,7 +391,7 @@ class _Served:
         self._reading = asyncio.get_running_loop().create_task(self._read())
 
     async def _read(self) -> bool:
-        """Take what the other replica says; whether it has said that the request is over."""
+        """Take the other replica's frames; returns whether it has told that the request is over."""
         is_told = False
         try:
             while not is_told:
@@ -413,8 +422,8 @@ class _Served:
         return await self._begun
 
     async def receive(self) -> Message:
-        """The next event of the client; the last one again and again."""
-        # What came before the end is received first.
+        """The next event of the client. After the last one, each call returns the disconnection."""
+        # Events that came before the end of the connection are received first.
         if self._lost.is_set() and self._events.empty():
             return dict(self._gone)
         return await self._events.get()
@@ -451,9 +460,12 @@ class _Served:
             self._link.say("abort", None)
 
     async def over(self) -> bool:
-        """The application has ended; whether the request has, too, so that another may follow."""
-        # What the client still says is read, for "over" lies behind it, and is thrown away. `_read`
-        # may be waiting for a place in the queue: it gets one, and puts nothing more there.
+        """Note that the application has ended, and wait for the end of the request.
+
+        Returns whether that has come within `OVER_SECONDS`, so that another request may follow.
+        """
+        # Events that the client still sends are read and thrown away, for "over" lies behind them.
+        # `_read` may be waiting for a place in the queue: it gets one, and puts nothing more there.
         self._is_over = True
         while not self._events.empty():
             self._events.get_nowait()
@@ -461,6 +473,6 @@ class _Served:
         return bool(done) and self._reading.result()
 
     async def close(self) -> None:
-        """Take nothing more of the request."""
+        """Stop reading the frames of the request."""
         self._reading.cancel()
         await asyncio.wait({self._reading})

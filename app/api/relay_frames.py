@@ -15,7 +15,7 @@ __all__ = ["ENDS", "Frames", "event_of", "pack", "plain"]
 
 MAX_FRAME: Final = 2**30
 WRITTEN_BYTES: Final = 2**16
-"""What is said beyond this is written in the middle of a turn."""
+"""How many bytes of frames may wait for the end of a turn of the loop; more are written at once."""
 
 _LENGTH: Final = Struct("!I")
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -29,14 +29,14 @@ def pack(kind: str, value: object) -> bytes:
 
 
 ENDS: Final = (OSError, EOFError, ValueError, msgspec.MsgspecError)
-"""What is raised where a connection ends, or holds something else than frames."""
+"""The errors of a connection that has ended, or that carries something else than frames."""
 
 
 class Frames:
     """A connection that carries frames. Make it in a running event loop.
 
-    What is said in one turn of the loop is written at once: each write is a system call, wakes the
-    other end, and is a record of TLS.
+    The frames of one turn of the loop are written together: each write is a system call, wakes the
+    other end, and makes a record of TLS.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -44,7 +44,7 @@ class Frames:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._said: list[bytes] = []
-        self._size = 0  # bytes of what is said, and not written yet
+        self._size = 0  # bytes of the frames that are not written yet
 
     @property
     def is_gone(self) -> bool:

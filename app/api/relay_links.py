@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 2.0
 HANDSHAKE_SECONDS: Final = 5.0
-"""How long a connection may take, and one with TLS."""
+"""How long it may take to connect, and to connect with TLS."""
 
 IDLE: Final = 8
 """Connections to one replica that are kept while they are idle."""
@@ -43,18 +43,21 @@ MOST_TROUBLES: Final = 256
 
 
 LOST_SECONDS: Final = 30.0
-"""When a failure has nothing to do any more with the one before, as nobody has tried in between."""
+"""After so many seconds without a request to a replica, a new failure does not count together with
+earlier ones."""
 
 GONE: Final = {
     **{"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3},  # seconds, and how often
     "TCP_USER_TIMEOUT": 20_000,  # milliseconds
 }
-"""How long a host may be silent with which there is a connection, where the system can be told."""
+"""Socket options that end a connection when the other host has been silent for some 20 s. They are
+set where the system has them."""
 
 
 def _break_when_gone(connection: socket.socket) -> None:
-    """Have a connection end when the other host has vanished: a request may wait there for long, in
-    which nothing is sent that would tell.
+    """Have a connection end when the other host has vanished.
+
+    A request may wait there for long, and meanwhile nothing is sent whose failure would tell.
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in GONE.items():
@@ -103,7 +106,7 @@ class Links:
         self._lost: dict[str, tuple[float, float]] = {}  # first and last found to be so
 
     async def run(self, way: Way, scope: Scope, receive: Receive, send: Send) -> bool:
-        """As `Remote.run`, by a connection that is there or a new one. Raises `Broken`."""
+        """As `Remote.run`, over an idle connection or a new one. Raises `Broken`."""
         try:
             done = await self._run(way, scope, receive, send)
         except Broken as broken:
@@ -120,9 +123,10 @@ class Links:
         return last - first >= seconds and replica in self._lost
 
     def keep(self, replicas: Collection[str]) -> None:
-        """Hang up on all replicas but these, whatever is under way there.
+        """Cut off the connections to all replicas but these, and the requests that are under way.
 
-        One that was declared dead has no kernel any more. If it is stopped, it says nothing.
+        A replica that was declared dead has no kernel any more. Its process may only be stopped: it
+        would never answer, and never close a connection.
         """
         for replica in self._busy.keys() - replicas:
             for remote in self._busy[replica]:
@@ -131,7 +135,7 @@ class Links:
             self._drop(replica)
 
     def close(self) -> None:
-        """Hang up where nothing is under way."""
+        """Close the idle connections."""
         for replica in [*self._idle]:
             self._drop(replica)
 
@@ -141,7 +145,8 @@ class Links:
             try:
                 return await self._use(remote, way.replica, scope, receive, send)
             except Broken as broken:
-                # A connection that was idle may have been lost unnoticed: those beside it, too.
+                # An idle connection may have been lost unnoticed, and then the other idle ones to
+                # that replica have, too.
                 self._drop(way.replica)
                 if remote.is_heard or broken.silent:
                     raise
@@ -151,7 +156,8 @@ class Links:
     async def _use(
         self, remote: Remote, replica: str, scope: Scope, receive: Receive, send: Send
     ) -> bool:
-        # Nothing awaits between the two: an empty set is taken out below as soon as it is empty.
+        # Nothing awaits between these two lines. Otherwise another request that ends meanwhile
+        # could take the empty set out of the dict, and `keep` would not find this connection.
         busy = self._busy.setdefault(replica, set())
         busy.add(remote)
         try:
@@ -171,10 +177,11 @@ class Links:
         return done
 
     def _take(self, replica: str) -> Remote | None:
-        """A connection that is idle, the one that was used last."""
+        """The idle connection to a replica that was used last; None if there is none."""
         found = None
         while found is None and (idle := self._idle.get(replica)):
-            # The others come to their end by time: no more stay than are needed at once.
+            # The last is taken, so that idle connections beyond those that are needed at once
+            # expire.
             remote, timer = idle.pop()
             timer.cancel()
             if remote.is_gone:
@@ -198,8 +205,8 @@ class Links:
 
     def _note_lost(self, way: Way, why: Broken) -> None:
         now = self._loop.time()
-        # Only failures tell that time passes here, for nobody dials but for a request. So a replica
-        # counts as lost for a while when requests have failed at both ends of that while.
+        # A replica is dialled only for a request. So it counts as lost for the time from the first
+        # to the last request that has failed, if no longer than `LOST_SECONDS` lay between two.
         first, last = self._lost.get(way.replica, (now, now))
         if way.replica in self._lost and now - last < LOST_SECONDS:
             self._lost[way.replica] = first, now
@@ -233,15 +240,15 @@ class Door:
         self._accepting = Accepting(server, self._receive, "replicas")
 
     async def close(self) -> None:
-        """Listen no more; every connection is cut off."""
-        await self._accepting.close()  # first: nothing more is served from now on
+        """Close the listening socket, and cut off every connection."""
+        await self._accepting.close()  # first: no further connection is served from now on
         for task in self._serving:
             task.cancel()
         if self._serving:
             await asyncio.wait(self._serving)
 
     async def _receive(self, connection: socket.socket, address: Any) -> None:
-        """See whether a replica has dialled in, which is served then."""
+        """Serve a connection that was accepted, if a replica has dialled in."""
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         try:

@@ -47,7 +47,7 @@ class RequestIdMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_named)
-        # If the application raises, the caller stays: the error is still to be logged for it.
+        # If the application raises, the caller is not over yet: the error is logged for it later.
         made_for.over = True
 
 

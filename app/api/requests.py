@@ -288,7 +288,7 @@ class UpdateMe(BaseModel):
 
 
 TIMESTAMP_FORMAT: Final = "%Y-%m-%dT%H:%M:%S%zZ"
-"""Of an event that is posted: an offset and, as Jupyter servers want it, a Z as well."""
+"""The format of a posted event's timestamp: with an offset, and a Z, which Jupyter servers want."""
 
 
 class PostEvent(BaseModel):

@@ -88,8 +88,8 @@ async def while_permitted(
     events: AsyncIterator[Event], permission: Callable[[], bool]
 ) -> AsyncIterator[Event]:
     """The events, as long as the client may get them: a share of a kernel can end meanwhile."""
-    # Looked at for each event: an iteration that was waiting goes on only some time after the share
-    # has ended, with an event that the client must not get.
+    # The permission is looked at for each event: the iteration may have waited while the share has
+    # ended, and then go on with an event that the client must not get.
     async for event in events:
         if not permission():
             return

@@ -113,7 +113,7 @@ def _time(seconds: float | None) -> datetime | None:
 
 
 def _json(body: object, status: int = 200) -> Response:
-    # Nothing on the way is to keep a token.
+    # No cache on the way may store a token.
     headers = {"Cache-Control": "no-store"}
     return Response(_encode(body), status, headers, media_type="application/json")
 

@@ -52,7 +52,7 @@ YOUNG_SECONDS: Final = 0.25
 """A connection up to this age may have sent a request that the server just has not read yet."""
 
 WARNING_SECONDS: Final = 60.0
-"""Seconds between two log lines about the same."""
+"""Seconds between two log lines about connections that were ended for the same reason."""
 
 PROBES: Final = ("/livez", "/readyz")
 
@@ -139,7 +139,7 @@ _HEAD, _BODY, _BUSY = "head", "body", "busy"
 
 
 class _Refused(Exception):
-    """Makes the parser stop: the request is refused."""
+    """Raised in a callback of the parser to stop it: the request is refused."""
 
 
 class KernelkeepHTTPProtocol(HTTPProtocol):
@@ -238,8 +238,8 @@ class KernelkeepHTTPProtocol(HTTPProtocol):
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        # All of it counts as trailers until the parser finds that it is something else: `on_body`
-        # and `on_headers_complete` set the count back.
+        # All bytes count as trailers until the parser finds that they are a head or a body:
+        # `on_body` and `on_headers_complete` set the count back.
         self._trailer_bytes += len(data)
         super().data_received(data)
         if self._refused or self.transport.is_closing():

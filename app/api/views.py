@@ -1,7 +1,7 @@
-"""What each caller finds of the server: routes reach everything that has owners through a view.
+"""The caller's views of kernels, sessions, files and events: routes see nothing else of these.
 
-The lifespan's state has the whole of it, and no route sees that state as it is: `AccessMiddleware`
-puts the caller's views in its place, and nothing for a caller who has shown no token.
+The lifespan's state has those of all owners, and no route sees that state as it is.
+`AccessMiddleware` puts the caller's views in their place, and nothing for a caller without a token.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class CallersEvents:
         self._all = principal.scopes.of_all("execute", "events")
 
     def sees(self, about: About) -> bool:
-        """Whether the principal gets what is told about this."""
+        """Whether the principal gets an event with this subject."""
         return access(self._principal, "read", about.resource, about.ownership)
 
     def subscription(self) -> AbstractAsyncContextManager[Subscription]:

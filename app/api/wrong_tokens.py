@@ -31,8 +31,8 @@ class WrongTokens:
 
     def shown(self, address: str, now: float) -> int:
         """Count a wrong token; returns the seconds that the client must wait, or 0 for none."""
-        # Taken out and put back, and so the last: of too many addresses the one is forgotten that
-        # has been quiet for longest, and not the one that is guessing.
+        # The address is taken out and put back, so that it is the last: of too many addresses the
+        # one is forgotten that has been quiet for longest, and not one that is guessing.
         key = _network(address)
         began, count = self._windows.pop(key, (now, 0))
         if now - began >= WINDOW_SECONDS:

@@ -17,7 +17,10 @@ __all__ = ["configured_logins", "configured_providers"]
 
 
 def configured_providers(settings: Settings) -> list[JupyterHub | OpenIDConnect]:
-    """The providers. Only what is needed is imported. Raises `CannotLoad`."""
+    """The identity providers that the options name; only their modules are imported.
+
+    Raises `CannotLoad`.
+    """
     try:
         Scopes.parse(settings.identity_default_scopes)
     except InvalidScope as error:

@@ -24,10 +24,10 @@ async def discover(fetcher: Fetcher, issuer: str) -> dict[str, Any]:
 
 
 def endpoint(document: Mapping[str, Any], name: str, issuer: str) -> str:
-    """The URL that a discovery document names. Raises `Unavailable` if it must not be used.
+    """The URL that a discovery document has under ``name``. Raises `Unavailable` if it is unusable.
 
-    What is fetched from there, or sent to there, has to be as safe as what the issuer says itself:
-    without TLS only where the issuer has none, either.
+    The URL must have TLS if the issuer's own URL has it: keys and codes must not travel less safely
+    than the discovery document itself.
     """
     url = document.get(name)
     try:

@@ -13,12 +13,12 @@ from tornado.httpclient import AsyncHTTPClient, HTTPRequest
 __all__ = ["Fetcher", "Unavailable"]
 
 MAX_BYTES: Final = 2**20
-"""The longest answer that is read; a longer one counts as none."""
+"""The longest answer that is read, in bytes; a longer one raises `Unavailable`."""
 
 MAX_HEADER_BYTES: Final = 2**16
 
 AT_ONCE: Final = 10
-"""How many questions are asked at a time; others wait for their turn."""
+"""How many requests to the service are under way at a time; others wait for their turn."""
 
 _OK: Final = 200
 
@@ -26,12 +26,13 @@ _OK: Final = 200
 class Unavailable(Exception):
     """The service cannot be asked, or what it answers makes no sense.
 
-    The exception's text says why. It has nothing in it of what was sent or received.
+    The exception's text says why. It repeats nothing of the request or the answer, which may have
+    secrets in them.
     """
 
 
 class Fetcher:
-    """Asks for JSON; ``seconds`` is how long an answer may take, the wait for a turn included.
+    """An HTTP client for JSON. ``seconds`` bound each answer, the wait for a turn included.
 
     Redirects are not followed: they could lead a token to somebody else. Compressed answers are not
     asked for, so that `MAX_BYTES` is a bound of what is parsed. There is no cache, and no proxy.
@@ -59,8 +60,8 @@ class Fetcher:
         if self._client is None:  # made in the loop that it works in
             self._client = AsyncHTTPClient(
                 force_instance=True,
-                # A question that was given up gives its turn back, and goes on in tornado until its
-                # own timeout. It must hold up no other.
+                # A request that was given up gives its turn back, but goes on in tornado until its
+                # own timeout. With twice as many clients it holds up no other request.
                 max_clients=2 * AT_ONCE,
                 max_body_size=MAX_BYTES,
                 max_buffer_size=MAX_BYTES + MAX_HEADER_BYTES,
@@ -92,7 +93,7 @@ class Fetcher:
             raise Unavailable("an answer that is no JSON") from None
 
     async def close(self) -> None:
-        """Ask no more."""
+        """Close the HTTP client; requests that are under way fail."""
         if self._client is not None:
             self._client.close()
             self._client = None

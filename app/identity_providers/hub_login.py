@@ -14,7 +14,7 @@ __all__ = ["HubLogin"]
 
 
 class HubLogin:
-    """The Hub is asked as the OAuth client that it has made for the service."""
+    """The `LoginWay` of a JupyterHub, which has made an OAuth client for each of its services."""
 
     name = "JupyterHub"
 
@@ -28,7 +28,7 @@ class HubLogin:
         self._fetcher = Fetcher(settings.identity_timeout)
 
     def redirect_uri(self, url: str) -> str:
-        """The path alone where the Hub is at the same address: so the Hub registers services."""
+        """The path alone if the Hub is at the same address: so the Hub registers its services."""
         return url if urlsplit(self._url).netloc else urlsplit(url).path
 
     async def address(self, asked: LoginAttempt) -> str:
@@ -47,5 +47,5 @@ class HubLogin:
         return await exchange(self._fetcher, url, code, asked, client=self._client)
 
     async def close(self) -> None:
-        """Ask nothing more."""
+        """Close the HTTP client."""
         await self._fetcher.close()

@@ -12,7 +12,7 @@ from .naming import Refused, granted, group_names, identity_of, user_name
 __all__ = ["HubRules", "HubUser", "NoModel", "principal_of"]
 
 SERVICE_PREFIX: Final = "service:"
-"""Before the name of a service as an owner: a service and a user can have the same name."""
+"""The prefix of owners' names that are names of services: a user can have the same name."""
 
 CUSTOM_PREFIX: Final = "custom:kernelkeep:"
 """The beginning of the Hub's custom scopes that are scopes of this service."""
@@ -27,17 +27,18 @@ class NoModel(Exception):
 
 
 class HubRules(NamedTuple):
-    """``service`` is this service's name at the Hub; empty if it has none."""
+    """How a Hub's models are read. ``service`` is this service's name at the Hub, or empty."""
 
     service: str
     default_scopes: Scopes
 
 
 class HubUser(Principal):
-    """Who shows a token of the Hub; ``token`` is what the Hub is asked about again.
+    """The principal who shows a token of the Hub.
 
-    ``confirmed`` and ``asked`` are seconds of the monotonic clock: when the Hub was asked and said
-    so, and when it was asked for the last time.
+    The Hub is asked about ``token`` again and again. ``confirmed`` and ``asked`` are seconds of the
+    monotonic clock: when the question was asked that the Hub has answered with this principal, and
+    when it was asked for the last time.
     """
 
     __slots__ = ("asked", "confirmed", "token")
@@ -47,15 +48,15 @@ class HubUser(Principal):
     asked: float
 
     def says_the_same(self, other: HubUser) -> bool:
-        """Whether the Hub has told the same of both."""
+        """Whether the Hub has told the same owner, groups and scopes of both."""
         mine = self.identity, self.groups, self.scopes
         return mine == (other.identity, other.groups, other.scopes)
 
 
 def principal_of(model: Any, rules: HubRules) -> HubUser:
-    """The principal of whom the model tells that ``GET /hub/api/user`` returns.
+    """The principal whom a model describes, as ``GET /hub/api/user`` returns it.
 
-    Raises `NoModel` for what is no such model, and `Refused` for a user who may not come in.
+    Raises `NoModel` if the value is no such model, and `Refused` if its user may not come in.
     """
     if not isinstance(model, dict) or model.get("kind") not in ("user", "service"):
         raise NoModel

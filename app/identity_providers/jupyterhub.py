@@ -1,9 +1,9 @@
 """The identity provider for tokens of a JupyterHub: the Hub is asked whose a token is.
 
-An answer is used for ``jupyterhub_cache_seconds``, and then the Hub is asked again: when the token
-is shown again, or at once if something is open for its user. A Hub that does not answer is no
-reason to let anybody in: what is known is used no longer than that, and what is open is closed
-after ``jupyterhub_outage_seconds`` without an answer.
+An answer is used for ``jupyterhub_cache_seconds``. Then the Hub is asked again: when the token is
+shown again, or at once if a request or a connection of its user is open. While the Hub does not
+answer, nobody is let in by an older answer, and connections that are open are closed after
+``jupyterhub_outage_seconds``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ RETRY_SECONDS: Final = 5.0
 # A Hub's own tokens are hexadecimal, and those of a configuration have at least eight characters.
 _TOKEN: Final = re.compile(r"[!-~]{8,512}")
 
-# JWTs and tokens of this server's own list: secrets that are none of the Hub's business.
+# JWTs and tokens of this server's own list: secrets that are not sent to the Hub.
 _OF_OTHERS: Final = re.compile(
     r"eyJ[A-Za-z0-9_-]*\.[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*|kk_[0-9a-f]{64}"
 )
@@ -48,7 +48,7 @@ _NOBODYS: Final = (401, 403)
 
 
 class JupyterHub:
-    """Knows whose a token of one JupyterHub is; an `IdentityProvider`."""
+    """The `IdentityProvider` for the tokens of one JupyterHub."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -60,7 +60,8 @@ class JupyterHub:
         self._outage_seconds = settings.jupyterhub_outage_seconds
         self._fetcher = Fetcher(settings.identity_timeout)
         self._remembered: Remembered[HubUser] = Remembered()
-        # Tokens that are nobody's, with the time until which that is taken for true.
+        # The digests of tokens that the Hub does not know, and until when (by the clock) the Hub is
+        # not asked about them again.
         self._wrong: OrderedDict[bytes, float] = OrderedDict()
         self._questions: dict[bytes, asyncio.Task[HubUser | None]] = {}
         self._sweeper = Sweeper(self._sweep)
@@ -71,11 +72,10 @@ class JupyterHub:
         return self._fresh(digest_of(token))
 
     async def identify(self, token: str) -> Principal | None:
-        """Who shows this token; None if the Hub knows no such token, or keeps its user out.
+        """Who shows this token; None if the Hub knows no such token, or its user may not come in.
 
-        A token that was good until a while ago has a principal still, who is over.
-
-        Raises `IdentityUnavailable` if the Hub cannot be asked, or answers what makes no sense.
+        A token that was good until a while ago still has a principal, whose `over` is true. Raises
+        `IdentityUnavailable` if the Hub cannot be asked, or its answer makes no sense.
         """
         if not _TOKEN.fullmatch(token) or _OF_OTHERS.fullmatch(token):
             return None
@@ -85,11 +85,12 @@ class JupyterHub:
         found = self._fresh(digest)
         if found is not None:
             return found
-        # A request that is given up does not end the question, whose answer others may wait for.
+        # If this request is cancelled, the question to the Hub goes on: other requests may wait for
+        # its answer.
         return await asyncio.shield(self._question(token, digest))
 
     async def close(self) -> None:
-        """Ask nothing more."""
+        """Cancel the questions to the Hub, and close the HTTP client."""
         await self._sweeper.close()  # first: it asks questions
         questions = [*self._questions.values()]
         for question in questions:
@@ -112,8 +113,9 @@ class JupyterHub:
 
         Raises `IdentityUnavailable` if too many others are being asked.
         """
-        # One question about a token at a time, so that the answers come in the order of asking. A
-        # task that has just ended is here until `_answered` is called: its answer is fresh.
+        # One question about a token at a time: so no answer is replaced by that to an earlier
+        # question. A task that has just ended is still here until `_answered` is called, in a later
+        # turn of the loop: its answer is fresh, and may be used.
         task = self._questions.get(digest)
         if task is None:
             if len(self._questions) >= MAX_QUESTIONS:
@@ -126,7 +128,7 @@ class JupyterHub:
     def _answered(self, digest: bytes, task: asyncio.Task[HubUser | None]) -> None:
         del self._questions[digest]
         if not task.cancelled():
-            task.exception()  # whoever waited has it, too; a sweep does not wait
+            task.exception()  # retrieved, or asyncio would log it: a sweep does not await the task
 
     async def _ask(self, token: str, digest: bytes) -> HubUser | None:
         """Ask the Hub. Raises `IdentityUnavailable`."""
@@ -160,13 +162,15 @@ class JupyterHub:
 
     def _found(self, told: HubUser, token: str, digest: bytes, asked: float) -> HubUser:
         """Remember what the Hub has told; the time counts from the question."""
-        # Looked up behind the await: a sweep may have ended the principal while the Hub was asked.
-        # An ended one stays ended, and the token gets another principal.
+        # The race: a sweep may have ended the principal while the Hub was asked. So the principal
+        # is looked up now, behind the await. An ended one stays ended: its connections are being
+        # closed, and the token gets another principal.
         before = self._remembered.get(digest)
         if before is not None and not before.ended and before.says_the_same(told):
             told = before
         elif before is not None:
-            # The token may do other things now than when its connections were opened.
+            # The owner, groups or scopes are others now than when the token's connections were
+            # opened. So those are closed.
             self._remembered.end(digest)
         told.token, told.confirmed, told.asked = token, asked, asked
         self._remembered.put(digest, told)
@@ -175,7 +179,7 @@ class JupyterHub:
         return told
 
     def _found_wrong(self, digest: bytes) -> HubUser | None:
-        """Remember that a token is wrong; if it was right before, returns its principal, ended."""
+        """Remember that a token is wrong. If it was right before, returns its principal, ended."""
         self._remembered.end(digest)
         self._wrong[digest] = self._clock() + self._cache_seconds
         self._wrong.move_to_end(digest)

@@ -39,7 +39,7 @@ _SECRET_BYTES: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class LoginAttempt:
-    """One login: what goes to the service with the browser, and what has to come back."""
+    """The parameters of one login: those that the browser takes to the service, and brings back."""
 
     redirect_uri: str
     state: str
@@ -47,7 +47,7 @@ class LoginAttempt:
 
     @property
     def challenge(self) -> str:
-        """What the service gets of the verifier at first (RFC 7636, S256)."""
+        """The challenge, made of PKCE's verifier, which the service gets first (RFC 7636, S256)."""
         return _text(hashlib.sha256(self.verifier.encode()).digest())
 
 
@@ -89,7 +89,8 @@ class Logins:
         self._identify = identify
         self._clock = clock
         self._key = secrets.token_bytes(_SECRET_BYTES)
-        # By the digest of the browser's secret: until when the outcome waits, and the outcome.
+        # The outcomes of logins (a token or an error) that wait for the page, and until when, by
+        # the digest of the browser's secret.
         self._waiting: OrderedDict[bytes, tuple[float, str | KernelkeepError]] = OrderedDict()
 
     async def begin(self, word: str, url: str) -> tuple[str, str]:
@@ -113,8 +114,8 @@ class Logins:
         way = self.ways.get(cookie.partition(".")[0])
         if way is None:
             raise LoginNotBegun
-        # A page of another site cannot have a browser come back with a state of its own: it knows
-        # neither the cookie nor the key, from which the state is derived.
+        # A page of another site cannot have a browser come back with a state of its own making: it
+        # knows neither the browser's cookie nor this server's key, from which states are derived.
         asked = self._asked(way, cookie, url)
         if not hmac.compare_digest(state.encode("utf-8", "replace"), asked.state.encode()):
             raise LoginNotBegun
@@ -123,8 +124,9 @@ class Logins:
             outcome = await self._token(way, code, asked)
         except KernelkeepError as error:
             outcome = error
-        # If a browser comes back twice at once, one exchange is refused, as the service takes a
-        # code once. The outcome that comes last waits, and may be the refusal.
+        # The race: a browser may come back twice at once. The service takes a code once, so one of
+        # the two exchanges is refused. The outcome that comes last is the one that waits, and it
+        # may be the refusal: the person then logs in again.
         self._waiting[_digest(cookie)] = self._clock() + TAKE_SECONDS, outcome
         if len(self._waiting) > MAX_WAITING:
             self._waiting.popitem(last=False)
@@ -132,9 +134,9 @@ class Logins:
     def take(self, cookie: str) -> str:
         """The token of the browser with this cookie, which nobody gets a second time.
 
-        Raises `LoginNotBegun` if there is none, or what went wrong.
+        Raises `LoginNotBegun` if there is none, or the error in which the login has ended.
         """
-        # Taken out whatever it is: an error, too, is told once.
+        # The outcome is taken out, be it a token or an error: an error, too, is raised only once.
         until, outcome = self._waiting.pop(_digest(cookie), (0.0, ""))
         if not outcome or self._clock() > until:
             raise LoginNotBegun
@@ -143,7 +145,7 @@ class Logins:
         return outcome
 
     async def close(self) -> None:
-        """Ask nothing more, and forget what waits."""
+        """Close all ways to log in, and forget the tokens and errors that wait."""
         self._waiting.clear()
         for way in self.ways.values():
             await way.close()
@@ -172,5 +174,5 @@ def _text(digest: bytes) -> str:
 
 
 def _digest(cookie: str) -> bytes:
-    """The digest by which a cookie is looked up: how long that takes tells nothing of it."""
+    """The digest by which a cookie is looked up: the time of that tells nothing of the cookie."""
     return hashlib.sha256(cookie.encode("utf-8", "replace")).digest()

@@ -1,4 +1,4 @@
-"""What another service says about a user, as names and scopes of this one."""
+"""Turns what another service says about a user into names and scopes of this service."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ ALL: Final = "*"
 """The text of a scope that is everything; `Scopes.parse` knows it, too."""
 
 MAX_GROUPS: Final = 1000
-"""Of more groups than that, a user is taken to be in none."""
+"""A user in more groups than that is treated as one in no group."""
 
 
 class Refused(Exception):
-    """The service says who shows the token, and nobody of that kind is let in.
+    """A token of the service is refused, or the user who shows it must not come in.
 
-    The exception's text says why. It has nothing of the token in it.
+    The exception's text says why. It repeats nothing of the token.
     """
 
 
 def user_name(value: Any) -> str:
-    """The owner's name that a service gives a user. Raises `Refused`.
+    """The name that a service gives a user, checked to be fit for an owner. Raises `Refused`.
 
-    It is not brought into a normal form: two users of the service whose names differ in form only
-    would become one owner here.
+    A name that is not in Unicode's normal form C is refused rather than normalized: two users of
+    the service whose names differ in form only would become one owner here.
     """
     if not isinstance(value, str):
         raise Refused("the user has no name that is a text")
@@ -43,7 +43,7 @@ def user_name(value: Any) -> str:
 
 
 def group_names(value: Any) -> frozenset[str]:
-    """The groups that a service says a user is in. What is no name of a group is left out."""
+    """The groups that a service says a user is in. Values that cannot name a group are left out."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list) or len(value) > MAX_GROUPS:
@@ -58,7 +58,7 @@ def group_names(value: Any) -> frozenset[str]:
 
 
 def identity_of(owner: str, name: Any) -> Identity:
-    """The identity of an owner, whom the service calls ``name`` where it is a text to be shown."""
+    """The identity of an owner. ``name`` is shown if it is fit for a name, and else the owner's."""
     try:
         shown = user_name(name)
     except Refused:

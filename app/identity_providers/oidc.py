@@ -34,7 +34,7 @@ _NO_SUCH_KEY: Final = "the token names a key that the issuer does not have"
 
 
 class OpenIDConnect:
-    """Knows whose a token of one issuer is; an `IdentityProvider`."""
+    """The `IdentityProvider` for the tokens of one OpenID Connect issuer."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -67,16 +67,16 @@ class OpenIDConnect:
         found = self._remembered.get(digest)
         if found is None or _has_expired(found):
             return found
-        # One that was ended for its key is verified again: the issuer may show the key again. And
-        # nobody is known by keys that are too old, for they may have been withdrawn.
+        # A principal that was ended because its key was withdrawn is verified again: the issuer may
+        # publish the key again. And nobody is known from memory while the keys are too old, for
+        # they may have been withdrawn.
         return found if self._ring.usable(self._clock()) and not found.ended else None
 
     async def identify(self, token: str) -> Principal | None:
         """Who shows this token; None if it is not the issuer's, or wrong in any way.
 
-        A token that was good once has a principal still, who is over.
-
-        Raises `IdentityUnavailable` if the issuer's keys are needed and cannot be fetched.
+        A token that was good once still has a principal, whose `over` is true. Raises
+        `IdentityUnavailable` if the issuer's keys are needed and cannot be fetched.
         """
         digest = digest_of(token)
         try:
@@ -97,7 +97,8 @@ class OpenIDConnect:
         except Refused as refused:
             logger.info("a token of %s is refused: %s", self._rules.issuer, refused)
             return self._remembered.over(digest)
-        # Another request may have verified the same token meanwhile: one principal for both.
+        # The race: while the keys were awaited, another request may have verified the same token.
+        # Both requests get the same principal.
         if (found := self._known(digest)) is not None:
             return found
         self._remembered.put(digest, principal)
@@ -105,7 +106,7 @@ class OpenIDConnect:
         return principal
 
     async def close(self) -> None:
-        """Ask for no more keys."""
+        """Cancel the fetch of keys, and close the HTTP client."""
         await self._sweeper.close()
         if self._fetch is not None:
             self._fetch.cancel()
@@ -129,8 +130,9 @@ class OpenIDConnect:
                 raise _unavailable(pause)
             self._begin_fetch()
         assert self._fetch is not None
-        # One fetch serves all who need a key, and a request that is given up does not end it. If it
-        # fails, nothing is raised here: the ring and `_failure` tell, as they are behind the await.
+        # One fetch serves all requests that need a key, and a request that is cancelled does not
+        # end it. A fetch that fails raises nothing here: the ring and `_failure` are looked at
+        # behind the await.
         await asyncio.shield(self._fetch)
         now = self._clock()
         if not self._ring.usable(now) or self._failure:
@@ -146,7 +148,7 @@ class OpenIDConnect:
             self._fetch = asyncio.create_task(self._fetch_keys(), name="keys of the OpenID issuer")
 
     async def _fetch_keys(self) -> None:
-        """Fetch the keys; what goes wrong is logged, once for each way in which it does."""
+        """Fetch the keys. A failure is logged unless the last fetch has failed in the same way."""
         try:
             async with asyncio.timeout(self._seconds):
                 keys = parse_keys(await self._jwks(), self._rules.algorithms)
@@ -161,8 +163,9 @@ class OpenIDConnect:
             logger.info("the keys of %s are there again", self._rules.issuer)
         self._failure = ""
         self._ring.fetched(keys, self._clock())
-        # Whoever was verified by a key that is withdrawn is shown out. No token slips through: in
-        # `identify` nothing awaits between the look for a token's key and `Remembered.put`.
+        # Principals whose tokens were verified by a key that is withdrawn are ended. None slips
+        # through: in `identify` nothing awaits between the look for a token's key and
+        # `Remembered.put`, so each principal by an old key is among these.
         for digest, principal in self._remembered.items():
             if not (principal.ended or self._ring.has(principal.key)):
                 self._remembered.end(digest)
@@ -177,7 +180,7 @@ class OpenIDConnect:
         return keys
 
     def _sweep(self) -> None:
-        """End who has expired, and learn in time which keys have been withdrawn."""
+        """End principals that have expired, and fetch the keys again before they are too old."""
         if self._ring.ageing(self._clock()):
             self._begin_fetch()
         self._remembered.forget_closed()

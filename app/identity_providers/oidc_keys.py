@@ -26,15 +26,15 @@ MAX_RSA_BITS: Final = 16384
 """A longer RSA key is not used: each token would take long to verify."""
 
 FETCH_PAUSE: Final = 10.0
-"""Seconds between two fetches, whoever asks for keys that are not known; fewer where keys are used
-for so short a time that they would be too old by then."""
+"""Seconds between two fetches, however many tokens name unknown keys. The pause is shorter if keys
+would be too old by then."""
 
 RETRY_PAUSE: Final = 2.0
 """Seconds between a fetch that has failed and the next."""
 
 
 class UnusableKeys(Exception):
-    """There is no key in a document that could verify a token."""
+    """A JWKS document has no key that could verify a token."""
 
 
 def key_type(algorithm: str) -> type[RSAKey] | type[ECKey] | type[OKPKey]:
@@ -115,7 +115,7 @@ class KeyRing:
         return self._keys.get(kid, []) if self.usable(now) else []
 
     def usable(self, now: float) -> bool:
-        """Whether what was fetched last may be used."""
+        """Whether the keys of the last fetch are young enough to be used."""
         return now - self._fetched < self._max_age
 
     def ageing(self, now: float) -> bool:
@@ -127,7 +127,7 @@ class KeyRing:
         return max(0.0, self._next_fetch - now)
 
     def fetched(self, keys: dict[str, list[Key]], now: float) -> None:
-        """These are the keys from now on."""
+        """Note that a fetch has brought these keys, which replace all earlier ones."""
         self._missing = self._keys.keys() - keys.keys()
         self._keys = keys
         self._fetched = now
@@ -135,19 +135,19 @@ class KeyRing:
         self._next_fetch = now + min(FETCH_PAUSE, self._max_age / 2)
 
     def miss(self, kid: str) -> None:
-        """A token has named this key, and what was fetched then does not have it."""
+        """Note that a token has named this key, and that the fetch for it came without the key."""
         if len(self._missing) < MAX_MISSING:
             self._missing.add(kid)
 
     def lacks(self, kid: str) -> bool:
-        """Whether it is known that the last fetch came without this key.
+        """Whether the last fetch is known to have come without this key.
 
         Any other key that is not known may have been made after that fetch.
         """
         return kid in self._missing
 
     def failed(self, now: float) -> None:
-        """The keys could not be fetched; those that are known are used until they are too old."""
+        """Note that a fetch has failed. The earlier keys are used until they are too old."""
         self._next_fetch = now + RETRY_PAUSE
 
     def has(self, key: Key) -> bool:

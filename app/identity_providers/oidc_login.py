@@ -24,11 +24,15 @@ REMEMBER_SECONDS: Final = 3600.0
 """How long the issuer's endpoints are used before they are asked for again."""
 
 PAUSE_SECONDS: Final = 5.0
-"""After a failure, so long the issuer is not asked: whoever has no token can ask for a login."""
+"""Seconds after a failure in which the issuer is not asked again. Anybody can begin a login, so
+there may be many requests for one."""
 
 
 class OpenIDLogin:
-    """Uses PKCE (RFC 7636), which every provider takes or ignores."""
+    """The `LoginWay` of an OpenID Connect provider.
+
+    It uses PKCE (RFC 7636), which every provider supports or ignores.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -74,13 +78,13 @@ class OpenIDLogin:
         )
 
     async def close(self) -> None:
-        """Ask nothing more."""
+        """Close the HTTP client."""
         await self._fetcher.close()
 
     async def _places(self) -> tuple[str, str]:
         """The endpoints for authorization and tokens. Raises `IdentityUnavailable`."""
-        # Several logins that begin at once may each ask: the fetcher's turns bound that, and of the
-        # answers the last one is remembered.
+        # Several logins that begin at once may each ask the issuer: the turns of the `Fetcher`
+        # bound that, and the last answer is remembered.
         if self._clock() < self._until:
             if not self._endpoints[0]:
                 raise IdentityUnavailable

@@ -30,7 +30,7 @@ _LAST_SECOND: Final = 2**53
 
 
 class Rules(NamedTuple):
-    """Which tokens are accepted; ``skew`` is by how many seconds two clocks may differ."""
+    """Which tokens are accepted; ``skew`` is by how many seconds the issuer's clock may differ."""
 
     issuer: str
     audience: Sequence[str]
@@ -39,7 +39,10 @@ class Rules(NamedTuple):
 
 
 class ClaimRules(NamedTuple):
-    """Which claims tell what. A dot in a claim's name leads into an object."""
+    """The names of the claims that tell a principal's name, groups and scopes.
+
+    A dot in a name leads into an object: ``a.b`` is the member ``b`` of the claim ``a``.
+    """
 
     name: str
     groups: str
@@ -49,7 +52,7 @@ class ClaimRules(NamedTuple):
 
 
 class ReadToken(NamedTuple):
-    """A token that says it is the issuer's; nothing is verified yet."""
+    """A token that claims to be the issuer's, decoded. Its signature is not verified yet."""
 
     kid: str
     signature: CompactSignature
@@ -57,7 +60,7 @@ class ReadToken(NamedTuple):
 
 
 class Issued(Principal):
-    """Who shows a token, and the key that has signed it."""
+    """The principal who shows a token of the issuer, with the key that has signed the token."""
 
     __slots__ = ("key",)
 
@@ -65,7 +68,7 @@ class Issued(Principal):
 
 
 def read_token(token: str, rules: Rules) -> ReadToken | None:
-    """What a token says of itself; None if it does not say that this issuer has made it.
+    """Decode a token, without verifying it; None if it does not name this issuer.
 
     Raises `Refused` for a token of this issuer that could not be verified by any key.
     """
@@ -76,7 +79,7 @@ def read_token(token: str, rules: Rules) -> ReadToken | None:
         signature = extract_compact(token.encode("ascii"), registry=_registry(rules))
         claims = msgspec.json.decode(signature.payload)
     except (JoseError, msgspec.DecodeError, ValueError, TypeError, RecursionError):
-        return None  # of an issuer that nobody knows
+        return None  # the token cannot be read, and so does not tell its issuer
     header = signature.headers()
     if not isinstance(claims, dict) or claims.get("iss") != rules.issuer:
         return None
@@ -96,7 +99,10 @@ def _registry(rules: Rules) -> JWSRegistry:
 
 
 def _is_access_token(kind: Any) -> bool:
-    """By its type [RFC 8725, section 3.11]: an access token [RFC 9068], or just a JWT."""
+    """Whether a token's type says that it is an access token [RFC 9068], or just a JWT.
+
+    The type is checked as RFC 8725, section 3.11, asks for.
+    """
     if not isinstance(kind, str):
         return False
     return bool(_ACCESS_TOKEN.fullmatch(kind.lower()))
@@ -110,7 +116,8 @@ def verify(token: ReadToken, keys: Iterable[Key], rules: Rules, now: float) -> K
     if key is None:
         raise Refused("the token's signature is wrong")
     if "cnf" in token.claims:
-        # Whoever has stolen such a token cannot use it, so it is no bearer token [RFC 7800].
+        # Such a token proves nothing without its client's key, which is not checked here: it is no
+        # bearer token [RFC 7800].
         raise Refused("the token is bound to a key of its client")
     registry = JWTClaimsRegistry(
         now=int(now),
@@ -136,7 +143,7 @@ def _is_signed(token: ReadToken, key: Key, rules: Rules) -> bool:
 def principal_of(
     claims: dict[str, Any], rules: ClaimRules, *, skew: int, key: Key, credential: str
 ) -> Issued:
-    """The principal of whom verified claims tell. Raises `Refused`."""
+    """The principal whom a token's verified claims describe. Raises `Refused`."""
     owner = user_name(_claim(claims, rules.name))
     principal = Issued(
         identity_of(owner, claims.get("name")),

@@ -23,10 +23,10 @@ def digest_of(token: str) -> bytes:
 
 
 class Remembered(Generic[P]):
-    """Principals by digest: those that were used last, and all that have something open.
+    """Principals by the digest of their token: the last ``limit`` that were used, and others.
 
-    There are as many of the latter as there are connections. They are known until those are closed,
-    for they may have to be ended.
+    The others are those with open requests or connections. They are remembered until these are
+    closed, for the principal may have to be ended; so the number of connections bounds them.
     """
 
     def __init__(self, limit: int = MAX_REMEMBERED) -> None:
@@ -38,7 +38,7 @@ class Remembered(Generic[P]):
         return len(self._recent) + len(self._open)
 
     def get(self, digest: bytes) -> P | None:
-        """The principal, if it is known; it may be over."""
+        """The principal of a token, if it is remembered; its `over` may be true."""
         found = self._recent.get(digest)
         if found is None:
             return self._open.get(digest)
@@ -46,7 +46,7 @@ class Remembered(Generic[P]):
         return found
 
     def over(self, digest: bytes) -> P | None:
-        """The principal, if it is known and over: who shows a token that was good once."""
+        """The principal of a token that was good once and is not any more; None if unknown."""
         found = self.get(digest)
         return found if found is not None and found.over else None
 
@@ -65,24 +65,24 @@ class Remembered(Generic[P]):
             self._open[digest] = principal
 
     def end(self, digest: bytes) -> None:
-        """End a principal: what it has open is closed.
+        """End a principal: its open requests and connections are closed.
 
-        It is remembered still, so that whoever goes on showing its token is not taken for one who
-        guesses.
+        The principal stays remembered, so that a client that goes on showing its token does not
+        count as one that guesses tokens.
         """
-        # `Principal.end` calls what is open, which neither waits nor raises. So nobody sees the
-        # moment in which the principal is in neither place.
+        # `Principal.end` calls functions that neither wait nor raise. So no other task runs while
+        # the principal is in neither dict.
         principal = self._recent.pop(digest, None) or self._open.pop(digest, None)
         if principal is not None:
             principal.end()
             self.put(digest, principal)
 
     def forget_closed(self) -> None:
-        """Forget those that were remembered for what they had open, and have nothing any more."""
+        """Forget principals that were remembered for their connections, and have none any more."""
         for digest in [*self._open]:
             self.release(digest)
 
     def items(self) -> Iterator[tuple[bytes, P]]:
-        """All that are known, as of now."""
-        # A copy: whoever goes through them ends and releases some.
+        """All principals that are remembered now, with their digests."""
+        # A copy: callers end and release principals while they go through it.
         return iter([*self._recent.items(), *self._open.items()])

@@ -13,7 +13,7 @@ __all__ = ["SWEEP_SECONDS", "Sweeper"]
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 0.5
-"""How long after its end a principal is ended at the latest."""
+"""How many seconds after its credential has expired a principal is ended at the latest."""
 
 
 class Sweeper:
@@ -24,7 +24,7 @@ class Sweeper:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, if that has not been done before."""
+        """Start the task, unless it runs already."""
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="sweeping principals")
 

@@ -1,4 +1,4 @@
-"""The servers that have greeted a keeper, and what it tells each of them unasked.
+"""The servers that have greeted a keeper, and the bells and events that it sends to them.
 
 A server that is a replica among others is told of its own kernels alone.
 """
@@ -18,15 +18,18 @@ from .terms import Terms
 __all__ = ["Audience"]
 
 UNREAD_BYTES: Final = 2**16
-"""While so many bytes wait for a server that does not read, it gets no bells, and later one for all
-kernels."""
+"""While more bytes than this wait for a server to read them, the server is sent no bells. A later
+bell tells it of all kernels."""
 
 BELL_SECONDS: Final = 0.05
-"""How many seconds later."""
+"""How many seconds after a bell was left out the bell for all kernels is rung."""
 
 
 class Audience:
-    """Servers by their connections. ``ring_all`` rings for all kernels; it is called later."""
+    """The connections of the servers that have greeted one keeper.
+
+    ``ring_all`` rings for all kernels. It is called `BELL_SECONDS` after a bell was left out.
+    """
 
     def __init__(self, terms: Terms, ring_all: Callable[[], None]) -> None:
         self._terms = terms
@@ -58,8 +61,8 @@ class Audience:
         Other replicas are none of its predecessors: they go on beside it.
         """
         replica = str(hello.get("replica", ""))
-        # One may be alive, but no server greets a keeper over two connections: it has given up the
-        # earlier one, or is the next server of this state directory.
+        # An earlier connection may still be open. But no server greets a keeper over two: either
+        # the server has given up the earlier one, or it is the next server of the state directory.
         return {other for other in self._servers if other.replica == replica} - {server}
 
     def come(self, server: ServerLink, kernel_id: str, term: int | None) -> None:
@@ -68,7 +71,8 @@ class Audience:
         The replica that had the kernel before, if any, is told that it has lost the kernel. Raises
         `ValueError` if another replica has the kernel, and came with a higher term.
         """
-        # Without a term nothing is claimed: it may be a kernel of its own, or one that nobody has.
+        # A request without a term claims nothing. It is served if the kernel is this server's
+        # already, or if no replica has it.
         if term is None or not server.replica:
             if not self.is_obeyed(server, kernel_id):
                 raise ValueError(f"another replica has kernel {kernel_id}")
@@ -76,7 +80,8 @@ class Audience:
         try:
             before = self._terms.come(kernel_id, int(term), server.replica)
         except ValueError:
-            # Told as an event, too: what this replica sends besides is not answered (`is_obeyed`).
+            # The event is sent beside the error: frames of this replica that get no answer, as
+            # requests for the kernel, are only ignored (`is_obeyed`).
             self._fence(kernel_id, server.replica)
             raise
         if before is not None:
@@ -139,11 +144,11 @@ class Audience:
                 if not own:
                     continue
                 told = pack({}, link.pack_bells(own))
-            # The feeds in any case. A server with mirrors goes by what has come, and needs the bell
-            # only for the count of requests.
+            # The feeds go on even if the bell is left out. A server with mirrors learns from the
+            # records themselves how far a log goes, and needs the bell for the count of requests.
             server.grown(bell.handle for bell in own)
             # A bell that is left out is no loss: bells have totals, and the late one is for all
-            # kernels. So a server that reads nothing has this many bytes waiting, not one per turn.
+            # kernels. So `UNREAD_BYTES` bound the bells that wait for a server that reads nothing.
             if server.unread <= UNREAD_BYTES:
                 server.write(told)
             elif self._late_bells is None:
@@ -155,6 +160,6 @@ class Audience:
         self._ring_all()
 
     def close(self) -> None:
-        """Tell nothing later."""
+        """Cancel the bell that is due later."""
         if self._late_bells is not None:
             self._late_bells.cancel()

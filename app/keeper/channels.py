@@ -50,18 +50,18 @@ STDIN_SECONDS: Final = 1.0
 """How long requests wait until stdin is connected. Some kernels have no stdin."""
 
 AGAIN_SECONDS: Final = 1.0
-"""How many seconds later a socket that could not be opened is tried again. There may have been no
-descriptors left."""
+"""How many seconds after a socket could not be opened the keeper tries again. There may have been
+no descriptors left."""
 
 
 DRAIN_SECONDS: Final = 1.0
-"""How long all that has arrived is read at once. A process that goes on, as one that is only about
-to be killed, could send faster than it is read. Meanwhile no other kernel is read and no server is
-answered, and servers take a keeper that is silent for 2 or 3 s for one that hangs."""
+"""For how many seconds `drain` may read. A process that still runs (it is about to be killed) could
+send faster than the keeper reads. Meanwhile no other kernel is read and no server is answered, and
+servers take a keeper that is silent for 2 or 3 s for one that hangs."""
 
 
 class Listener(Protocol):
-    """Gets what comes from the sockets.
+    """Takes the messages that come from the sockets of one kernel.
 
     Its methods must not block and must not raise: other messages of the same turn would be lost.
     """
@@ -208,7 +208,8 @@ class Channels:
 
     def _socket(self, channel: str) -> zmq.Socket[bytes] | None:
         """The socket of a channel, which is opened if it is not; None if it cannot be, for now."""
-        # None costs no message: what is to be sent waits in `Hearing`, and is sent by the timer.
+        # If there is no socket, no message is lost: it waits in `Hearing`, and the timer of `send`
+        # has it sent again.
         socket = self._sockets.get(channel)
         if socket is None:
             try:
@@ -252,7 +253,7 @@ class Channels:
         except zmq.Again:  # the descriptor makes an edge when there is room, and `_read` looks
             self._blocked.add(channel)
             return False
-        self._look(channel)  # to send takes the edge of a message that arrives meanwhile
+        self._look(channel)  # the send has consumed the edge of a message that came meanwhile
         return True
 
     def has_unread(self, channel: str) -> bool:
@@ -260,11 +261,12 @@ class Channels:
         return channel in self._sockets and bool(self._look(channel) & _POLLIN)
 
     def _look(self, channel: str) -> int:
-        """What a socket is ready for; plans a read if that is to read.
+        """The events that a socket is ready for (`zmq.POLLIN`, `zmq.POLLOUT`), as a bit mask.
 
-        The race: ZMQ's descriptor is edge-triggered [zmq_getsockopt(3), ZMQ_FD]. To send, and to
-        look at the events, takes the edge of a message that arrives just then. The loop would not
-        see it, and libzmq makes no further edge before the messages that are there were read.
+        If messages can be read, this plans a read. The race: ZMQ's descriptor is edge-triggered
+        [zmq_getsockopt(3), ZMQ_FD]. A send, and a look at the events, consume the edge of a message
+        that arrives just then. The loop would not be woken for that message, and libzmq makes no
+        further edge until the messages that are there have been read.
         """
         events = _events(self._sockets[channel])
         if events & _POLLIN:
@@ -272,11 +274,16 @@ class Channels:
         return events
 
     def settle(self) -> bool:
-        """Read what has arrived of a process that has ended; whether there was, or may be, more."""
+        """Read the last messages of a process that has ended.
+
+        Returns whether there were any, or whether more may still be on their way.
+        """
         now = self._loop.time()
         if self._ends is None:
             self._ends = PeerEnds(self._sockets.values(), now)
-        # In this order: what was sent before the end is there to be read when the end is known.
+        # The ends first: once a connection is known to have ended, all that was sent over it has
+        # arrived. In the other order, a message and then the end could come between the two calls,
+        # and nobody would read the message.
         are_over = self._ends.are_over(now)
         return self.drain() or not are_over
 
@@ -324,8 +331,8 @@ class Channels:
         step is done for all messages before the next one: the step's code and data stay in the
         processor's caches.
         """
-        # What is read is handed on whatever happens: only a listener that closes the sockets, as
-        # nobody wants the messages any more, ends this early.
+        # Every message that was read must reach the listener. Only if the listener closes the
+        # sockets, as it wants no more messages, does this end early.
         arrived, is_full = self._read_all(channel, max_messages)
         messages: list[Message | None] = []
         unpack, signer, place = wire.unpack, self._signer, wire.LEADING_FRAMES[channel] - 5

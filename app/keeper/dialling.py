@@ -27,14 +27,15 @@ logger = logging.getLogger(__name__)
 
 BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
-"""After so many looks, a second apart, without anything from the service a connection is dead."""
+"""How many times in a row, a second apart, the keeper finds nothing from the service before it
+takes the connection for dead."""
 
 CONNECT_SECONDS: Final = 10.0
 """How long a connection may take, TLS included."""
 
 AWAY_SECONDS: Final = 4.0
-"""The same at an address that has not answered lately, or fell silent, if there are other
-addresses."""
+"""How long a connection may take to an address that has not answered lately, or that fell silent.
+This holds only if there are other addresses."""
 
 HOPS: Final = 3
 """How often in one round this keeper follows a replica that sends it to another one."""
@@ -100,7 +101,10 @@ class Dialler:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _round(self) -> bool:
-        """Dial all addresses, or those that a replica tells; whether a connection has lasted."""
+        """Dial all addresses, first those that a replica tells, until a connection has lasted.
+
+        Returns whether one has.
+        """
         self._rounds += 1
         # An address that only a replica has told is tried again a round later.
         self._away = {
@@ -154,7 +158,11 @@ class Dialler:
         self._said = what
 
     async def _dial(self, address: Address) -> bool:
-        """Connect, and serve the connection until its end; whether it has lasted."""
+        """Connect, and serve the connection until its end.
+
+        Returns whether it has lasted for `LASTING_SECONDS`. Raises `SentAway` if the service
+        refuses this keeper.
+        """
         host, port = address
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(ANSWER_BYTES)
@@ -176,13 +184,15 @@ class Dialler:
             self._away.pop(address, None)
             if "refused" in answer:
                 raise _sent_away(answer)
-            # Before the service is spoken to. If the connection breaks before this, the secret and
-            # the nonce still count (`Trust`); behind this the certificate does.
+            # The certificate is stored before the keeper greets the service. If the connection
+            # breaks earlier, the next hello shows the secret and the nonce once more (`Trust`); if
+            # it breaks later, the certificate.
             self._trust.keep(str(answer.get("credential")))
             logger.info("%s:%d has taken this keeper in", host, port)
             self._said, began = "", loop.time()
-            # Nothing is left in `reader`: the service waits for the greeting of `connection_made`
-            # before it says more. From here to there nothing awaits.
+            # No byte is lost between the two protocols. The service sends nothing more before the
+            # greeting, which `connection_made` writes, so `reader` is empty; and nothing awaits
+            # until then.
             server = self._new_link()
             transport.set_protocol(server)
             server.connection_made(transport)
@@ -190,8 +200,9 @@ class Dialler:
                 self._silent = address
             return loop.time() - began > LASTING_SECONDS
         finally:
-            # Whatever ends this, a cancellation, too. The link learns of it in a later turn, maybe
-            # behind the greeting of the next: that one cuts off its predecessors (`Service`).
+            # Also after a cancellation. The link learns of its end only in a later turn of the
+            # loop, perhaps when the service has already greeted the keeper over the next
+            # connection. That greeting cuts off the earlier connections (`Service`).
             cut_off(transport)
 
     async def _watch(self, server: ServerLink) -> bool:

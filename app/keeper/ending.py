@@ -15,7 +15,8 @@ from .kept_kernels import KeptKernels
 __all__ = ["Ending"]
 
 TERMINATE_SECONDS: Final = 5.0
-"""Between shutdown request, SIGTERM, SIGKILL, and the end of the keeper whatever is left."""
+"""Seconds between two steps: the shutdown requests, SIGTERM, SIGKILL, and the end of the keeper,
+which comes even if a process is left."""
 
 
 class Ending:
@@ -53,11 +54,11 @@ class Ending:
 
     def _kill(self) -> None:
         self._kernels.signal_all(signal.SIGKILL)
-        # A process that cannot die, as its disk hangs, holds the keeper up no longer than that.
+        # A process may be unable to die, as its disk hangs. The keeper does not wait longer for it.
         self._loop.call_later(TERMINATE_SECONDS, self._end)
 
     def look(self) -> None:
-        """A kernel may have ended: if it was the last one, the keeper ends."""
-        # Kernels that are forgotten have got SIGKILL: nobody waits for their ends.
+        """End the keeper if no kernel runs any more. To be called when a kernel has ended."""
+        # Forgotten kernels do not count: they have got SIGKILL, and no server waits for their ends.
         if self.began and not self._kernels.any_running:
             self._end()

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 By = Literal["cgroup", "setrlimit", "none"]
 """What enforces a limit.
 
-By ``setrlimit`` it holds for each process by itself, but for that of processes: all processes of
-the user are counted.
+A limit by ``setrlimit`` holds for each process by itself; only the limit of ``processes`` counts
+all processes of the user.
 """
 
 _DATA: Final = "memory"
@@ -38,7 +38,8 @@ _PROCESSES: Final = "processes"
 # RLIMIT_DATA counts what a process can write and shares with nobody [setrlimit(2), Linux from 4.7
 # on]. RLIMIT_AS would count address space as well that is only reserved, of which some kernels have
 # a thousand times what they use. RLIMIT_NPROC counts all processes and threads of the real user of
-# the one that forks. So it is for a user who has one owner's kernels alone (`_has_resource`).
+# the one that forks. So it is set only for a user who runs kernels of one owner alone
+# (`_has_resource`).
 RESOURCES: Final = {_FILES: resource.RLIMIT_NOFILE, _PROCESSES: resource.RLIMIT_NPROC} | (
     {_DATA: resource.RLIMIT_DATA} if sys.platform == "linux" else {}
 )
@@ -81,7 +82,10 @@ class Enforcement:
         return self._prepare
 
     def _prepare(self) -> None:
-        """Limit the child. In there, between fork and exec, a lock or an import could hang."""
+        """Limit this process. Called in the child, between fork and exec.
+
+        A lock or an import could hang there, so this needs neither.
+        """
         # The child is another user's already, if it is to be (`launch_process`). So setuid(2) has
         # not counted that user's processes against this limit, by which exec(2) would then fail.
         try:
@@ -101,8 +105,9 @@ class Enforcement:
         """Clean up: the launch has failed. Returns the error if the child could not be limited."""
         number = b""
         if self._told[1] != -1:
-            # The child, if there was one, has ended, and had the only other copy. So this reads
-            # what the child has written, or the end, and does not wait.
+            # The child, if there was one, has ended, and it had the only other copy of the pipe's
+            # writing end. So the read returns what the child has written, or the end of the pipe:
+            # it does not block.
             os.close(self._told[1])
             number = os.read(self._told[0], 20)
             os.close(self._told[0])
@@ -201,7 +206,8 @@ def _has_resource(name: str, uid: int | None) -> bool:
     """Whether a resource limits the processes of this user; None is the keeper's own."""
     if name != _PROCESSES:
         return name in RESOURCES
-    # It does not hold for root, and the service's user has the kernels of more than one owner.
+    # RLIMIT_NPROC does not hold for root. And as the service's own user kernels of several owners
+    # run, which would be counted together.
     return uid not in (None, 0, os.getuid(), os.geteuid())
 
 

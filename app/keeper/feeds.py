@@ -85,7 +85,7 @@ class Feed:
         return None
 
     def _behind(self, segment: Segment) -> Segment | None:
-        """The segment behind one, if any: then nothing more is written to the first."""
+        """The segment that follows one; None for the newest, which may still grow."""
         found = False
         for one in self._writer.segments:
             if found:
@@ -170,7 +170,7 @@ class Feeds:
 
     def pump(self) -> None:
         """Send pieces in turn, while the socket has room."""
-        # `send` may end the room, as the transport calls `pause_writing` within `write`. Nothing
+        # `send` may use up the room: the transport calls `pause_writing` within `write`. Nothing
         # else changes the turns meanwhile. `ServerLink.resume_writing` calls this again.
         turns = self._turns
         while turns and self._has_room():

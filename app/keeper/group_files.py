@@ -32,7 +32,7 @@ class Base(NamedTuple):
 
 
 class GroupFiles:
-    """What is done to the directories and files of groups. Everything raises `OSError`."""
+    """The operations on the directories and files of groups. Each of them raises `OSError`."""
 
     def make(self, group: Path) -> None:
         """Make a group. Raises `FileExistsError`."""

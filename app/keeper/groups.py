@@ -38,7 +38,7 @@ MAX_QUOTA: Final = 10**12
 # Other keepers of the service, and systemd, change the same groups without a lock: there is none
 # that all of them would take. So each step may find what it needs gone, or there already.
 ATTEMPTS: Final = 5
-"""How often a step is tried that fails when another process comes between."""
+"""How often a step is tried that fails because another process has changed the groups meanwhile."""
 
 
 class Group:
@@ -54,7 +54,10 @@ class Group:
         return self.path.parent
 
     def open(self) -> int:
-        """A descriptor: who writes "0" there moves into the group. Raises `OSError`."""
+        """A descriptor of ``cgroup.procs``. Raises `OSError`.
+
+        A process that writes "0" to it moves into the group.
+        """
         return self._files.open(self.path, "cgroup.procs")
 
     def enter(self, pid: int) -> None:
@@ -86,8 +89,8 @@ class Group:
         try:
             self._files.write(self.path, "cgroup.kill", "1")
         except OSError:  # a Linux before 5.14, or the group is gone
-            # What these fork meanwhile is missed; `remove` fails then, and the group is looked at
-            # again, but not killed again.
+            # A process that one of these forks meanwhile is missed. `remove` then fails, and is
+            # tried again later (`ControlGroups.sweep`); the missed process is not killed.
             for pid in self.pids():
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -177,7 +180,7 @@ class ControlGroups:
                 try:
                     self._files.write(base.path, "cgroup.subtree_control", f"+{name}")
                     break
-                except FileNotFoundError:  # that is what a missing controller is
+                except FileNotFoundError:  # Linux says so of a controller that it does not have
                     break
                 except OSError as error:
                     if error.errno != errno.EBUSY or base.is_root or attempt == ATTEMPTS - 1:
@@ -273,7 +276,8 @@ class ControlGroups:
 
     def resume(self) -> None:
         """Use the groups that an earlier keeper has left, if any, and remove the empty ones."""
-        # Only groups that are there: a keeper without limits makes none, and moves no process.
+        # This makes no groups: a keeper whose kernels have no limits makes none, and moves no
+        # process.
         if self._top is not None:
             return
         with contextlib.suppress(Unusable):

@@ -40,8 +40,8 @@ claim any parent, and a name of more than 65,534 bytes does not fit a record."""
 
 UNTOLD_REQUESTS: Final = 32
 UNTOLD_BYTES: Final = 2**20
-"""After how many requests, and bytes of them, the server is told that they are taken, even if the
-kernel sends nothing of which it must be told."""
+"""After how many requests, or bytes of requests, a bell tells the server that they are taken, even
+if the kernel has sent nothing for which a bell is rung."""
 
 
 class _Status(msgspec.Struct):
@@ -74,7 +74,7 @@ class Hearing:
         self.session = session
         self.writer = writer
         self.taken = 0
-        """How many requests, ever, were sent to the kernel or dropped: they wait here no more."""
+        """How many requests do not wait here any more, since the beginning: sent or dropped."""
         self.opened = False
         """Whether a server has taken the present process for ready."""
         self._on_change = on_change
@@ -110,7 +110,7 @@ class Hearing:
             self._on_change(self)
 
     def used(self, share: tuple[str, int]) -> None:
-        """A server takes the process for ready, and says the share of the log."""
+        """Note that a server takes the process for ready, and which ``share`` the log has."""
         self.opened = True
         self.writer.share(*share)
 
@@ -118,9 +118,10 @@ class Hearing:
 
     def connect(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
         """Hear a process that was just launched. Raises `zmq.ZMQError` or `ValueError`."""
-        # Mostly the server has had the process before disconnected. It goes on without that if the
-        # keeper has not answered in time (`Line.disconnect`), and has ended the requests by itself:
-        # so replies to them that are held here must not follow.
+        # The server has mostly asked for `disconnect` when the process before ended. If the keeper
+        # did not answer in time (`Line.disconnect`), the server has gone on, and has ended that
+        # process's requests by itself. So replies that are held here are dropped: behind those
+        # ends they would be a second answer.
         self._disconnect()
         self._requests.take_all()
         self._held.clear()
@@ -129,17 +130,18 @@ class Hearing:
         self._open(context, info, turns)
 
     def connect_again(self, context: zmq.Context[Any], info: ConnectionInfo, turns: Turns) -> None:
-        """Hear a process that the keeper before has heard, which is gone.
+        """Hear a process that was heard by an earlier keeper, which is gone.
 
-        The kernel's sockets dropped messages while nobody was connected, so a gap is left in the
-        log. Replies that it has not sent yet come here, as these sockets have the same identity.
+        The kernel's sockets dropped messages while no keeper was connected, so a gap is left in the
+        log. Replies that the kernel has not sent yet come here: these sockets have the identity of
+        those of the earlier keeper.
         """
         self._recall()  # before the sockets are open: each reply finds its request
         if self.writer.next.cursor > 1:
             self.writer.skip(UNKNOWN_MESSAGES)
         self.opened = True
-        # A kernel that was asked for nothing sends nothing to control and stdin. What was asked
-        # may lie before the part of the log that was read, or be dropped.
+        # A kernel without unanswered requests sends nothing to control and stdin. Such a request
+        # may lie before the part of the log that `_recall` has read, or the log has dropped it.
         self._may_be_asked = self.writer.first.cursor > 1 or bool(self.writer.droppable)
         self._open(context, info, turns, everything=self._is_asked)
         self._change()
@@ -165,8 +167,8 @@ class Hearing:
 
     def disconnect(self) -> None:
         """Log the last messages of the process, and close the sockets. The log goes on."""
-        # In this order: a reply that has arrived is logged before the held ones are let go, and
-        # none is left when the server is told that the process has ended.
+        # In this order: replies that have arrived, and may be held, are read before the held ones
+        # are logged. So no reply is left when the server is told that the process has ended.
         if self._channels is not None:
             self._channels.drain()
         self._disconnect()
@@ -180,16 +182,19 @@ class Hearing:
             self._channels = None
         left = sum(map(len, self._waiting.values()))
         self._waiting.clear()
-        if left:  # these are dropped; the server gives them their ends, and its window is free
+        if left:  # these are dropped. The server ends them, and may send as many others
             self.taken += left
             self._change()
 
     def settle(self) -> bool:
-        """As `Channels.settle`, or `Channels.drain` if nothing is asked; what is read is logged."""
+        """Log what has arrived of a process that has ended, as `Channels.settle` does.
+
+        If the kernel has answered every request, this only reads, as `Channels.drain`.
+        """
         if self._channels is None:
             return False
-        # The ends of the connections take some milliseconds, for which a stop does not wait if the
-        # kernel has answered all that it was asked.
+        # It takes some milliseconds to see the ends of the connections. A stop does not wait for
+        # that if no reply is due.
         return self._channels.settle() if self._is_asked else self._channels.drain()
 
     @property
@@ -205,8 +210,9 @@ class Hearing:
 
     def close(self) -> None:
         """Close the sockets and the log's files, which another keeper can open again."""
-        # The process goes on. What its sockets still hold is a gap for the next keeper's readers;
-        # a reply that is held was taken from there, and the kernel sends none twice.
+        # The process goes on. Messages that its sockets still hold are a gap in the log of the next
+        # keeper. A reply that is held here has left the sockets, and the kernel sends none twice:
+        # so it is logged now.
         for request in self._requests.take_all():
             self._release(request)
         self._held.clear()
@@ -246,8 +252,9 @@ class Hearing:
         if self._channels is None:
             self.taken += 1
         elif waiting or not self._channels.send(message):  # none overtakes those that wait
-            # Without a bound here: a server sends only so many requests more than it was told are
-            # taken (`app.managers.messages.line`).
+            # This queue needs no bound of its own: a server sends only a bounded number of requests
+            # beyond those of which a bell has told that they are taken
+            # (`app.managers.messages.line`).
             self._waiting.setdefault(channel, deque()).append(message)
         else:
             self.taken += 1
@@ -281,7 +288,8 @@ class Hearing:
             return
         parent = message.parent
         if channel == "stdin":
-            # Not by the present execution: a subshell or a thread may ask for input beside it.
+            # The parent tells who is asked for input, and not the present execution: a subshell or
+            # a thread may ask for input beside it.
             owner = self._requests.owner(parent)
         else:
             request = self._requests.on_reply(parent)
@@ -344,7 +352,7 @@ class Hearing:
         self._change()
 
     def _release(self, request: Request) -> None:
-        """Append a request's reply, if it is held. Twice does no harm: the second finds none."""
+        """Append a request's reply, if it is held. A second call finds none, and does nothing."""
         # The idle status, the timer of `HeldReplies` or the end of the process may come first.
         reply, request.held = request.held, None
         if reply is not None:
@@ -358,9 +366,9 @@ class Hearing:
         self._tell_malformed(self.kernel_id, channel, str(error))
 
     def _recall(self) -> None:
-        """Read in the end of the log which requests the kernel has not answered, and their owners.
+        """Find the requests that the kernel has not answered, and their owners, in the log's end.
 
-        Their replies, which come from now on, go to those sessions.
+        Replies to these requests may come from now on, and go to those sessions.
         """
         for record, owner, frame in self.writer.newest():
             message = Message(record.channel, frame)
@@ -373,5 +381,5 @@ class Hearing:
                     self._requests.on_reply(message.parent)
                 elif message.msg_type == "status" and b'"idle"' in bytes(message.part(3)):
                     self._requests.on_idle(message.parent)
-            except MalformedMessage:  # a message that a server has said: kernels' were checked
+            except MalformedMessage:  # one that a server has made: those of kernels were checked
                 continue

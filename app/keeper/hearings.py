@@ -117,7 +117,7 @@ class Hearings:
         if hearing is None:
             writer = LogWriter(directory, kernel_id, self.room, epoch)
             writer.share(*share)
-            # What raises in here leaves nothing: the server asks again, and a new writer begins.
+            # An error in here leaves nothing behind: the server asks again, and gets a new writer.
             try:
                 writer.resume()
                 # Before the first file is made, which is named by its first number: no server
@@ -131,7 +131,8 @@ class Hearings:
             hearing = Hearing(
                 self._handles, kernel_id, session, writer, self._on_change, self._on_malformed
             )
-            # Kept although sockets may fail below: the log is open, and has one writer.
+            # The hearing stays even if the sockets fail below: the log is open now, and must never
+            # have a second writer.
             self._hearings[kernel_id] = self._by_handle[hearing.handle] = hearing
         else:
             hearing.writer.share(*share)
@@ -232,9 +233,9 @@ class Hearings:
         Each log is written before its bell is made, so a server that gets the bell can read all
         messages up to the place in it.
         """
-        # To write one log may drop files of another (`LogRoom`), whose bell may be made already:
-        # its first place is too low then, until its next bell. Readers find that file gone, and
-        # take it for a gap.
+        # The race: a write to one log may drop files of another (`LogRoom`) whose bell is made
+        # already. The first place in that bell is then too low. It does no harm: a reader that
+        # comes to the place finds the file gone, and takes it for a gap.
         bells = []
         for hearing in hearings:
             hearing.writer.flush()

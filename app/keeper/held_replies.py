@@ -17,8 +17,8 @@ HOLD_SECONDS: Final = 0.5
 kernel that never goes idle comes so much later, or up to twice that."""
 
 MAX_HOLD_SECONDS: Final = 10.0
-"""How many seconds it is held while there is output of the kernel that was not read yet: a kernel
-that floods without an end still replies."""
+"""How many seconds a reply is held while there is output of the kernel that was not read yet. With
+this bound a kernel that floods without an end still replies."""
 
 
 class HeldReplies:
@@ -26,8 +26,9 @@ class HeldReplies:
 
     A reply comes over another socket than the output, and may overtake it: a client that stops at
     the reply would miss output that is still on its way. The owner of this object lets a reply go
-    when its idle status has come. ``release`` lets go those whose time is over, and must do nothing
-    for a request whose reply is gone already. ``is_behind`` tells whether there is unread output.
+    when its idle status has come. This object calls ``release`` for each request whose reply was
+    held long enough; ``release`` must do nothing for a request whose reply is gone already.
+    ``is_behind`` tells whether the kernel has unread output.
     """
 
     def __init__(self, release: Callable[[Request], None], is_behind: Callable[[], bool]) -> None:

@@ -43,7 +43,7 @@ ALONE: Final = 4
 
 
 class JoinedService(Service):
-    """A keeper that dials its service. Arguments are those of `Service`, and who it trusts."""
+    """A keeper that dials its service. ``trust`` gets each certificate that the service sends."""
 
     def __init__(self, listener: socket.socket, directory: int, trust: Trust) -> None:
         super().__init__(listener, directory)
@@ -63,7 +63,7 @@ class JoinedService(Service):
             raise ValueError(str(error)) from None
 
     def _end_if_unused(self) -> None:
-        """As `Service` does it, but later: a connection that breaks may be made anew."""
+        """As `Service._end_if_unused`, but later: a connection that breaks may be made anew."""
         if self._servers or self._ending.began:
             super()._end_if_unused()
         else:
@@ -124,7 +124,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
     dialling = asyncio.get_running_loop().create_task(dialler.run(), name="dialling")
     status = 0
     try:
-        # Both may be done: then the refusal is what the exit status tells.
+        # Both may be done: then the exit status tells of the refusal.
         await asyncio.wait({dialling, service.ended}, return_when=asyncio.FIRST_COMPLETED)
         if dialling.done():
             status = _sent_away(dialling)
@@ -134,7 +134,7 @@ async def _keep(listener: socket.socket, directory: int, document: Document, sta
             logger.error("no service could be reached within %g s", ALONE_SECONDS)
             status = ALONE
     finally:
-        # Awaited at the end: it cuts off the connection that it has, or is making.
+        # The dialler is awaited: when cancelled, it cuts off the connection that it has or makes.
         dialling.cancel()
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)

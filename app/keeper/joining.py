@@ -27,7 +27,7 @@ DOCUMENT_BYTES: Final = 2**16
 MAX_ADDRESSES: Final = 64
 
 AWAY_CHARACTERS: Final = 2000
-"""How much of a hello names addresses that cannot be reached."""
+"""How many characters of a hello may name the addresses that cannot be reached."""
 
 Address = tuple[str, int]
 """Host and port."""
@@ -41,7 +41,7 @@ class NotInvited(Exception):
 
 
 class Document:
-    """What a join document says. Raises `NotInvited`."""
+    """The fields of a join document, parsed. Raises `NotInvited` if the document is of no use."""
 
     def __init__(self, data: bytes) -> None:
         try:
@@ -66,14 +66,17 @@ def _text(fields: dict[str, Any], name: str) -> str:
 
 
 def addresses_of(found: object) -> list[Address]:
-    """The addresses that a service has told. Raises `NotInvited` for what is none."""
+    """Parse the addresses that a service has sent, a list of texts as `_address` takes them.
+
+    Raises `NotInvited` if it is no such list.
+    """
     if not isinstance(found, list) or not 0 < len(found) <= MAX_ADDRESSES:
         raise NotInvited("it has no addresses, or too many")
     return [_address(each) for each in found]
 
 
 def _address(text: object) -> Address:
-    """Host and port of ``host:port`` or ``[address]:port``. Raises `NotInvited`."""
+    """Parse ``host:port`` or ``[address]:port``. Raises `NotInvited` for any other value."""
     host, _, port = str(text).rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
@@ -151,6 +154,6 @@ class Trust:
             file.write(pem)
         # Check that it can be used while the credential before is still there.
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(temporary)
-        # A keeper that is killed here has the one before or this one, each whole.
+        # rename(2) is atomic: a keeper that is killed here has the old credential or the new one.
         os.replace(temporary, self._file)
         self.has_joined = True

@@ -27,7 +27,8 @@ __all__ = ["KeptKernels"]
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 0.1
-"""How often a control group is looked at whose processes were killed: they end in milliseconds."""
+"""Seconds between two attempts to remove a control group whose processes were killed: they end in
+milliseconds."""
 
 
 class KeptKernels:
@@ -65,7 +66,7 @@ class KeptKernels:
         return self._kernels[kernel_id]
 
     def __bool__(self) -> bool:
-        """Whether there is any, forgotten ones included."""
+        """Whether there is any kernel, forgotten ones included."""
         return bool(self._kernels or self._dying or self._sweeping)
 
     @property
@@ -75,12 +76,12 @@ class KeptKernels:
 
     @property
     def any_wanted(self) -> bool:
-        """Whether there is any that is not forgotten."""
+        """Whether there is any kernel that is not forgotten."""
         return bool(self._kernels)
 
     @property
     def any_running(self) -> bool:
-        """Whether any process runs that is not forgotten."""
+        """Whether the process of any kernel runs that is not forgotten."""
         return any(kernel.running for kernel in self._kernels.values())
 
     def present(self, kernel_id: str) -> KeptKernel | None:
@@ -238,7 +239,7 @@ class KeptKernels:
         # is killed before, the note GONE keeps the next one from taking it for a kernel.
         if kernel.running:
             self._dying.add(kernel)
-            # As in `KeptKernel.end`: it may have ended since it was last looked at.
+            # The process may have ended since it was last looked at (see `KeptKernel.end`).
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 kernel.signal(signal.SIGKILL)
         else:
@@ -255,17 +256,18 @@ class KeptKernels:
                 kernel.signal(number)
 
     def reap(self) -> None:
-        """Children have ended: kernels, what they left running, and what `run` has started."""
-        # Several SIGCHLD may come as one, so all that have ended are looked for. What `end` calls
-        # changes the sets that these are copies of; `running` tells what has been done already, as
-        # by the pidfd of a process whose own parent has ended, and which is a child by now.
+        """Reap all children that have ended: kernels, orphans of theirs, and fork servers."""
+        # Several SIGCHLD may come as one, so this looks for every child that has ended. It goes
+        # through copies, as `end` calls methods here that change the sets. The end of a kernel may
+        # have been seen already: a process whose own parent has ended is a child of the keeper by
+        # now, and has a pidfd, too. So `running` is looked at before `end`.
         kernels = {kernel.pid: kernel for kernel in self._dying}
         kernels |= {kernel.pid: kernel for kernel in self._kernels.values() if kernel.running}
         while (pid := ended_child()) is not None:
             kernel = kernels.get(pid)
             if kernel is not None and kernel.running:
                 kernel.end()
-            else:  # an orphan, or a fork server: without this it would be found again, for ever
+            else:  # an orphan, or a fork server: if not reaped, it would be found again, for ever
                 os.waitpid(pid, 0)
 
     def _end_group(self, kernel: KeptKernel) -> None:
@@ -285,9 +287,10 @@ class KeptKernels:
             self._on_gone()
 
     def _ended(self, kernel: KeptKernel) -> None:
-        # What has left the kernel's process group, and its session, is still in its control group.
+        # A process that has left the kernel's process group and session is still in the kernel's
+        # control group, and is killed by that.
         self._end_group(kernel)
-        if kernel in self._dying:  # nobody wants to know
+        if kernel in self._dying:  # it is forgotten: no server is told of its end
             self._dying.discard(kernel)
             kernel.close()
             self._on_gone()
@@ -295,7 +298,7 @@ class KeptKernels:
             self._on_exit(kernel)
 
     def close(self) -> None:
-        """Let go of everything but the processes."""
+        """Close all pipes, files and watches. The processes go on."""
         for kernel in (*self._kernels.values(), *self._dying):
             kernel.close()
         if self._sweeping is not None:
@@ -307,7 +310,8 @@ class KeptKernels:
     # Notes
 
     def _note(self, note: Note) -> None:
-        # The file is written anew from what this object has, and has no launch that is under way.
+        # `_note_all` writes the kernels that this object has. A kernel that is being launched is
+        # not among them yet, so its note is given beside them.
         if not self._notes.add(note):
             self._note_all(*([note] if note[1] == LAUNCHING else []))
 

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 class KeptKernel:
     """One kernel's process, launched here or found running, until it is forgotten.
 
-    ``on_exit`` is called when it has ended and its exit code is known, minus the number of a
-    signal; `UNKNOWN_EXIT` for one that is not the keeper's child. ``launched_by`` names the request
-    that launched it; empty if a keeper before this one did, or a fork server. ``unlimited`` is why
-    its limits do not hold, if they do not. ``out_of_memory`` is whether the process has ended for
-    want of memory.
+    ``on_exit`` is called when the process has ended and ``exit_code`` is set: minus the signal's
+    number if a signal has ended the process, and `UNKNOWN_EXIT` if it was not the keeper's child.
+    ``launched_by`` names the request that launched the process; empty if an earlier keeper or a
+    fork server has launched it. ``unlimited`` is why the limits do not hold, if they do not.
+    ``out_of_memory`` is whether the process has ended for want of memory.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class KeptKernel:
 
     @property
     def record(self) -> Fields:
-        """All that is known of the kernel, for the server."""
+        """The record of the kernel that servers get: process, output, limits and end."""
         return {
             "kernel_id": self.kernel_id,
             "pid": self.pid,
@@ -91,7 +91,7 @@ class KeptKernel:
         """Start the process (`launch_process`). Raises `OSError` and `ValueError`."""
         # Nothing awaits from the launch to the note of it (`KeptKernels.launch`). A child that ends
         # meanwhile is reaped later: SIGCHLD only plans `reap`, for a next turn of the loop.
-        self.enforcement = enforcement  # a launch that fails leaves its group to whoever asked
+        self.enforcement = enforcement  # if the launch fails, the caller removes the group
         prepare = enforcement.preparation()
         try:
             descriptor = self._output.open_lasting()
@@ -126,7 +126,7 @@ class KeptKernel:
         """Kill and reap a process that was just launched and that nobody will know of."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        # Blocks for as long as a kill takes. Nobody else reaps it: `reap` is for a next turn.
+        # Blocks for as long as a kill takes. Nobody else reaps it: `reap` runs in a later turn.
         os.waitpid(self.pid, 0)
         self.close()
 
@@ -163,12 +163,13 @@ class KeptKernel:
     def end(self) -> None:
         """Note that the process has ended, and kill what it left running in its process group."""
         assert self._process is not None
-        # In this order. Until the process is reaped its number, and so its group, is no other's.
-        # macOS refuses to signal a group in which only zombies are left.
+        # The signal comes before `exit_code`, which reaps the process: until it is reaped, no other
+        # process and no other group can have its number. macOS refuses to signal a group in which
+        # only zombies are left.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self.signal(signal.SIGKILL)
         self.exit_code = self._process.exit_code()
-        # Before `on_exit`, which removes the control group that has counted.
+        # Before `on_exit`, which removes the control group whose count this reads.
         self.out_of_memory = self._is_out_of_memory(self.exit_code)
         self._process.close()
         self._process = None
@@ -179,8 +180,8 @@ class KeptKernel:
         """What the processes use now, for the server; None when the process has ended."""
         if not self.running:
             return None
-        # While the sample is taken the process may end, and other limits may replace these: the
-        # sample then tells of less, or names how the limits are enforced now.
+        # While the sample is taken, the process may end: the sample then has fewer processes. Or a
+        # server may set other limits: ``enforced`` then names how those are enforced.
         group = self.enforcement.group if self.enforcement is not None else None
         try:
             used = await sample(self.pid, group)
@@ -194,7 +195,8 @@ class KeptKernel:
     def _is_out_of_memory(self, code: int) -> bool:
         """Whether a process that has ended was killed for want of memory.
 
-        The count of a group that others are in as well tells that only of one that was killed.
+        Other processes may be in the group whose count tells this. So it is believed only of a
+        process that SIGKILL has ended, or whose exit code is unknown and whose group is its own.
         """
         own = self.enforcement is not None and self.enforcement.group is not None
         return (code == -signal.SIGKILL or (own and code == UNKNOWN_EXIT)) and self._oom.struck
@@ -204,7 +206,7 @@ class KeptKernel:
         return self._output.tail()
 
     def close(self) -> None:
-        """Let go of everything but the process."""
+        """Close the pipe, the file and the watch. The process goes on."""
         if self._process is not None:
             self._process.close()
             self._process = None

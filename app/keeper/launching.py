@@ -17,7 +17,8 @@ from .protocol import Fields
 __all__ = ["ARGUMENTS", "AsUser", "launch_process", "run"]
 
 ARGUMENTS: Final = "{arguments}"
-"""The word of a command in whose place the number of the descriptor comes with the arguments."""
+"""The word of a command that is replaced by the number of a descriptor: the process reads its
+arguments from there."""
 
 _SET_NO_NEW_PRIVS: Final = 38  # prctl(2)
 
@@ -119,7 +120,8 @@ def _in_memory(arguments: Sequence[str]) -> Iterator[int]:
     if any("\0" in word for word in arguments):
         raise ValueError("an argument has a NUL in it, and would be two")
     data = b"".join(os.fsencode(word) + b"\0" for word in arguments)
-    # Closed here when the child has its own: the file is gone when the child has closed that.
+    # This process closes its descriptor when the child has one. The file is gone when the child
+    # has closed that, too.
     with open(os.memfd_create("arguments"), "w+b") as file:
         file.write(data)
         file.seek(0)

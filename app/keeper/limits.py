@@ -45,7 +45,11 @@ NO_LIMITS: Final = ProcessLimits()
 
 
 def limits_from(fields: Mapping[str, Any] | None) -> ProcessLimits:
-    """The limits of a request; none if it has no such field. Raises `ValueError` for nonsense."""
+    """The limits that a request has in its field ``limits``; `NO_LIMITS` if it has none.
+
+    Raises `ValueError` for a value of another type, a limit that is not above zero, or an owner's
+    key that is no name of a directory.
+    """
     limits = msgspec.convert(fields or {}, ProcessLimits)
     if limits.owner and not _KEY(limits.owner):
         raise ValueError("the owner's key is no name of a directory")

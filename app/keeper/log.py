@@ -178,7 +178,7 @@ class LogWriter:
 
     def skip(self, messages: int, size: int = 0) -> None:
         """Leave out numbers, for messages that no keeper has: they are a gap for every reader."""
-        self.flush()  # what waits lies before the gap
+        self.flush()  # the messages that wait lie before the gap
         self._number += messages
         self._offset += size
         self.lost_messages += messages
@@ -202,7 +202,7 @@ class LogWriter:
             self._written = self.next
             return
         messages = self._pending_messages
-        # Taken out first: after an error some of them are in the file, and none is written again.
+        # Taken out first: an error leaves some messages in the file, and none may be written twice.
         self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 FIRST_BYTES: Final = 2**15
 SEGMENT_BYTES: Final = 2**22
-"""A log's files grow from the first size to the second, each four times as large as the one before:
-thousands of silent kernels take little. A message that is larger has a file of its own size."""
+"""The sizes of a log's first file and of its largest ones. Each file is four times as large as the
+one before, so thousands of silent kernels take little. A larger message has a file of its own."""
 
 SUFFIX: Final = ".log"
 SPARE: Final = "spare"

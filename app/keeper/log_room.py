@@ -16,7 +16,10 @@ NO_SHARE: Final = ("", 0)
 
 
 def share_from(fields: Mapping[str, Any]) -> tuple[str, int]:
-    """The share that a request says a log has. Raises `ValueError` for nonsense."""
+    """The ``share`` of a request: a key and a number of bytes; `NO_SHARE` if it has none.
+
+    Raises `ValueError` if the pair is anything else.
+    """
     share = fields.get("share")
     if share is None:
         return NO_SHARE
@@ -144,7 +147,8 @@ class LogRoom:
 
 def _drop_of_largest(logs: set[Bounded]) -> bool:
     """Drop the oldest segment of the log that can drop most; whether there was one."""
-    # Of the log with most to lose: a kernel that floods does not drop what the others have said.
+    # The log that can drop most loses its oldest file: so a kernel that floods costs the other
+    # kernels no messages.
     largest = max(logs, key=lambda log: log.droppable, default=None)
     if largest is None or not largest.droppable:
         return False

@@ -111,11 +111,12 @@ async def _keep(listener: socket.socket, directory: int, *, stays: bool) -> None
     try:
         await service.ended
     finally:
-        # Before the lock is let go: the next keeper's socket is not ours to remove.
+        # The socket is removed while this keeper has the lock: later it may be the next keeper's.
         with contextlib.suppress(FileNotFoundError):
             os.unlink("socket", dir_fd=directory)
         service.close()
-        # Before the lock is let go, too: by that servers know that a run's files are somebody's.
+        # These are removed while this keeper has the lock, too: without it, a server that starts
+        # would take them for left by a dead keeper, and remove them at the same time.
         if service.leftovers:
             import shutil  # which takes as long as a tenth of the start
 
@@ -140,10 +141,11 @@ def _listen(directory: int, path: Path) -> socket.socket:
 
 
 def _say(text: str) -> None:
-    """Tell the server that waits, once, and let go of its pipe."""
+    """Write one line to stdout, a pipe to the server that waits, and close the pipe."""
     with contextlib.suppress(OSError):  # it may be gone
         os.write(1, f"{text}\n".encode())
-    # The number stays taken: as descriptor 1 a later file would get what something prints.
+    # Descriptor 1 is not left free: the next file to be opened would get that number, and with it
+    # whatever is printed.
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 1)
     os.close(nothing)

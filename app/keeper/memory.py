@@ -46,14 +46,14 @@ class Memory:
         self._timer: asyncio.TimerHandle | None = None
 
     def note(self) -> None:
-        """Messages have been read in this turn of the loop."""
+        """Note that messages were read in this turn of the loop."""
         # Called in every turn that reads anything: this does no more than set a flag.
         self._active = True
         if self._timer is None and self._trim is not None:
             self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def close(self) -> None:
-        """Look no more."""
+        """Cancel the timer: no more memory is given back."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -67,7 +67,8 @@ class Memory:
             # The memory that is left during a flood holds messages that wait. It is free once they
             # were read, so that figure is no floor for the time after the flood.
             floor = self._busy_floor if active else self._floor
-            # It takes up to a quarter of a millisecond a megabyte, in which no kernel is read.
+            # Giving memory back takes up to a quarter of a millisecond per megabyte, in which no
+            # kernel is read.
             if self._used() > floor + SPARE_BYTES:
                 self._trim(0)
                 self._busy_floor = self._used()

@@ -20,8 +20,8 @@ class OOMWatch:
     def __init__(self, pid: int | None, root: Path = Path("/")) -> None:
         self._file: Path | None = None
         self._before = 0
-        # The count of before is taken now, and the file remembered: when the process has ended its
-        # /proc is gone, and the group may have killed others since it was made.
+        # The count is read now, and its file is remembered: the group may have killed other
+        # processes before, and when the process has ended, its /proc no longer names the group.
         for file in _candidates(pid, root) if pid is not None else ():
             count = _count(file)
             if count is not None:

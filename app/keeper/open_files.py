@@ -33,11 +33,10 @@ class OpenFiles:
         self._holders: weakref.WeakKeyDictionary[Holder, None] = weakref.WeakKeyDictionary()
 
     def open(self, holder: Holder, path: Path, flags: int) -> int:
-        """Open a file, without following a link; the holder whose file is open for longest may
-        lose its own.
+        """Open a file for a holder, and return its descriptor. A link is not followed.
 
-        So it does if no descriptors are left, too. Raises `OSError`. The holder calls `closed` in
-        the end.
+        If too many files are open, or no descriptors are left, holders whose files are open for
+        longest have to close them. The holder calls `closed` in the end. Raises `OSError`.
         """
         # A kernel of the same user may have put a named pipe in the file's place: nobody waits for
         # its other end.
@@ -47,11 +46,11 @@ class OpenFiles:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._holders:
                 raise
-            # Half of them: sockets, and processes that start, need descriptors as well.
+            # Half of the files are closed: sockets and new processes need descriptors as well.
             self._close_until(len(self._holders) // 2)
             descriptor = os.open(path, flags)
-        # Behind the open, so that a file that cannot be had costs nobody else theirs. The holder
-        # itself may be the one that loses its file here: it gets the new one.
+        # This comes behind the open: if a file cannot be opened, no other holder loses its own. The
+        # holder itself may be the one whose earlier file is closed here: it gets the new one.
         self._close_until(self._most - 1)
         self._holders[holder] = None
         return descriptor

@@ -91,8 +91,8 @@ class ProcessOutput:
     def close(self) -> None:
         """Read what the pipe still holds, and close the pipe and the file."""
         self.started()
-        # What a process wrote before it ended is in the pipe, however late the loop reads it. One
-        # read takes all of it: a pipe holds `READ_BYTES` [pipe(7)].
+        # The last output of a process that has ended is in the pipe, however late the loop reads
+        # it. One read takes all of it: a pipe holds `READ_BYTES` [pipe(7)].
         if self._read_end is not None:
             self._read()
         self._close_pipe()

@@ -41,15 +41,15 @@ class PeerEnds:
                 continue
 
     def are_over(self, now: float) -> bool:
-        """Whether all connections have ended, or were waited for for long enough."""
-        # A monitor is not read, only looked at: its first event is enough.
+        """Whether all connections have ended, or `PATIENCE_SECONDS` have passed."""
+        # The events are not read from the monitor: that there is one tells of the end.
         for each in [each for each in self._watched if each[1].poll(0)]:
             self._watched.remove(each)
             _end(*each)
         return not self._watched or now >= self._until
 
     def close(self) -> None:
-        """Watch no more."""
+        """Close the monitors of the sockets."""
         for each in self._watched:
             _end(*each)
         self._watched.clear()

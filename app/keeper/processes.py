@@ -113,8 +113,9 @@ class Process:
         if self.is_child:  # it is not reaped, so the number is its own
             os.killpg(self.pid, number)
             return
-        # By the pidfd, which no other process gets: the leader may have been reaped by its parent,
-        # and others of its group live on.
+        # The group is signalled by the leader's pidfd, which no other process ever gets. The leader
+        # may have been reaped by its parent, so its number may be another process's, while others
+        # of its group live on.
         if isinstance(self._sight, Pidfd):
             try:
                 signal.pidfd_send_signal(self._sight.descriptor, number, None, _PROCESS_GROUP)
@@ -149,7 +150,7 @@ class Process:
         return UNKNOWN_EXIT
 
     def close(self) -> None:
-        """Let go of everything but the process."""
+        """Stop watching the process, and close its descriptor. The process goes on."""
         self.unwatch()
         self._sight.close()
 
@@ -166,7 +167,8 @@ def open_process(pid: int, started: str, *, reaping: bool = False) -> Process | 
         return None
     try:
         # The race: the number may have passed to another process before the descriptor was opened.
-        # This look comes after that, so the descriptor is of the process that is found here.
+        # This look comes after the open: if it finds the start time, the descriptor is of that very
+        # process.
         found = look(pid)
     except BaseException:
         seen.close()

@@ -73,7 +73,7 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 4
-"""The version of what is asked and answered. Further fields and requests do not change it."""
+"""The version of requests and answers. Further fields and requests do not change it."""
 
 SPOKEN: Final = (PROTOCOL, PROTOCOL - 1)
 """The versions that a server speaks."""
@@ -166,18 +166,19 @@ class Frames(asyncio.Protocol):
         self._most = most
         self._on_frame = on_frame
         self._on_end = on_end
-        self._rest = bytearray()  # what has come and was not handed on
+        self._rest = bytearray()  # bytes that have come and were not handed on
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
         self._held = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there."""
+        """Note the transport of the new connection."""
         self._transport = cast(asyncio.Transport, transport)
 
     def hold(self) -> None:
         """Hand on nothing, and read nothing, until `go_on`."""
-        # What has been read already waits in `_rest`, and what a present call of `_take` leaves.
+        # Bytes that have come already wait in `_rest`. If `_take` is running, it stops behind the
+        # present frame, and its caller puts the other bytes there, too.
         self._held = True
         if self._transport is not None:
             self._transport.pause_reading()
@@ -226,7 +227,7 @@ class Frames(asyncio.Protocol):
         return start
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing more will come: what was held back is handed on now."""
+        """Hand on the frames that were held back, and call ``on_end``: nothing more will come."""
         # A server that sends a request and ends wants it done, answered or not.
         self._held = False
         self._hand_on()
@@ -254,8 +255,9 @@ def open_dir(state_dir: Path) -> int:
 
     Raises `TooOpen` or `OSError`.
     """
-    # Made, then checked, then opened: once both directories are ours alone nobody else can put
-    # another in their place. O_NOFOLLOW, as the check passes over the mode of a link.
+    # The directory is made, then checked, then opened. Once both directories are found to be this
+    # user's alone, no other user can put another directory in their place. O_NOFOLLOW, as the check
+    # passes over the mode of a link.
     directory = keeper_dir(state_dir)
     directory.mkdir(mode=0o700, exist_ok=True)
     check_private(state_dir)
@@ -295,7 +297,8 @@ def socket_address(directory: int, path: Path, name: str = "socket") -> Iterator
     more. Where there is no /proc, the path leads there if it is short enough, and a symbolic link
     in a private directory otherwise. Raises `OSError`.
     """
-    # By the descriptor, which stays that of this directory when a server sets it aside.
+    # The address names the directory by its descriptor, which stays right when a server sets the
+    # directory aside (renames it).
     if HAS_PROC:
         yield f"/proc/self/fd/{directory}/{name}"
     elif len(os.fsencode(path / name)) <= MAX_ADDRESS:
@@ -342,16 +345,16 @@ def is_own_peer(connection: socket.socket) -> bool:
 
 
 def are_own(credentials: bytes) -> bool:
-    """Whether these are of a process of the same user [unix(7), SO_PEERCRED]."""
+    """Whether a peer's credentials, a ``struct ucred``, are of the same user [unix(7)]."""
     _pid, uid, _gid = _CREDENTIALS.unpack(credentials)
     return bool(uid == os.geteuid())
 
 
 def is_own_xucred(credentials: bytes) -> bool:
-    """Whether this is of a process of the same user [macOS: unix(4), LOCAL_PEERCRED].
+    """Whether a peer's credentials are of the same user [macOS: unix(4), LOCAL_PEERCRED].
 
-    It is a ``struct xucred``, which begins with its version and the user, 32 bits each. Version 0
-    is the only one.
+    They are a ``struct xucred``, which begins with its version and the user's id, 32 bits each.
+    Version 0 is the only one.
     """
     if len(credentials) < _XUCRED_HEAD.size:
         return False

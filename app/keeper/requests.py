@@ -14,7 +14,7 @@ from ..protocol.messages import ClientMessage, Header, Message, reply_type
 __all__ = ["MAX_REQUESTS", "PendingRequests", "Request"]
 
 MAX_REQUESTS: Final = 8192
-"""How many requests are remembered per kernel: one that never goes idle would fill any room."""
+"""How many requests are remembered for each kernel: one that never goes idle finishes none."""
 
 
 class Request:

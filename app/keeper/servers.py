@@ -46,22 +46,22 @@ class ServerLink(Frames):
         self._feeds: Feeds | None = None
         self._is_cut_off = False  # whether its frames are ignored
         self.is_heard = True
-        """Whether anything has come since this was last set to false."""
+        """Whether the server has sent anything since the watch (`Dialler`) last reset this."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is there: the keeper speaks first."""
+        """Write the greeting: on a new connection the keeper speaks first."""
         super().connection_made(transport)
         self.write(self._greeting)
 
     def data_received(self, data: bytes) -> None:
-        """The server has said something."""
+        """Take bytes that the server has sent."""
         self.is_heard = True
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """All that the server has sent is taken."""
-        # In this order: whoever waits for `ended` relies on it that nothing more is taken.
+        """Take what the server has sent and was held back, and then set `ended`."""
+        # In this order: when `ended` is set, no further request of this server is taken.
         super().connection_lost(exc)
         self.ended.set_result(None)
 
@@ -70,7 +70,7 @@ class ServerLink(Frames):
             self._take_frame(self, fields, data)
 
     def write(self, frame: bytes) -> None:
-        """Tell the server something; nothing is told to one that is gone."""
+        """Send a frame to the server; a server that is gone gets nothing."""
         # A transport that is closing is not yet known to be gone: `connection_lost` is for a later
         # turn, and until then bells and events are still for this server.
         if self._transport is not None and not self._transport.is_closing():
@@ -85,8 +85,9 @@ class ServerLink(Frames):
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def cut_off(self) -> None:
-        """Take nothing more, not even what has come already, and end the connection."""
-        # The flag first: what has come and was held back is handed on when the connection is lost.
+        """Take no more frames, not even those that have come already, and end the connection."""
+        # The flag is set first: when the connection is lost, `Frames` hands on the frames that were
+        # held back.
         self._is_cut_off = True
         if self._transport is not None:
             cut_off(self._transport)
@@ -105,13 +106,13 @@ class ServerLink(Frames):
         super().hold()
 
     def go_on(self) -> None:
-        """Take what has come meanwhile."""
+        """Take the frames that have come meanwhile, and read on, once each `hold` has its call."""
         self._holds -= 1
         if not self._holds:  # what is handed on may hold again, as `Frames.go_on` expects
             super().go_on()
 
     def pause_writing(self) -> None:
-        """The server does not read."""
+        """Stop the feeds, or else the reading of requests: the server does not read."""
         # Requests of a server with feeds are still read: feeds stop, and `write` bounds the rest.
         self._is_full = True
         if self._feeds is None:
@@ -119,7 +120,7 @@ class ServerLink(Frames):
             self.hold()
 
     def resume_writing(self) -> None:
-        """The server has read."""
+        """Go on with the feeds or the requests: the server has read what waited."""
         self._is_full = False
         if self._is_late:
             self._is_late = False

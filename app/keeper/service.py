@@ -113,7 +113,7 @@ class Service:
             self.ended.set_result(None)
 
     def close(self) -> None:
-        """Let go of everything but the kernels' processes."""
+        """Close connections, sockets, logs and watches. The kernels' processes go on."""
         self._deafen()
         for task in self._tasks:
             task.cancel()
@@ -139,7 +139,7 @@ class Service:
             connection, _ = self._listener.accept()
         except OSError as error:
             logger.warning("a connection failed: %s", error)
-            # It waits still, and this would be called again at once, without end.
+            # The connection still waits, so the loop would call this again at once, without end.
             self._loop.remove_reader(self._listener)
             self._loop.call_later(ACCEPT_SECONDS, self._listen_again)
             return
@@ -219,8 +219,8 @@ class Service:
         others = {other.ended for other in self._servers.predecessors(server, hello)}
         if others:
             await asyncio.wait(others, timeout=SETTLE_SECONDS)
-        # If the connection was lost meanwhile, what had come over it was taken then (`Frames`). If
-        # a stop has begun, this answer does no harm: the server's next frame ends the connection.
+        # If the connection was lost meanwhile, `Frames` has handed on its frames then. If a stop
+        # has begun, this answer does no harm: the server's next frame ends the connection.
         if not server.ended.done():
             server.write(self._answer(hello, server))
             server.go_on()
@@ -231,7 +231,7 @@ class Service:
         self._servers.discard(server)
         if self._servers or self._ending.began:
             return
-        if self._server is not None:  # it comes back, or its end is seen
+        if self._server is not None:  # it connects again, or the watch sees its process end
             self._end_if_unused()
             return
         if self._kernels.any_wanted or self._hearings.any_connected:
@@ -251,7 +251,7 @@ class Service:
         logger.info("replaced by a keeper of another version; kernels go on")
         self._deafen()
         # The records are made and the listener is closed in one turn, so no kernel is added behind
-        # the answer. The end is awaited, as the answer would be lost with this process.
+        # the answer. This keeper ends only when the connection has: else the answer could be lost.
         server.write(pack({"answer": self._kernels.records}))
         server.close()
         server.ended.add_done_callback(lambda _: self.end())
@@ -259,13 +259,14 @@ class Service:
     # Kernels that nobody wants any more
 
     def _watch(self, server: Fields) -> None:
-        """End the kernels when this server's process ends. Raises `OSError` if that cannot be seen.
+        """End the kernels when the process of this server ends.
 
-        Its process is watched, and not the connection: a server that loses that comes back.
+        The process is watched, and not the connection: a server that loses its connection comes
+        back. Raises `OSError` if the process cannot be watched.
         """
         self._end_watch()
         self._own = server["own"]
-        # The server may have died behind its greeting: then no process is found, and nobody comes.
+        # The server may have died since it sent its greeting: then there is no such process.
         self._server = open_process(server["pid"], server["start_time"])
         if self._server is None:
             self.stop()
@@ -293,7 +294,7 @@ class Service:
         self._ending.begin()
 
     def reap(self) -> None:
-        """Children have ended."""
+        """Reap the children that have ended."""
         self._kernels.reap()
 
     def _on_exit(self, kernel: KeptKernel) -> None:
@@ -306,13 +307,14 @@ class Service:
     def _answer(self, fields: Fields, server: ServerLink) -> bytes:
         """The frame of the answer. An error of any kind concerns only the server that has asked."""
         number = {"id": fields["id"]} if "id" in fields else {}
-        # Nothing awaits in here. So a request sees no other one half done, and bells and events of
-        # what a request does come before its answer.
+        # Nothing awaits in here. So no request sees another one half done, and the bells and events
+        # that a request leads to are sent before its answer.
         try:
             if fields["ask"] == "hello":
                 server.replica = str(fields.get("replica", ""))
             elif "kernel_id" in fields:
-                # Before anything is done: what an earlier replica asks late must change nothing.
+                # The term is checked before anything is done: a late request of a replica that has
+                # lost the kernel must change nothing.
                 self._servers.come(server, str(fields["kernel_id"]), fields.get("term"))
             answer = self._do(fields)
             if fields["ask"] == "hello":
@@ -423,7 +425,7 @@ class Service:
         self._end_if_unused()
 
     def _take(self, data: bytes, server: ServerLink) -> None:
-        """A request for a kernel, or a message for its log. Raises `Garbled`."""
+        """Take a frame with a request for a kernel, or a message for its log. Raises `Garbled`."""
         try:
             if data[:1] == link.REQUEST:
                 handle, message, owner = link.unpack_request(data)
@@ -441,7 +443,8 @@ class Service:
     def _obeying(self, handle: int, server: ServerLink) -> Hearing | None:
         """The kernel with this handle; None if it is gone, or does not obey the server."""
         hearing = self._hearings.by_handle(handle)
-        # Neither is an error: the kernel may have gone, or been taken, while this was on its way.
+        # Neither is an error: while the frame was on its way, the kernel may have been removed, or
+        # another replica may have taken it.
         obeys = hearing is not None and self._servers.is_obeyed(server, hearing.kernel_id)
         return hearing if obeys else None
 
@@ -451,8 +454,8 @@ class Service:
     async def _sample(self, server: ServerLink, fields: Fields) -> None:
         """Answer what a kernel uses. Other requests may be answered while this takes the sample."""
         kernel = self._kernels.present(str(fields.get("kernel_id")))
-        # Meanwhile the server may have gone, which `write` ignores, and the kernel, of which the
-        # sample then tells nothing or too little.
+        # Meanwhile the server may go: `write` then sends nothing. And the kernel may end: the
+        # sample then is None, or has too few processes.
         used = None if kernel is None else await kernel.usage()
         server.write(self._answer({**fields, "used": used}, server))
 
@@ -471,7 +474,7 @@ class Service:
             is_it = kernel.launched_by in ("", fields["launch"])
         if not is_it:
             return False
-        # In this order: what the process has said is read before it is killed.
+        # In this order: the last messages of the process are read before it is killed.
         self._hearings.disconnect(kernel.kernel_id)
         self._kernels.forget(kernel)
         self._end_if_unused()

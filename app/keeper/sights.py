@@ -82,7 +82,7 @@ class _Kqueue:
             pid, system.KQ_FILTER_PROC, system.KQ_EV_ADD, fflags=system.KQ_NOTE_EXIT
         )
         self._ended = False
-        # From `control` on no end is missed; `open_process` looks behind that whether the number is
+        # From `control` on, no end is missed. `open_process` looks afterwards whether the number is
         # still that of the process which is meant.
         self._queue = system.kqueue()
         try:
@@ -161,8 +161,8 @@ class _Poll:
 def sight(pid: int, started: str) -> Sight:
     """The best that the platform has for a process that need not be a child.
 
-    Raises `ProcessLookupError` for no process, `ValueError` for what is no process's number, and
-    `OSError`.
+    Raises `ProcessLookupError` if there is no such process, `ValueError` if ``pid`` cannot be the
+    number of a process, and `OSError`.
     """
     if pid <= 0:
         raise ProcessLookupError(errno.ESRCH, "there is no such process")

@@ -11,8 +11,9 @@ MESSAGES_ALONE: Final = 64
 """How many messages are read from one socket in one turn. More would gain no throughput."""
 
 MESSAGES_SHARED: Final = 8
-"""How many are read while another kernel has short turns. An execution of that kernel takes some
-turns of the loop, and each waits for one of a kernel that floods. Such turns cost a third more."""
+"""How many messages are read from one socket in one turn while another kernel has short turns. An
+execution of that kernel takes some turns of the loop, and each waits for a turn of the kernel that
+floods. To read in short turns costs a third more."""
 
 SHARED_SECONDS: Final = 0.05
 """For how many seconds after its last short turn a kernel shortens the turns of others."""

@@ -78,8 +78,8 @@ def processes_of(pid: int, orphans: Iterable[int] = ()) -> list[int]:
 
     ``orphans`` are children of the keeper: those of the kernel's session are the kernel's.
     """
-    # Not all at one moment: what is forked or ends meanwhile may be missed, and no number is met
-    # twice (`found`).
+    # The processes are not found at one moment: one that is forked or ends meanwhile may be missed.
+    # ``found`` is a dict, so that no number counts twice.
     found = {pid: None}
     for orphan in orphans:
         seen = figures(orphan) if orphan != pid else None
@@ -190,7 +190,8 @@ def proportional_bytes(pid: int) -> int | None:
 
 def open_files(pid: int) -> int | None:
     """How many descriptors a process has; None where that is not told, or there are too many."""
-    # Of another user's process, as with accounts of their own for owners, this is not told.
+    # Linux does not tell this of another user's process, as where owners have accounts of their
+    # own.
     directory = f"/proc/{pid}/fd"
     try:
         if count := os.stat(directory).st_size:  # Linux tells it from 6.2 on
@@ -219,7 +220,10 @@ _COLUMNS: Final = tuple(
 
 
 def _by_ps(pid: int, text: str) -> Usage:
-    """From what ps(1) prints: a kernel's process, its group and what comes from them."""
+    """The usage of a kernel, from what ps(1) prints of all processes.
+
+    Counted are the kernel's process, its process group, and the descendants of those.
+    """
     rows = [line.split() for line in text.splitlines()]
     known = {
         int(row[0]): (int(row[1]), int(row[2]), seconds_of(row[3]), int(row[4]) * 1024)

@@ -110,7 +110,7 @@ def decode_binary(frame: bytes, session: str) -> ClientMessage:
     if len(frame) < 8:
         raise FrameError("a binary frame starts with its number of parts and their offsets")
     (count,) = unpack_from(">I", frame)
-    # Both bounds come before the table is read, as `count` is the client's.
+    # Both bounds are checked before the table is read: the client has chosen `count`.
     if not 0 < count <= len(frame) // 4 - 1:
         raise FrameError("the table of offsets does not fit the frame")
     if count > MAX_PARTS:

@@ -64,10 +64,11 @@ FOLLOW: Final = b"F"
 CREDIT: Final = b"C"
 RECORDS: Final = b"L"
 HEARTBEAT: Final = b"H"
-"""A whole frame."""
+"""The whole frame of a heartbeat: it has no fields."""
 
 ANEW: Final = 1
-"""A flag: the piece begins with a record. What was before it may end within one."""
+"""A flag of a piece: it begins with a whole record, and the piece before it may have ended within
+a record."""
 
 _REQUEST: Final = Struct("<cIBHH")
 _SAID: Final = Struct("<cIBBH")
@@ -105,7 +106,7 @@ class Said(NamedTuple):
 
 
 class Follow(NamedTuple):
-    """A server's wish for a copy of a log, from a number on; ``credit`` is in bytes."""
+    """A server's request for a copy of a log, from a number on; ``credit`` is in bytes."""
 
     handle: int
     after: int
@@ -113,14 +114,14 @@ class Follow(NamedTuple):
 
 
 class Credit(NamedTuple):
-    """How many bytes more of a log may be sent."""
+    """A server's further credit for one kernel's log: how many bytes more the keeper may send."""
 
     handle: int
     size: int
 
 
 class Piece(NamedTuple):
-    """A piece of a log's records; the next one goes on where it ends, unless that is ``anew``."""
+    """A piece of a log's records. It goes on where the last piece ended, unless it is ``anew``."""
 
     handle: int
     anew: bool
@@ -137,15 +138,15 @@ def pack_request(handle: int, message: ClientMessage, owner: str) -> list[Buffer
 
 
 def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
-    """The handle, the request and its owner. Raises `ValueError`."""
+    """The handle, the request and its owner that a frame holds. Raises `ValueError`."""
     try:
         _, handle, channel, name_size, count = _REQUEST.unpack_from(data)
         sizes = unpack_from(f"<{count}Q", data, _REQUEST.size)
         start = _REQUEST.size + 8 * count
         owner = data[start : start + name_size].decode("utf-8", "surrogatepass")
         start += name_size
-        # Checked before anything is cut: sizes of 64 bits would make slices that are cut short, and
-        # parts in which a part of the next one lies.
+        # The sizes may be wrong, and are checked before the parts are cut out: a slice that passes
+        # the end of the frame would just be shorter than its size says.
         if count < 4 or start + sum(sizes) != len(data):
             raise MalformedMessage("the parts of a request do not fit its frame")
         parts: list[Buffer] = []
@@ -159,7 +160,8 @@ def unpack_request(data: bytes) -> tuple[int, ClientMessage, str]:
 
 def pack_said(said: Said) -> list[Buffer]:
     """The pieces of a frame with a message that the server has made."""
-    # An empty name is a session's, which nobody has (`NOBODY`): the length tells of everybody.
+    # An empty name is that of `NOBODY`, a session that no client has. So a message for every
+    # session is known by the length `EVERYBODY`.
     name, size = b"", EVERYBODY
     if said.owner is not None:
         name = said.owner.encode("utf-8", "surrogatepass")
@@ -204,12 +206,12 @@ def unpack_bells(data: bytes) -> list[Bell]:
 
 
 def pack_follow(follow: Follow) -> list[Buffer]:
-    """The pieces of a frame with the wish to follow a log."""
+    """The pieces of a frame with the request to follow a log."""
     return [_FOLLOW.pack(FOLLOW, *follow)]
 
 
 def unpack_follow(data: bytes) -> Follow:
-    """The wish in a frame. Raises `ValueError`."""
+    """The request to follow a log that a frame holds. Raises `ValueError`."""
     return Follow(*_whole(_FOLLOW, data)[1:])
 
 
@@ -219,7 +221,7 @@ def pack_credit(credit: Credit) -> list[Buffer]:
 
 
 def unpack_credit(data: bytes) -> Credit:
-    """The credit in a frame. Raises `ValueError`."""
+    """The further credit that a frame holds. Raises `ValueError`."""
     return Credit(*_whole(_CREDIT, data)[1:])
 
 
@@ -229,7 +231,7 @@ def pack_records(handle: int, anew: bool, data: bytes) -> bytes:
 
 
 def unpack_records(data: bytes) -> Piece:
-    """The piece in a frame. Raises `ValueError`."""
+    """The piece of a log's records that a frame holds. Raises `ValueError`."""
     _, handle, flags = _whole(_RECORDS, data[: _RECORDS.size])
     return Piece(handle, bool(flags & ANEW), memoryview(data)[_RECORDS.size :])
 

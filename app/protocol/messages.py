@@ -85,7 +85,7 @@ MAX_HEADER_BYTES: Final = 65536
 
 MAX_ID_BYTES: Final = 1024
 """How many bytes of UTF-8 a client's ``msg_id`` may have. It is the key of an execution in the
-registry: one that a database refuses would keep all that is stored with it from being stored."""
+registry. If a database refused the key, nothing that is stored together with it would be stored."""
 
 LENIENT_BYTES: Final = 2**20
 """Bytes of JSON up to which a client's part is parsed a second time, leniently. What is larger is
@@ -345,7 +345,8 @@ def complete_header(part: Buffer, session: str) -> tuple[Buffer, Header]:
         if all(_is_text(getattr(header, name)) for name in _EXPECTED):
             return part, header
         fields = _fields(part)
-        # Fields that are named nowhere here stay: they come back to the client in parent headers.
+        # Fields that this module does not know stay: the kernel returns them to the client in
+        # parent headers.
         defaults = new_header(header.msg_type, session)
         fields.update(
             (name, defaults[name]) for name in _EXPECTED if not _is_text(fields.get(name))

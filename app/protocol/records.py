@@ -56,10 +56,10 @@ __all__ = [
 
 MAGIC: Final = b"kklog"
 VERSION: Final = b"001"
-"""The version that is written, to be raised if readers of before would misread a file.
+"""The version of the format that the keeper writes.
 
-A reader has a function for each version that it reads (`app.managers.log.segments.READERS`): this
-one and the one before, once there is one. It refuses every other.
+It is raised if readers of the version before would misread a file. A server reads this version and,
+once there is one, the version before (`app.managers.log.segments.READERS`), and refuses any other.
 """
 
 _SEGMENT: Final = Struct("<5s3s16s16sQQ8x")
@@ -67,10 +67,11 @@ _HEAD: Final = Struct("<QQQdHBB4x")
 _TAIL: Final = Struct("<Q")
 
 unpack_head: Final = _HEAD.unpack_from
-"""A frame's length, number, offset, time, owner's length, channel and flags: all unchecked."""
+"""Reads a record's head: the frame's length, number, offset and time, the owner's length, channel
+and flags. None of these is checked."""
 
 unpack_tail: Final = _TAIL.unpack_from
-"""The number behind a frame and its owner."""
+"""Reads the end of a record: the number behind the frame and the owner."""
 
 HEAD_BYTES: Final = _SEGMENT.size
 RECORD_BYTES: Final = _HEAD.size + _TAIL.size
@@ -79,7 +80,7 @@ RECORD_BYTES: Final = _HEAD.size + _TAIL.size
 TAIL_BYTES: Final = _TAIL.size
 
 FRAME_AT: Final = _HEAD.size
-"""How many bytes behind the begin of its record a frame begins."""
+"""How many bytes behind the beginning of its record a frame begins."""
 
 MAX_FRAME: Final = 2**40
 """A frame with more bytes than this is taken for damage: no message comes near."""
@@ -139,7 +140,7 @@ class Record(msgspec.Struct, gc=False):
 
 
 def kernel_digest(kernel_id: str) -> bytes:
-    """The digest of a kernel's id that the heads of its files have, to tell them from others."""
+    """The digest of a kernel's id, by which the heads of its files name the kernel (16 bytes)."""
     return hashlib.blake2b(kernel_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -196,17 +197,18 @@ def pack_record(
 
 
 def next_record(data: Buffer, start: int, number: int) -> Record | None:
-    """The record that begins at ``start``; only its head need be in ``data``.
+    """Read the head of the record that begins at ``start``; the rest need not be in ``data``.
 
-    Its number is ``number`` or a higher one. None if no record begins there, as behind the last
-    one. Raises `DamagedLog` for a head that no keeper has written.
+    The record's number has to be ``number`` or higher: with a lower one, and behind the last
+    record, this returns None. Raises `DamagedLog` for a head that no keeper has written.
     """
     try:
         size, found, offset, time, owner_size, channel, flags = _HEAD.unpack_from(data, start)
     except error:
         return None
-    # A left-over in a file that was written over, or blank space: zeros make a record of number 0,
-    # which no message has. With ``number`` 0 a caller relies on there being neither.
+    # A lower number is that of an old record in a file that was written over, or of blank space:
+    # zeros read as a record with number 0, which no message has. A caller that gives ``number`` 0
+    # knows that the file has neither.
     if found < number:
         return None
     # A head may be half written, if its keeper was killed. Its length would lead anywhere.

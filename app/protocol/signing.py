@@ -55,7 +55,7 @@ class Signer:
         inner = self._inner.copy()
         for part in signed:
             inner.update(part)
-        # In constant time: else the time would tell how many digits of a guess are right.
+        # Compared in constant time: otherwise the time would tell how much of a guess is right.
         return compare_digest(self._finish(inner), signature)
 
     def _finish(self, inner: Hash) -> bytes:

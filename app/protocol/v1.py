@@ -34,7 +34,7 @@ _CHANNEL_NAMES: Final = {name: name.encode() for name in ("shell", "control", "s
 def encode(channel: str, parts: Sequence[Buffer]) -> tuple[bytes, tuple[int, ...]]:
     """Frame ``parts`` (four JSON parts, then buffers); return the frame and its offsets."""
     name = _CHANNEL_NAMES[channel]
-    # Without buffers, as nearly every message is: written out, as this runs once for each of them.
+    # Nearly every message has no buffers. This case is written out, as it runs for each message.
     if len(parts) == 4:
         header, parent, metadata, content = parts
         start = 56 + len(name)
@@ -71,7 +71,8 @@ def encode_numbered(message: Message) -> bytes:
     This framing has no field for the number. In metadata clients accept keys that they do not know.
     """
     parts = [message.part(index) for index in range(4 + message.buffer_count)]
-    # The metadata is an object, whoever has made the message (`wire.unpack`): its first byte goes.
+    # The metadata of every message is a JSON object (`wire.unpack` checks it). Its opening bracket
+    # is replaced by that of ``number``.
     number = b'{"kernelkeep_seq":%d' % message.seq
     rest = bytes(parts[2]).strip()[1:].lstrip()
     more = rest if rest == b"}" else b"," + rest
@@ -90,7 +91,7 @@ def decode(frame: bytes, session: str) -> ClientMessage:
     (count,) = unpack_from("<Q", frame)
     if count < 6:
         raise FrameError(f"a v1 frame has at least 6 offsets, not {count}")
-    # Both bounds come before the table is read: `count` is the client's, up to 2**64.
+    # Both bounds are checked before the table is read: the client has chosen `count`, up to 2**64.
     if count > len(frame) // 8 - 1:
         raise FrameError("the table of offsets is longer than the frame")
     if count > MAX_PARTS + 2:

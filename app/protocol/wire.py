@@ -101,8 +101,8 @@ def unpack(channel: str, frames: Sequence[Buffer], signer: Signer) -> Message:
         large = _large(channel, parts, frames[start + 1], signer)
         if large is not None:
             return large
-    # Encoded before it is verified: the signature is computed over the frame's own bytes. What is
-    # not verified is read by nobody.
+    # The frame is built before the signature is verified, which is computed over the frame's own
+    # bytes. Nothing reads these bytes before that.
     frame, bounds = v1.encode(channel, parts)
     # The four signed parts lie behind each other in the frame, so no second copy is made.
     signed = memoryview(frame)[bounds[1] : bounds[5]]
@@ -161,8 +161,8 @@ def _check_utf8(view: memoryview) -> None:
     start = 0
     while start < size:
         end = start + PIECE_BYTES
-        # A character that is cut in two is read again with the next piece; there is none behind
-        # the last piece.
+        # A character that the end of a piece cuts in two is read again with the next piece. In the
+        # last piece (``final``) such a character is an error.
         start += codecs.utf_8_decode(view[start:end], "strict", end >= size)[1]
 
 

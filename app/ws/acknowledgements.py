@@ -45,7 +45,8 @@ class Acknowledgements:
     @property
     def ping_is_due(self) -> bool:
         """Whether messages were sent behind the last ping."""
-        # What the last ping asks about, or what its pong has acknowledged. A place only grows.
+        # The place that the last ping asks about, or that its pong has acknowledged. The places of
+        # one connection only grow, so another place lies behind this one.
         asked = self._asked[-1][1] if self._asked else self.acknowledged
         return self._sent != asked
 
@@ -64,8 +65,8 @@ class Acknowledgements:
         A client may answer only the last of several pings [RFC 6455, section 5.5.3], so a pong
         answers all pings before its own, too.
         """
-        # Of a client, or of uvicorn's keepalive: a pong that answers none of these pings must not
-        # take any of them out.
+        # An unsolicited pong of the client, or one for uvicorn's keepalive, must take none of these
+        # pings out.
         if not any(payload == asked for asked, _ in self._asked):
             return False
         while payload != self._asked[0][0]:

@@ -159,7 +159,7 @@ class ChannelsConnection:
         self._is_v1 = is_v1
         self._start = start
         self.is_permitted: Callable[[], bool] = lambda: True
-        """Whether the client may still use the kernel, which others may share with it for a while.
+        """Whether the client may still use the kernel. A share of another owner's kernel may end.
         """
 
     async def run(self) -> None:
@@ -176,12 +176,14 @@ class ChannelsConnection:
         live_from = traffic.log.next_seq
         closed = False
         try:
-            # Before the client knows of its connection: it may come back to the next server.
+            # The place of a new session is stored before the client knows of its connection. From
+            # then on the client may come back to the next server, and would miss messages there if
+            # its session had no place.
             await traffic.clients.known(reader)
             try:
                 await self._accept()
             except OSError:
-                closed = True  # the client has gone, and was shown nothing
+                closed = True  # the client has gone, and was sent nothing
                 return
             closed = await self._move(reader, first, live_from)
         finally:
@@ -208,8 +210,8 @@ class ChannelsConnection:
             return await self._listen(sender)
         finally:
             pump.cancel()
-            # `wait`, for `await pump` would raise CancelledError also when only the pump was
-            # cancelled. The reader is detached when the pump has ended and sends no more.
+            # The reader is detached only when the pump has ended and sends no more. This uses
+            # `wait`, as `await pump` would raise CancelledError even if only the pump is cancelled.
             await asyncio.wait({pump})
 
     # To the client
@@ -227,9 +229,9 @@ class ChannelsConnection:
                 OutputLimit(self._limits, live_from, counters.held_back) if self._limits else None
             )
             await sender.send(first, reader.position)
-            # Whatever ends this loop wakes the readers of the log: a newer connection, the end of a
-            # share, the end of the log, the end of the server. Between the looks here and the wait
-            # nothing is suspended, so none of them is missed.
+            # Everything that ends this loop wakes the readers of the log: a newer connection, the
+            # end of a share, the end of the log, the end of the server. The conditions are looked
+            # at, and `wait` begins, without an await in between: so no such event is missed.
             while not reader.finished and self.is_permitted():
                 gap, entries = reader.take()
                 messages = limit.select(entries) if limit else [entry.message for entry in entries]
@@ -277,9 +279,10 @@ class ChannelsConnection:
     # From the client
 
     async def _listen(self, sender: Sender) -> bool:
-        """Hand each frame of the client to the kernel; read no further while that takes no more.
+        """Submit each frame of the client as a request to the kernel.
 
-        Returns whether the client has closed the connection itself, with a close frame.
+        While the kernel takes no more requests, nothing is read from the client. Returns whether
+        the client has closed the connection itself, with a close frame.
         """
         traffic = self._kernel.traffic
         while True:
@@ -287,8 +290,9 @@ class ChannelsConnection:
             if event["type"] == "websocket.disconnect":
                 return event.get("code") not in _NOT_OF_THE_CLIENT
             if not self.is_permitted():
-                # The pump was woken by the end of the share, and has not run yet: the client's
-                # frame came in the same turn of the loop. The end of this cancels the pump.
+                # The race: the end of the share has woken the pump, which closes the connection.
+                # But the client's frame came in the same turn of the loop, and this runs first. It
+                # closes in the pump's place, and its return has the pump cancelled.
                 await self._close_at_once()
                 return False
             try:
@@ -299,12 +303,14 @@ class ChannelsConnection:
             except (FrameError, MalformedMessage) as error:
                 await self._close(MALFORMED, str(error))
                 return False
-            # Nothing awaits between a look at the permission and the call of `_submit`.
+            # Nothing awaits between a look at the permission and the call of `_submit`: no request
+            # is submitted after the end of the share.
             asking = traffic.submissions.place(message, self._session)
             if asking is None:
                 self._submit(message)
             else:
-                # The client's next frames wait meanwhile: they come to the kernel in their order.
+                # No further frame is read while this one waits for its place in the queue: so the
+                # client's requests come to the kernel in their order.
                 async with asking as place:
                     if self.is_permitted():
                         self._submit(message, place)
@@ -318,11 +324,12 @@ class ChannelsConnection:
     async def _hold_back(self, sender: Sender) -> None:
         """Return when the kernel takes more requests, or when the connection is lost.
 
-        Nothing is received from the client meanwhile, so `receive` would not tell of its loss.
+        No frame is received from the client meanwhile, so `receive` does not tell that it is lost.
         """
         loop = asyncio.get_running_loop()
-        # All connections of the kernel are let go together, and each may submit one request more
-        # before it looks again. So the bound is exceeded by one request of each, at the most.
+        # The race: all connections of the kernel that wait here are woken together, and each may
+        # submit one request before it looks for room again. So the bound on requests is exceeded by
+        # one request of each connection at the most.
         events = {
             loop.create_task(self._kernel.traffic.room()),
             loop.create_task(sender.lost()),
@@ -343,7 +350,11 @@ class ChannelsConnection:
         return legacy.decode_binary(data or b"", self._session)
 
     async def _close_at_once(self) -> None:
-        """Close a connection whose share has ended, or cut it: the close waits behind output."""
+        """Close a connection whose share has ended.
+
+        The close frame waits behind output. If the client does not take that within
+        `CLOSE_SECONDS`, the connection is cut.
+        """
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._close(*_NOT_SHARED)

@@ -27,7 +27,7 @@ class Subscribable(Protocol):
     """The events, as far as a client may see them."""
 
     def subscription(self) -> AbstractAsyncContextManager[Subscription]:
-        """A subscription to them. Raises `ServerStopping`."""
+        """A subscription to the events. Raises `ServerStopping`."""
 
 
 class OfOthers(Protocol):
@@ -36,19 +36,26 @@ class OfOthers(Protocol):
     def events(
         self, scope: MutableMapping[str, Any], taking: Subscription, /
     ) -> AbstractAsyncContextManager[None]:
-        """Have those put into a subscription, too, that the caller of a request may see."""
+        """Within, put the others' events that the caller may see into ``taking`` as well.
+
+        ``scope`` is that of the caller's request.
+        """
 
 
 def events_endpoint(
     others_of: Callable[[WebSocket], OfOthers | None],
 ) -> Callable[[WebSocket], Coroutine[Any, Any, None]]:
-    """The endpoint; ``others_of`` tells whose events a client gets beside this server's."""
+    """The endpoint of the events WebSocket.
+
+    ``others_of`` returns the other replicas whose events a client gets beside this server's.
+    """
 
     async def subscribe(websocket: WebSocket) -> None:
         events: Subscribable = websocket.state.events
         async with AsyncExitStack() as stack:
             subscription = await stack.enter_async_context(events.subscription())
-            # Before the client is told that it has subscribed: it misses none from then on.
+            # The events of other replicas are subscribed to before the client's handshake is
+            # answered: from the answer on the client misses no event.
             if (others := others_of(websocket)) is not None:
                 await stack.enter_async_context(others.events(websocket.scope, subscription))
             await _serve(websocket, subscription)
@@ -70,8 +77,8 @@ async def _serve(websocket: WebSocket, subscription: Subscription) -> None:
         while (await websocket.receive())["type"] != "websocket.disconnect":
             pass
     finally:
-        # The subscription ends behind this, when the pump takes no more from it. `wait`, for `await
-        # pump` would raise CancelledError also when only the pump was cancelled.
+        # The subscription ends only when the pump has ended and takes no more from it. This uses
+        # `wait`, as `await pump` would raise CancelledError even if only the pump is cancelled.
         pump.cancel()
         await asyncio.wait({pump})
 

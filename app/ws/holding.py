@@ -46,12 +46,13 @@ async def held(
         leaving.cancel()
         answering.cancel()
         await asyncio.wait({leaving, answering})
-    # First whether the client has gone: it is owed no answer, whatever the kernel does meanwhile.
+    # This looks first whether the client has gone: then it is owed no answer and no error, whatever
+    # has become of the kernel.
     if not leaving.cancelled():
         if leaving.result()["type"] == "websocket.disconnect":
             return False
         raise InvalidRequest("A frame has come before the handshake was answered")
-    # Each of these may have come true in the same turn of the loop, or in the waits above.
+    # Each of the following may have come true in the same turn of the loop, or in the waits above.
     if not permission():
         raise no_longer_shared(kernel)
     if kernel.executions.closing:
@@ -63,7 +64,7 @@ async def held(
 
 async def _came_up(kernel: Kernel, permission: Permission) -> None:
     """Return when the kernel answers, or is known not to, or the client may not use it any more."""
-    # Each change of the state or of the shares wakes the readers of the log. None is missed between
-    # the look and the wait: no other task runs there.
+    # Each change of the state or of the shares wakes the readers of the log. No change is missed
+    # between the look at them and the wait: nothing awaits there, so no other task runs.
     while kernel.state.coming_up and not kernel.executions.closing and permission():
         await kernel.traffic.log.wait()

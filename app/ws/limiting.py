@@ -72,7 +72,8 @@ class OutputLimit:
 
 
 def _is_idle(message: Message) -> bool:
-    # Without parsing. A kernel with this word elsewhere in a status ends an episode early.
+    # The content is searched and not parsed. A kernel that has this word elsewhere in a status ends
+    # an episode early.
     return message.msg_type == "status" and b'"idle"' in bytes(message.part(3))
 
 

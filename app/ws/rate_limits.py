@@ -65,8 +65,8 @@ class RateLimiter:
         self._exceeded = self._exceeds(
             (len(window) + 1) / seconds, (self._bytes + counted) / seconds
         )
-        # What is held back is not in the window. So the rate is that of what the client was sent,
-        # and falls while the limit is in force, however much the kernel says.
+        # Messages that are held back are not in the window. So the rate is that of messages which
+        # the client was sent, and falls while the limit is in force, however much the kernel says.
         if self._exceeded is not None:
             self._held_messages += 1
             self._held_bytes += size
@@ -109,7 +109,10 @@ class RateLimiter:
         )
 
     def end_episode(self) -> Episode | None:
-        """What was held back while a limit was in force, if anything; the count begins anew."""
+        """The count of the messages that were held back; None if there are none.
+
+        The count begins anew.
+        """
         if not self._held_messages:
             return None
         episode = Episode(self._held_messages, self._held_bytes)

@@ -71,8 +71,8 @@ class FrameWriter(Protocol):
 
 
 KEPT_BYTES: Final = 2**20
-"""The largest batch whose frames are reused; a larger one is framed again for each reader. So much
-stays in memory for each kernel, whoever is connected: as much as a reader takes at once."""
+"""The largest batch, in bytes, whose frames are reused; a larger one is framed again for each
+reader. Up to so many bytes stay in memory for each kernel: as much as a reader takes at once."""
 
 
 Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
@@ -88,9 +88,9 @@ class Sender(Protocol):
         """
 
     def arrived(self, place: Position) -> Position:
-        """The place up to which the client is known to have everything; its reader is at ``place``.
+        """The place in the log up to which the client is known to have everything.
 
-        It is never beyond what was sent.
+        ``place`` is that of the client's reader. The result never lies behind what was sent.
         """
 
     async def lost(self) -> None:
@@ -140,8 +140,8 @@ class _BatchSender:
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
         last = self._last
-        # Messages have no equality but identity, so two batches differ at their first message. No
-        # other connection can change `last` in between: nothing here awaits before the write.
+        # Messages are equal only if they are the same object, so two batches differ at their first
+        # message. No other connection can change `last` before the write: nothing awaits there.
         if last.encode is self._encode and last.messages == messages:
             chunks = last.chunks
         else:
@@ -174,7 +174,7 @@ class _PlainSender:
         self._written_to = place
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
-        """Plain ASGI tells nothing of this, so what was written counts as having arrived."""
+        """The place itself: plain ASGI has no acknowledgements, so written counts as arrived."""
         return self._written_to
 
     async def lost(self) -> None:
@@ -201,8 +201,8 @@ def _legacy_frames(messages: Sequence[Message]) -> list[tuple[bytes, bool]]:
         try:
             frame = legacy.encode(message)
         except FrameError as error:
-            # It would pass 4 GiB. One message less is better for the client than a connection that
-            # breaks at this message whenever the client comes back to it.
+            # The frame would pass 4 GiB. The message is left out: otherwise the connection would
+            # break at this message whenever the client comes back to it.
             logger.warning("a %s cannot be sent: %s", message.msg_type, error)
             continue
         frames.append((frame, not message.buffer_count))

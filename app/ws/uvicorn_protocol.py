@@ -244,7 +244,7 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
     async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
         """Write chunks that `join` has made; return when the transport has room for more.
 
-        With them the client will have all before ``place`` in the log (`FrameWriter`). Raises
+        With these chunks the client will have all messages before ``place`` in the log. Raises
         `ClientDisconnected` when the connection is closed or closing.
         """
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
@@ -253,9 +253,9 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._written += sum(map(len, parts))
         if place is not None:
             self._acknowledgements.sent(place)
-            # The ping goes in the same write as the frames if it can. The connection may break soon
-            # after: a client that has read the frames has then read the ping, too, and answered it.
-            # A ping that is nearly due goes with these frames, and not by itself a little later.
+            # A ping that is due, or nearly, goes in the same write as the frames. If the connection
+            # breaks soon after, a client that has read the frames has read the ping, too, and has
+            # answered it.
             soon = self._next_ping - PING_SECONDS / 2
             if self._written - self._asked >= PING_BYTES or self.loop.time() >= soon:
                 parts.append(self._ping())
@@ -274,7 +274,8 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         self._ping_plan = None
         if self.disconnected or self.close_sent or self.conn.state is not OPEN:
             return
-        # A ping may have gone out with a write since this was planned. Then it is not due yet.
+        # A ping may have gone out with a write since this one was planned. Then the next one is not
+        # due yet.
         if self.loop.time() < self._next_ping:
             self._plan_ping()
         else:
@@ -345,16 +346,17 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             super().handle_pong(event)
 
     def handle_close(self, event: Frame) -> None:
-        # If its machine's TCP has confirmed every byte before it closed, the client has received
-        # all of them, even if pongs are missing.
+        # If the TCP of the client's machine had acknowledged every byte when the close frame came,
+        # the client counts as having received all of them, even if pongs are missing.
         if not self.transport.get_write_buffer_size() and self._unconfirmed_bytes() == 0:
             self._acknowledgements.all_arrived()
         super().handle_close(event)
 
     def _queued_bytes(self) -> int:
         """Bytes that the peer has not taken."""
-        # The transport's buffer alone tells too late that a slow peer takes something: a socket
-        # becomes writable only when a third of its megabytes is free. So its queue counts, too.
+        # The transport's buffer alone tells too late that a slow peer takes something: the system
+        # reports a socket as writable only when a third of its megabytes is free. So the bytes in
+        # the socket's own queue count, too.
         return self.transport.get_write_buffer_size() + (self._unconfirmed_bytes() or 0)
 
     def _unconfirmed_bytes(self) -> int | None:
