@@ -86,8 +86,7 @@ class SlurmEngine:
     """
 
     absent_is_ended = False
-    """As `Engine.absent_is_ended`: a job counts as ended when its node says so, or all nodes answer.
-    """
+    """As `Engine.absent_is_ended`: an end counts if the job's node tells it, or no node is away."""
 
     def __init__(self, shared: str, service: str, on_words: Callable[[str, str], None]) -> None:  # noqa: ARG002
         self.name = "Slurm"
@@ -168,8 +167,7 @@ class SlurmEngine:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def cancel(self, job: Job) -> None:
-        """As `Engine.cancel`. Raises `HostUnreachable` if the job's node does not tell of its end.
-        """
+        """As `Engine.cancel`. Raises `HostUnreachable` if the job's node does not tell its end."""
         name = self._name(job.keeper_id, job.generation)
         # ``job`` may be out of date, and its ``where`` be a name: the id is looked up.
         view = await self._look()
@@ -379,8 +377,7 @@ class SlurmEngine:
             await self._on_disk(self._files.remove, name)
 
     async def _on_disk(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do work that may block, in the one thread. Raises `HostUnreachable` if it takes too long.
-        """
+        """Do work that may block, in the one thread. Raises `HostUnreachable` if it is late."""
         asked = asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *arguments))
         try:
             async with asyncio.timeout(CALL_SECONDS):

@@ -1,4 +1,4 @@
-"""The options of a kernelspec for the Slurm jobs of its kernels, and sbatch's arguments for them."""
+"""A kernelspec's options for the Slurm jobs of its kernels, and sbatch's arguments for them."""
 
 from __future__ import annotations
 
@@ -114,10 +114,7 @@ def measure(name: str, value: Value) -> Decimal:
 
 
 def _seconds(written: str) -> Decimal:
-    """A time limit in Slurm's notation (minutes, or [days-]hours:minutes:seconds), in seconds.
-
-    Raises `ValueError` for any other text.
-    """
+    """A time limit in Slurm's notation (`_TIME`), in seconds. Raises `ValueError`."""
     if not re.fullmatch(_TIME, written):
         raise ValueError("not a time, like 90, 12:00:00 or 2-12")
     days, is_in_days, rest = written.rpartition("-")
