@@ -17,7 +17,7 @@ RETRY_SECONDS: Final = 1
 
 
 class ReplicaUnreachable(KernelkeepError):
-    """The replica that has the kernel cannot be reached; another takes the kernel soon.
+    """The replica that has the kernel cannot be reached; soon another has it.
 
     If the request may have been done all the same (``begun``), the message says so.
     """
@@ -45,7 +45,7 @@ class RegistryUnavailable(KernelkeepError):
 
 
 class RequestUnderway(KernelkeepError):
-    """Another replica has been at the same request for a long time: ask again with the same key."""
+    """Another replica has been at the same for a long time; ask again, with the same key."""
 
     status = 503
     code = "request_underway"

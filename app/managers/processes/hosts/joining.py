@@ -137,7 +137,7 @@ class Joining:
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
         """Call ``tell`` no more, and drop what is known of the keeper: this server leaves it."""
-        if self._told.get(keeper_id) != tell:  # a later `follow` counts, and what is known is its
+        if self._told.get(keeper_id) != tell:  # a later `follow` counts: what is known is for that
             return
         del self._told[keeper_id]
         # If another replica has the kernel now, no call of `forget` comes here. When the kernel
