@@ -156,10 +156,10 @@ class Registry:
         self._lock.close()
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        # Cancelling a caller does not cancel its work, without the shield it would: other callers
-        # rely on the work being done, in its place in the thread's order. There is no bound here:
-        # SQLite bounds the wait for its locks, and while a disk hangs all writes wait. A caller
-        # that must not wait so long has a bound of its own.
+        # The shield keeps a cancelled caller from cancelling its work: other callers rely on that
+        # being done, in its place in the thread's order. There is no bound here: SQLite bounds the
+        # wait for its locks, and while a disk hangs all writes wait. A caller that must not wait so
+        # long has a bound of its own.
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._thread, work, *arguments))
 

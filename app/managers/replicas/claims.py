@@ -1,11 +1,11 @@
 """Claims in the registry: each lets one replica make an object, and tells the others its id.
 
-The object is a kernel or an execution that a client has asked for with an ``Idempotency-Key``; a
-claim without an object is a lock (`SharedClaims.turn`). A claim is a row that a replica writes
-before it begins. Another replica that gets the same request finds the row, waits until the first is
-done, and answers with the id of the object that the first has made. When a replica dies before it
-is done, its claims are left: the next replica that finds one looks first whether the dead replica
-had made the object (`Claim.new_id`).
+The object is what a client has asked for with an ``Idempotency-Key``, such as a kernel or an
+execution; a claim without an object is a lock (`SharedClaims.turn`). A claim is a row that a
+replica writes before it begins. Another replica that gets the same request finds the row, waits
+until the first is done, and answers with the id of the object that the first has made. When a
+replica dies before it is done, its claims are left: the next replica that finds one looks first
+whether the dead replica had made the object (`Claim.new_id`).
 """
 
 from __future__ import annotations
@@ -291,8 +291,8 @@ class SharedClaims:
             await self._settle(wanted, None)
             raise
         # No await between the end of `make` and this entry: a caller that is cancelled from here on
-        # leaves a claim that `confirm` settles. Without the entry the claim would look for ever as
-        # if a replica was at work.
+        # leaves a claim that `confirm` settles. Without the entry the claim would seem to have a
+        # replica at work for ever.
         self._open[wanted.name] = left = Open(wanted, made, confirm)
         if len(self._open) > MAX_CLAIMS:
             await self._drop(next(iter(self._open.values())), LEFT)

@@ -43,8 +43,7 @@ class EngineOptionRefused(InvalidRequest):
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The least and the greatest value of an option. Without a least one, any above 0 may be given.
-    """
+    """The least and the greatest value of an option. Without a least one it must be above 0."""
 
     min: Value | None = None
     max: Value | None = None

@@ -117,8 +117,7 @@ class KubernetesEngine:
             raise
 
     async def find(self, keeper_id: str) -> list[Job]:
-        """As `Engine.find`. A pod that is gone is listed as ended, unless it was last seen running.
-        """
+        """As `Engine.find`. A pod that is gone counts as ended, unless it was last seen running."""
         selector = f"{SERVICE}={self._service},{KEEPER}={keeper_id}"
         answer = await self._api.ask("GET", "pods", params={"labelSelector": selector})
         there, _ = listed(answer, self.name)

@@ -33,8 +33,7 @@ _ANY_PYTHON: Final = re.compile(r"python(3(\.[0-9]+)?)?").fullmatch
 
 
 def elsewhere(metadata: Mapping[str, Any]) -> str:
-    """The name of this package's provisioner for other hosts that a kernelspec has; empty for none.
-    """
+    """The provisioner for other hosts, of this package, that a kernelspec names; empty for none."""
     stanza = metadata.get("kernel_provisioner")
     name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
     return name if name.startswith("kernelkeep-") and name != "kernelkeep-fork" else ""

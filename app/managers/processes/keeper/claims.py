@@ -55,8 +55,8 @@ def heard_of(answer: Any, kernel_id: str, known: tuple[int, int] = (1, 0)) -> He
 
 def check_bell(bell: Bell, kernel_id: str, known: tuple[int, int]) -> None:
     """Raise `Garbled` for a bell that cannot be true of a log that was ``known`` to go so far."""
-    # A log never gets shorter, and its beginning is never behind its end. Numbers that no log
-    # reaches would make a gap that no record ever closes.
+    # The end of a log never goes back, and its beginning is never behind its end. Numbers that no
+    # log reaches would make a gap that no record ever closes.
     numbers = (*bell.first, *bell.end, *bell.tip, bell.taken)
     if not (
         known[0] <= bell.end[0]

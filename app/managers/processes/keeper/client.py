@@ -222,7 +222,7 @@ class Keeper:
         self._lines.say(line, message, owner, flags)
 
     async def settle(self, kernel_id: str) -> bool:
-        """Have the keeper log the messages that have arrived; returns whether there were any."""
+        """As `Hearer.settle`: returns whether there was any message, or may be more."""
         return bool(await self._ask("settle", kernel_id))
 
     async def stdin_connected(self, kernel_id: str) -> bool:

@@ -164,7 +164,7 @@ class Mirrors:
         return heard if mirror is None else self._now(mirror, heard)
 
     async def reach(self, kernel_id: str, number: int) -> None:
-        """Return when a mirror has all messages before a number, or the kernel is gone.
+        """Return when a mirror has all messages before a number; at once if there is no mirror.
 
         Raises `KeeperUnavailable` when no records have come for `SILENT_SECONDS`.
         """
