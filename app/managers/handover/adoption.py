@@ -34,7 +34,7 @@ LOAD_SECONDS: Final = 10.0
 """How long a provisioner may take to find its kernel again."""
 
 KEEPER_SECONDS: Final = 45.0
-"""How long the keeper's provisioner may take for it: the keeper may have to be started first."""
+"""How long kernelkeep's own provisioners may take for the same: a keeper may have to be started."""
 
 LOAD_PAUSES: Final = (0.5, 2.0)
 """Seconds before a provisioner that has failed is asked again: its service may be starting, as this
@@ -83,9 +83,9 @@ def _plain(value: Any) -> Any:
 async def find_spec(specs: KernelSpecManager, record: KernelRecord) -> KernelSpec:
     """The kernelspec of a recorded kernel: as it is on disk now, or else as the record has it.
 
-    The record's is taken if the file cannot be read any more, or if it names another provisioner or
-    other options of that, those of the settings among them: the running process belongs to the
-    provisioner that launched it, whatever the file says now.
+    The record's is taken if the file cannot be read any more, or if it now names another
+    provisioner or other options for the provisioner (defaults from the settings count as well): the
+    running process belongs to the provisioner that launched it, whatever the file says now.
     """
     saved = KernelSpec(**record.spec)
     try:
@@ -126,8 +126,8 @@ async def adopt_process(
                 record.id, manager.kernel_spec, parent=manager
             )
             manager.provisioner = provisioner
-        # kernelkeep's own ask the keeper over the loop's connection, and never block. What others
-        # do is not known (`_load`).
+        # kernelkeep's own provisioners ask the keeper over the loop's connection, and never block.
+        # Provisioners of other packages may (`_load`).
         if isinstance(provisioner, KeeperProvisioner):
             await bounded(provisioner.load_provisioner_info(record.provisioner), KEEPER_SECONDS)
         else:
@@ -137,8 +137,9 @@ async def adopt_process(
         raise Gone(f"The kernel's process ended while no server was there: {error}") from None
     except ProcessLookupError:
         raise Gone("The kernel's process ended while no server was there") from None
-    # Only what says of the process itself that it has ended is taken for its end. Anything else, a
-    # bug of the provisioner's among it, leaves the process as it is: it may hold somebody's work.
+    # Only an error that says that the process itself has ended is taken for its end. After any
+    # other error, such as a bug in the provisioner, the process counts as running: it may hold a
+    # user's work.
     except Exception as error:
         raise KernelUnreachable(
             f"The kernel could not be found again: {described(error)}"
@@ -177,8 +178,8 @@ async def _load(
     has a thread of this kernel that runs.
     """
     before = loading.get(record.id)
-    # One call at a time: the provisioner may not be made for two, and a call that hangs would be
-    # joined by another at each attempt.
+    # One call at a time: a provisioner need not stand two, and while one hangs each attempt would
+    # add another thread that hangs.
     if before is not None and before.is_alive():
         raise TimeoutError("its provisioner has not answered yet")
     loop = asyncio.get_running_loop()
@@ -186,7 +187,8 @@ async def _load(
 
     def settle(error: BaseException | None) -> None:
         # The thread may end after the adoption was given up, which has cancelled the future. Both
-        # happen on the loop, one after the other, so a future that is not done stays so here.
+        # the cancellation and this function run on the loop, so neither comes between the check and
+        # the result.
         if done.done():
             return
         if error is None:
@@ -208,6 +210,7 @@ async def _load(
     try:
         await done
     finally:
-        # A wait that was cut short has cancelled the future: the thread goes on, and is remembered.
+        # A cancelled future says that the wait was cut short: the thread still runs, and stays in
+        # `loading`.
         if not done.cancelled():
             del loading[record.id]

@@ -58,7 +58,10 @@ class Known(Protocol):
     """Called when sessions have changed."""
 
     async def give_up(self, kernel_id: str, /) -> bool:
-        """Forget a kernel if no replica has it; whether that was so. Raises `StoreAway`."""
+        """Delete a kernel from the registry if no replica has it; returns whether that was so.
+
+        Raises `StoreAway`.
+        """
 
 
 class Nowhere:
@@ -76,13 +79,14 @@ class Nowhere:
 
 
 class ReservationRequest(NamedTuple):
-    """A kernel that is to be started, and the limits on the number of kernels."""
+    """A kernel that is to be started, its owner, and the limits on the number of kernels."""
 
     kernel_id: str
     owner: str
     most: int
     """How many kernels all owners together may have; 0 for any number."""
     most_of_owner: int | None
+    """How many kernels the owner may have; None for any number."""
     dead: list[str]
     """The dead kernels of this server, which the registry may not know to be dead yet."""
 
@@ -98,7 +102,10 @@ class Reservations(Protocol):
     """Places for kernels that are about to be started by one of several servers."""
 
     async def reserve(self, asked: ReservationRequest) -> Used | None:
-        """Reserve a place; if there is none, returns what is used. Raises `KernelkeepError`."""
+        """Reserve a place and return None; or return how many are used, if no place is free.
+
+        Raises `KernelkeepError`.
+        """
 
     async def release(self, kernel_id: str) -> None:
         """Give the place back: the kernel counts by itself now, or its start has failed."""

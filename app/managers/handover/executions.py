@@ -65,9 +65,10 @@ _decoder = msgspec.msgpack.Decoder(_Stored)
 class RegisteredExecutions:
     """Stores the executions of one kernel in the registry, in batches.
 
-    The kernel's `ExecutionTracker` calls it. ``count`` is how many the kernel has had before. This
-    is of the term in which the server has the kernel when this is made. Behind that another replica
-    has the kernel, or this one has taken it anew, by another tracker: nothing is stored any more.
+    The kernel's `ExecutionTracker` calls the methods. ``count`` is the number of executions that
+    the kernel has had before. The object serves one term: that in which the server has the kernel
+    when the object is made. Once the term has ended the object stores nothing more: another replica
+    has the kernel, or this one has taken it again, with another tracker and another such object.
     """
 
     def __init__(self, registry: Registry, kernel_id: str, count: int = 0) -> None:
@@ -87,7 +88,7 @@ class RegisteredExecutions:
         if self._is_over:
             return
         # Numbers give the order in which the next server puts executions back. An id that comes
-        # again behind `forgotten` is a new execution, and gets a new number.
+        # again after `forgotten` is a new execution, and gets a new number.
         if execution.id not in self._numbers:
             self._count += 1
             self._numbers[execution.id] = self._count
@@ -114,15 +115,15 @@ class RegisteredExecutions:
 
     def _record(self, execution: Execution) -> ExecutionRecord:
         stored = _encode(_Stored(*_values(execution)))
-        # One that was forgotten while an earlier write of it failed has no number any more.
+        # An execution that was forgotten while an earlier write of it failed has no number here.
         number = self._numbers.get(execution.id, self._count)
         return ExecutionRecord(self._kernel_id, execution.id, number, stored)
 
 
 def restored(record: ExecutionRecord) -> Execution:
-    """The execution that a record has.
+    """The execution that a record describes.
 
-    Raises `msgspec.MsgspecError` or `ValueError` if the record makes no sense.
+    Raises `msgspec.MsgspecError` or `ValueError` if the record cannot be decoded.
     """
     stored = _decoder.decode(record.data)
     execution = Execution(record.id, stored.session, Position(*stored.place))

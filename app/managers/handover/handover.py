@@ -46,8 +46,8 @@ AT_A_TIME: Final = 32
 """How many kernels are adopted at the same time."""
 
 LOSS_SECONDS: Final = 0.2
-"""Seconds between two questions to a kernel that may have lost requests: in that time it is heard
-that the kernel has begun one of the old keeper's."""
+"""Seconds between two `kernel_info_request`s to a kernel that may have lost requests. If the kernel
+begins a request of the old keeper in that time, the new keeper hears so."""
 
 Adopt = Callable[[KernelRecord], Awaitable[None]]
 Describe = Callable[[], Awaitable[KernelRecord | None]]
@@ -84,13 +84,15 @@ class HandedOver(Protocol):
 
 
 class Handover:
-    """The handover of a server that has no successor: nothing is noted, nothing is adopted."""
+    """The handover of a server that has no successor: no kernel is stored, and none is adopted."""
 
     hands_over = False
     """Whether kernels go on for another server."""
 
     let_go: LetGo
-    """Called with the id of a kernel that another replica has. It returns the rest of the work."""
+    """Called with the id of a kernel that another replica has taken. When it returns, no request
+    finds the kernel here; the function that it returns then leaves process and log to that replica.
+    """
 
     def __init__(self) -> None:
         self.adopting: set[str] = set()
@@ -103,22 +105,25 @@ class Handover:
         """
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
-        """Note from now on, every `CHECKPOINT_SECONDS`, what these kernels do."""
+        """Store from now on, every `CHECKPOINT_SECONDS`, what has changed of these kernels.
+
+        That is the state of each, its last activity, and the places of its clients.
+        """
 
     def begin(self, kernel: HandedOver) -> None:
-        """Note from now on the places of the kernel's clients, and its executions."""
+        """Store from now on the places of the kernel's clients, and its executions."""
 
     async def save(self, kernel_id: str, describe: Describe) -> None:
         """Store the kernel's record, which ``describe`` returns, unless it is None."""
 
     def check_saved(self, kernel_id: str) -> None:
-        """Raise an error if another server may not know a kernel that was just started."""
+        """Raise an error if a kernel that was just started may not be in the registry."""
 
     async def delete(self, kernel_id: str) -> None:
         """Remove the kernel's record, so that the next server does not know the kernel."""
 
     async def forget(self, kernel: HandedOver) -> None:
-        """Remove what is stored of a kernel that is gone; note nothing more."""
+        """Remove what is stored of a kernel that is gone, and store nothing more of it."""
 
     async def furthest(self, kernel_id: str) -> Position:  # noqa: ARG002
         """The furthest place in the kernel's log that one of its clients is known to have read."""
@@ -131,7 +136,9 @@ class Handover:
         info: ConnectionInfo,
         heard: Heard | None = None,
     ) -> Heard:
-        """Put back a kernel's executions and state, and read its log; return how it is heard.
+        """Put back a kernel's executions and state, and read its log.
+
+        Returns what the keeper tells of the kernel's log and sockets.
 
         ``info`` is empty if the kernel has no process any more. ``heard`` is what `Traffic.meet`
         has returned; without it `Traffic.meet` is called here, and what that raises is raised.
@@ -141,9 +148,9 @@ class Handover:
     async def hand_over(self, kernel_ids: Collection[str]) -> Collection[str]:
         """Let other replicas, if there are any, adopt these kernels, which have all been left.
 
-        Returns the ids of those that are handed over. This server still has the others: what the
-        next one should know of them is not stored yet. Call `close` before. May raise what the
-        registry does.
+        Returns the ids of the kernels that are handed over. The others stay this server's, as not
+        everything is stored yet that the next server needs of them. Call `close` before. May raise
+        what the registry raises.
         """
         return kernel_ids
 
@@ -151,7 +158,7 @@ class Handover:
         """Let other replicas adopt all kernels that are still this server's."""
 
     async def close(self) -> None:
-        """Note nothing more, and adopt no more kernels."""
+        """Store no further changes, and adopt no further kernels."""
 
 
 class RegisteredHandover(Handover):
@@ -178,8 +185,9 @@ class RegisteredHandover(Handover):
 
     async def adopt(self, one: Adopt) -> None:
         """As `Handover.adopt`."""
-        # In this order: what is ended and removed belongs to no record, and no kernel of this
-        # server is there yet. So nothing that is adopted, or started, is mistaken for a leftover.
+        # Leftovers, which are processes and files of kernels without a record, are ended and
+        # removed before any kernel is adopted or started here: no kernel of this server is mistaken
+        # for a leftover.
         records = await self._registry.load()
         known = {record.id for record in records}
         await self._end_unknown(known)
@@ -206,7 +214,7 @@ class RegisteredHandover(Handover):
 
     async def _adopt(self, one: Adopt, record: KernelRecord) -> None:
         # A kernel that cannot be adopted keeps its record: the next server tries again, and until
-        # then nothing of it is removed.
+        # then neither its process is ended nor its log removed.
         async with self._room:
             try:
                 await one(record)
@@ -220,8 +228,9 @@ class RegisteredHandover(Handover):
     async def _end_unknown(self, known: Collection[str]) -> None:
         """End the keepers' kernels that no record has.
 
-        Nobody has used them: they were parked as warm kernels, or the server ended before it had
-        stored them. If the registry was put aside they are left alone, for its kernels are wanted.
+        No client has used them: they were parked as warm kernels, or the server ended before it had
+        stored them. If the registry was put aside, they are left alone: they may be kernels that
+        it has a record of.
         """
         # No kernel that this server launches can be among them: its first kernel is started only
         # when `adopt` has returned.
@@ -346,7 +355,7 @@ class RegisteredHandover(Handover):
             self._registry, kernel.id, traffic.log, traffic.clients
         )
 
-    # Handing over to the next server
+    # Storing for the next server
 
     def watch(self, kernels: Iterable[HandedOver]) -> None:
         """As `Handover.watch`."""
@@ -355,15 +364,15 @@ class RegisteredHandover(Handover):
     async def _checkpoint(self, kernels: Iterable[HandedOver]) -> None:
         while True:
             await asyncio.sleep(CHECKPOINT_SECONDS)
-            # Most kernels do nothing, and their clients have it all. This loop is most of what a
-            # server with thousands of them does, so it looks at no more than these two facts. It
-            # awaits nothing, so that no kernel comes or goes in the middle.
+            # Most kernels are idle, and their clients have read all of the log. This loop is most
+            # of what a server with thousands of such kernels does, so it looks at these two facts
+            # only. It awaits nothing, so that no kernel comes or goes while it runs.
             for kernel in kernels:
                 state, clients = kernel.state, kernel.traffic.clients
                 if state.changes == state.noted and (not clients.attached or clients.at_rest):
                     continue
-                # The record stays as the server before has written it, and `noted` as it is: what
-                # has changed is written when the kernel is reached.
+                # The record stays as the earlier server has written it. `noted` stays, too, so that
+                # the change is written once the kernel is reached.
                 if kernel.is_left:
                     continue
                 clients.note_places()
@@ -405,7 +414,8 @@ class RegisteredHandover(Handover):
         # client that leaves, would be stored again, under a kernel that is not there.
         kernel.traffic.tracker.store = None
         kernel.traffic.clients.store = None
-        # A write that a flush has taken already is ahead of the deletion in the thread.
+        # A write that a flush has already taken is done before the deletion: both run in the
+        # registry's thread, in the order in which they were asked for.
         await self._registry.delete(kernel.id)
         journal_of(self._state_dir, kernel.id).unlink(missing_ok=True)
 
@@ -423,20 +433,20 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
     """End the requests that a kernel has never received.
 
     A keeper that is killed loses the requests that it had just given to its sockets. To find them,
-    the server asks the kernel on shell. The kernel's socket takes turns between the connection of
-    the old keeper and ours, so one answer does not tell that the old requests are done. Two answers
-    do, if the kernel has begun no request of anybody else meanwhile: it has nothing left.
+    the server asks the kernel on shell. The kernel's socket takes turns between the old keeper's
+    connection and the new one's, so one reply does not tell that the old keeper's requests are
+    done. Two replies do, if the kernel has begun no other request between them.
     """
     ends = traffic.ends
     ends.has_loss = True
     # Another keeper may be killed while this waits for the kernel. `in_doubt` clears `has_loss`, so
-    # a loss that comes behind it is seen at the end of the turn, and looked into by another turn.
+    # a loss that comes after that call is seen when the loop looks at `has_loss` again.
     while ends.has_loss:
         lost = ends.in_doubt()
         if not await _is_done(traffic, state):
             return
-        # The kernel has replied to all; but the keeper holds a reply back until it has read the
-        # output that belongs before it, of which there may be much.
+        # The kernel has replied to all requests; but the keeper holds a reply back until it has
+        # read the output that belongs before the reply, of which there may be much.
         if traffic.own.tells_control:
             await traffic.own.catch_up()
         if state.lifecycle is not Lifecycle.RUNNING:
@@ -445,11 +455,11 @@ async def settle_loss(traffic: Traffic, state: KernelState) -> None:
 
 
 async def _is_done(traffic: Traffic, state: KernelState) -> bool:
-    """Return True when the kernel has done all that it was asked until now; False if it is gone."""
+    """Return True when the kernel has done all requests sent until now; False if it is gone."""
     quiet = 0
     while quiet < 2 and state.lifecycle is Lifecycle.RUNNING:
         began = traffic.activity.begun
-        # There is no bound on all: an execution may run for hours before the kernel answers.
+        # The loop has no bound: an execution may run for many hours before the kernel replies.
         answer = await traffic.own.ask("kernel_info_request", {}, 3600.0)
         await asyncio.sleep(LOSS_SECONDS)
         if answer is not None:

@@ -21,7 +21,7 @@ KNOWN_SECONDS: Final = 5.0
 class RegisteredPlaces:
     """A `PlaceStore` for the clients of one kernel: in the registry, in batches.
 
-    As `RegisteredExecutions`, this is of one term.
+    As `RegisteredExecutions`, it serves one term of the kernel, and stores nothing after that.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class RegisteredPlaces:
 
     async def stored(self) -> None:
         """Return when the places are stored, or cannot be stored just now. Bounded."""
-        # A client does not wait for a disk that is known to be full: it is let in, and may receive
-        # again after a crash what it has received before.
+        # A client does not wait for a registry whose last write has failed, as on a full disk: it
+        # is let in, and may receive again after a crash what it has received before.
         if not self._registry.fails:
             await self._registry.stored(KNOWN_SECONDS)
 

@@ -53,14 +53,14 @@ STORED_SECONDS: Final = 2.0
 """How long an execution waits for the disk (`Registry.stored`)."""
 
 CLOSE_SECONDS: Final = 10.0
-"""How long the end of the server waits for what is still to be stored: no statement that the disk
-answers takes that long (`app.managers.handover.store.LOCK_SECONDS`)."""
+"""How long the end of the server waits for the last writes: no statement takes that long if the
+disk answers (`app.managers.handover.store.LOCK_SECONDS`)."""
 
 RENEW_SECONDS: Final = 5.0
 """Seconds between two renewals of the lease; failed writes are tried again then, too."""
 
 _ERRORS: Final = (sqlite3.Error, StoreAway)
-"""What a store raises that cannot be read or written just now."""
+"""What the methods of a store raise while it cannot be read or written."""
 
 
 def check_registry(state_dir: Path) -> None:
@@ -156,10 +156,10 @@ class Registry:
         self._lock.close()
 
     async def _call(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        # A caller that is cancelled ends nothing: what waits for the thread would not be done any
-        # more otherwise, although others count on its place in the order. There is no bound here:
-        # SQLite has one for locks, and while a disk hangs all writes wait. Whoever must not has its
-        # own.
+        # The shield keeps a cancelled caller from cancelling its work: other callers rely on that
+        # being done, in its place in the thread's order. There is no bound here: SQLite bounds the
+        # wait for its locks, and while a disk hangs all writes wait. A caller that must not wait so
+        # long has a bound of its own.
         loop = asyncio.get_running_loop()
         return await asyncio.shield(loop.run_in_executor(self._thread, work, *arguments))
 
@@ -185,7 +185,7 @@ class Registry:
 
     @property
     def elsewhere(self) -> Known:
-        """What other replicas have."""
+        """The kernels and sessions of all replicas, as far as this server knows them."""
         return Nowhere()
 
     @property
@@ -195,7 +195,7 @@ class Registry:
 
     @property
     def counting(self) -> Counting:
-        """What this server counts together with others of what owners use."""
+        """The counts of what owners use, which this server keeps together with other replicas."""
         return CountingAlone()
 
     def listens(self, addresses: Sequence[str]) -> None:
@@ -217,20 +217,20 @@ class Registry:
     async def save(self, record: KernelRecord) -> None:
         """Store a kernel's record at once; after a failure, at the next renewal of the lease."""
         # Before the await: `_make_up` may come to this kernel while the thread writes, and must
-        # write this record and no older one. A record that was missed is so until the write has
-        # succeeded.
+        # write this record and no older one. A kernel stays in `_missed` until a write of its
+        # newest record has succeeded.
         if record.id in self._missed:
             self._missed[record.id] = record
         self._activity.pop(record.id, None)  # the record has a later one
         self._newest[record.id] = record
         try:
             saved = await self._write(self._present.save, record)
-        except asyncio.CancelledError:  # nobody learns whether it is written: it is once more
+        except asyncio.CancelledError:  # the write may have failed: `_make_up` writes once more
             if self._newest.get(record.id) is record:
                 self._missed[record.id] = record
             raise
-        # Another save or a deletion came meanwhile: that one is behind this in the thread, and says
-        # what is missed.
+        # Another save or a deletion came meanwhile: the thread does that after this one, and the
+        # caller of that one sets `_missed`.
         if self._newest.get(record.id) is not record:
             return
         if saved:
@@ -240,8 +240,8 @@ class Registry:
 
     async def delete(self, kernel_id: str) -> None:
         """Delete a kernel and what it has at once; after a failure, at the next renewal."""
-        # What a flush has already taken from here is ahead in the thread's queue, and deleted with
-        # the rest. An activity that comes behind updates no row, for none is left.
+        # What a flush has already taken is written by the thread before the deletion, and deleted
+        # with the rest. An activity that is written after the deletion finds no row to update.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
         self._drop_executions(kernel_id)
@@ -325,8 +325,8 @@ class Registry:
         return bool(self._activity or self._changed or self._forgotten or self._places)
 
     def _write_soon(self) -> None:
-        # There is one writer at most. A change that comes while it writes or sleeps is seen by its
-        # loop, and it awaits nothing between the loop's last look and `self._writer = None`.
+        # There is one writer at most. It sees a change that comes while it writes or sleeps: it
+        # awaits nothing between the last look of its loop and `self._writer = None`.
         if self._writer is None:
             self._writer = asyncio.get_running_loop().create_task(
                 self._write_behind(), name="write registry"
@@ -346,9 +346,9 @@ class Registry:
     async def stored(self, seconds: float = STORED_SECONDS) -> bool:
         """Return when every change until now is stored, or after so many ``seconds``.
 
-        Whether all have been tried; what could not be written is tried again.
+        Returns whether a write of each change was tried by then; failed writes are tried again.
         """
-        # The flush goes on behind the bound: were it cancelled, what it had taken would be lost.
+        # The flush goes on after the bound: a cancelled one would lose the changes that it took.
         flush = asyncio.get_running_loop().create_task(self._flush_all(), name="flush registry")
         self._flushes.add(flush)
         flush.add_done_callback(self._flushed)
@@ -358,7 +358,7 @@ class Registry:
     def _flushed(self, flush: asyncio.Task[None]) -> None:
         self._flushes.discard(flush)
         if not flush.cancelled():
-            flush.exception()  # whoever has given the flush up does not ask what became of it
+            flush.exception()  # or asyncio would log it: `stored` may have given the flush up
 
     async def execution_stored(
         self,
@@ -374,15 +374,15 @@ class Registry:
 
     async def _flush_all(self) -> None:
         await self.flush()
-        # The one thread works in order: it has tried all that earlier flushes have taken when this
-        # is told that its own turn has come. What could not be written may be in a later flush now.
+        # The one thread works in order: when it comes to this call, it has tried all writes of
+        # earlier flushes. A change that could not be written may be in a later flush by now.
         await self._call(lambda: None)
 
     async def flush(self) -> None:
         """Write every change that waits."""
         # The changes are taken before the first await. What changes while the thread writes goes
-        # into the new dicts. Another flush may take that, too, before this one has ended: a failed
-        # write puts an execution back only if this flush has taken the latest change of it.
+        # into the new dicts, which another flush may take before this one has ended. So a failed
+        # write puts an execution back only if this flush has taken its latest change.
         activity, self._activity = self._activity, {}
         changed, self._changed = self._changed, {}
         forgotten, self._forgotten = self._forgotten, set()
@@ -395,19 +395,19 @@ class Registry:
         places = [each() for each in moved.values()]
         if not (touched or records or forgotten or places):
             return
-        # In one piece: a record that is saved meanwhile is newer, and the thread writes in the
-        # order in which it is asked to.
+        # One call to the thread for all of it: a record that is saved meanwhile is newer, and the
+        # thread writes that one later.
         done = await self._write(_write_all, self._present, touched, records, forgotten, places)
         latest = {key for key, number in taken.items() if self._unwritten.get(key) == number}
         if done:
             for key in latest & (changed.keys() | forgotten):
                 del self._unwritten[key]
             return
-        # Nothing is put back of a kernel that is another replica's meanwhile, even if it has come
-        # back in a later term.
+        # Nothing is put back of a kernel that another replica has taken meanwhile, even if this one
+        # has taken it back since, in a later term.
         own = {kernel_id for kernel_id, term in terms.items() if self.term_of(kernel_id) == term}
-        # A failure may be of the whole batch or of a part (`_write_all`): what was written is
-        # written again, which does no harm.
+        # The whole batch may have failed, or a part of it (`_write_all`): the part that succeeded
+        # is written again, which does no harm.
         latest = {key for key in latest if key[0] in own}
         self._changed |= {key: changed[key] for key in latest & changed.keys()}
         self._forgotten |= latest & forgotten
@@ -422,7 +422,7 @@ class Registry:
 
     @property
     def _present(self) -> RegistryStore:
-        """The store for what is written of kernels as this server has them now."""
+        """The store, for writes that go with the present terms of this server's kernels."""
         return self._store
 
     async def _renew(self) -> None:
@@ -454,7 +454,7 @@ class Registry:
                     await self.delete(kernel_id)
                 else:
                     await self.save(record)
-            except Exception:  # what a provisioner has said cannot be stored: it would be for ever
+            except Exception:  # a provisioner's data that cannot be encoded would fail for ever
                 self._missed.pop(kernel_id, None)
                 about(logger, kernel_id=kernel_id).exception(
                     "kernel %s: the next server will not know it", kernel_id
@@ -468,7 +468,7 @@ def _records(
 ) -> list[ExecutionRecord]:
     """The records of executions that have changed; one that cannot be made is taken out and told.
 
-    What a kernel or a client has said in one execution must not keep all others from being stored.
+    One execution whose data cannot be encoded must not keep all others from being stored.
     """
     records = []
     for key in [*changed]:
@@ -489,8 +489,8 @@ def _write_all(
     forgotten: set[tuple[str, str]],
     places: list[Places],
 ) -> None:
-    # Executions first, as they matter most: the others are not reached if that fails. They are
-    # transactions of their own, and the next server may see the one without the other.
+    # Executions first, as they matter most: places and activities are not tried if that fails. The
+    # three are separate transactions: the next server may see one without the others.
     if records or forgotten:
         store.save_executions(records, forgotten)
     if places:

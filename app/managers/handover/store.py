@@ -102,7 +102,7 @@ class ExecutionRecord(msgspec.Struct):
 
 
 class Lease(msgspec.Struct):
-    """Which server process has the kernels, and when it last renewed this (since the epoch)."""
+    """Which server process has the kernels; ``renewed`` is in seconds since the epoch."""
 
     server: str
     pid: int
@@ -128,10 +128,10 @@ class RegistryStore(Protocol):
         """Store the record of a kernel, new or changed."""
 
     def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
-        """Store what is new of kernels that have a record.
+        """Update the records of kernels; an id without a record is passed over.
 
-        Of each its id, last activity and execution state, and its model as JSON, which only a
-        registry that is shared stores.
+        Each tuple has a kernel's id, its last activity (seconds since the epoch), its execution
+        state, and its model as JSON, which only a shared registry stores.
         """
 
     def delete(self, kernel_id: str) -> None:
@@ -243,7 +243,7 @@ class SQLiteRegistry:
             for migration in _MIGRATIONS[version:]:
                 for statement in migration:
                     execute(statement)
-            if migrate:  # a server that was killed may have stored those of kernels that were gone
+            if migrate:  # a killed server may have stored places of clients of a deleted kernel
                 execute("DELETE FROM places WHERE kernel_id NOT IN (SELECT id FROM kernel)")
             # Written even if it does not change, so that a full disk is noticed now.
             execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -349,10 +349,10 @@ class OtherSchema(Exception):
 
 
 def encode_json(value: Any) -> str:
-    """JSON of what a record has.
+    """A field of a record as JSON text.
 
     Variables and paths may have bytes that are no UTF-8, which Python has as lone surrogates
-    [PEP 383]. msgspec refuses those.
+    [PEP 383]. msgspec refuses to encode those; the json module writes them as escapes.
     """
     try:
         return msgspec.json.encode(value).decode()
@@ -361,7 +361,10 @@ def encode_json(value: Any) -> str:
 
 
 def decode_json(text: str, kind: type[T]) -> T:
-    """What `encode_json` has made JSON of. Raises `msgspec.MsgspecError`."""
+    """The value, of the type ``kind``, that `encode_json` has encoded.
+
+    Raises `msgspec.MsgspecError` if the text is no JSON, or not of such a value.
+    """
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError:

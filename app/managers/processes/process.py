@@ -138,14 +138,15 @@ class KernelProcess:
                 streams["stdout"] = streams["stderr"] = self._output.open()
             try:
                 info = await bounded(self._launch(cwd, env, arguments, streams), seconds)
-            # Also of a launch that has failed: our copy of the pipe's end would keep it open for
-            # good.
+            # Also after a launch that has failed: otherwise this process's copy of the pipe's end
+            # would keep the pipe open for good.
             finally:
                 self._output.started()
             self._watch()
         except BaseException as error:
-            # The launch may be cancelled once more while it is undone. The undoing is a task of its
-            # own, which no such cancellation reaches: else a process could stay that nobody knows.
+            # The launch may be cancelled again while it is undone. So the undoing is a task of its
+            # own, which is not cancelled then: otherwise a process could stay that nothing refers
+            # to.
             self._undoing = self._loop.create_task(self._undo(), name="undo launch")
             await asyncio.shield(self._undoing)
             if isinstance(error, IsolationUnavailable) or not isinstance(error, Exception):
@@ -175,13 +176,13 @@ class KernelProcess:
         """End the process that a failed launch may have started."""
         provisioner = self._manager.provisioner
         if isinstance(provisioner, KeeperProvisioner):
-            # If `Keeper.launch` raised, nothing runs. If a step behind it did, the process may run.
+            # If `Keeper.launch` has raised, no process runs. If a later step has, one may run.
             await provisioner.keepers.forget(provisioner.kernel_id)
             if not self.exited.done():
                 self.exited.set_result(Exit(UNKNOWN_EXIT))
         if self.running:
-            # The launch may have failed behind the step that has made the process, before `_watch`:
-            # then nobody would see its end, and `kill` would wait in vain.
+            # The launch may have failed between the start of the process and `_watch`: then its end
+            # would not be seen, and `kill` would wait in vain.
             if self._poller is None and self._process is None:
                 with contextlib.suppress(Exception):
                     self._watch()
@@ -194,8 +195,8 @@ class KernelProcess:
         provisioner cannot tell.
         """
         try:
-            # A provisioner that raises has told nothing. To call the process dead then would have
-            # another launched beside it.
+            # If the provisioner raises, it is not known whether the process runs. If it counted as
+            # dead then, another could be launched beside it.
             code = await bounded(self._provisioner.poll())
             if code is None:
                 self._watch()
@@ -217,8 +218,8 @@ class KernelProcess:
         if isinstance(provisioner, KeeperProvisioner):
             self.pid = pid  # None on another host
             name = f"process {pid}"
-            # The future is taken now. Asked for later, it could be that of the kernel's next
-            # process.
+            # The future is fetched now: later the same property could give that of the kernel's
+            # next process.
             awaiting = self._await(provisioner, provisioner.exited)
             self._poller = self._loop.create_task(awaiting, name=name)
             return
@@ -239,7 +240,7 @@ class KernelProcess:
         assert self._process is not None
         self._process.close()
         self._process = None
-        # Until it is polled for the process is a zombie, so no other group can have its number.
+        # The process is a zombie until it is polled: so no other group can have its number yet.
         self._kill_group()
         self._poller = self._loop.create_task(self._poll(), name=f"reap process {self.pid}")
 
@@ -257,8 +258,8 @@ class KernelProcess:
         while True:
             try:
                 code = await bounded(provisioner.poll())
-            # Asked again without a bound, as a process out of reach has not ended. The pauses bound
-            # what that costs, and `close` ends it.
+            # The loop goes on without a bound, as a process out of reach has not ended. The pauses
+            # bound its cost, and `close` ends it.
             except Exception as error:
                 if not failing:
                     logger.warning("cannot tell whether a kernel's process runs: %s", error)
@@ -281,8 +282,8 @@ class KernelProcess:
 
     async def _await(self, provisioner: KeeperProvisioner, exited: asyncio.Future[int]) -> None:
         """Wait until the keeper tells that the process has ended; it has killed the group, too."""
-        # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`
-        # may have set the other one before: it does not wait for the keeper.
+        # The keeper's future is shared, so a cancellation of this task must not reach it. `_undo`,
+        # which does not wait for the keeper, may have set `self.exited` before.
         code = provisioner.exit_code(await asyncio.shield(exited))
         if not self.exited.done():
             self.exited.set_result(Exit(code))
@@ -323,7 +324,7 @@ class KernelProcess:
     async def _ask(self, call: Awaitable[None]) -> None:
         try:
             await bounded(call)
-        # It has ended meanwhile, which whoever waits for `exited` is about to learn.
+        # The process has ended meanwhile, and `exited` is about to be done.
         except ProcessLookupError:
             pass
         except Exception as error:
@@ -334,8 +335,8 @@ class KernelProcess:
         """Whether the process ends within so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                # Several wait for the one future at the same time: the life, a stop, and `kill`.
-                # The end of one's time must not cancel it for the others.
+                # The life, a stop and `kill` may wait for the future at the same time: when the
+                # time of one is over, the future must not be cancelled for the others.
                 await asyncio.shield(self.exited)
         return self.exited.done()
 
@@ -384,8 +385,8 @@ class KernelProcess:
             return ""
         why = "it was killed, and still runs"
         try:
-            # No answer is no failure: the signal may have been sent. Only the end of the process
-            # counts.
+            # If no answer comes, the signal may have been sent all the same: only the end of the
+            # process counts.
             await self._ask(self._provisioner.kill())
         except KernelUnreachable as error:
             why = error.message

@@ -5,11 +5,12 @@ each run has a directory of its own below ``<state_dir>/run``, so that several s
 state directory. The server removes that directory at its end; if the server is killed, its keeper
 does; if both are killed, the next server does.
 
-A server holds the lock in its run's directory as long as it lives, and a keeper the one in its own.
-A directory in which both locks are free is one that nobody uses any more.
+A server has the lock in its run's directory as long as it lives, and a keeper the lock in its own.
+If both locks are free, no process uses the directory any more.
 
-Of a kernel on another host, a server has a copy of its log, a mirror, which it alone may write.
-Replicas share a state directory: so each has a directory of its own for mirrors, and a lock in it.
+A server has a copy of the log of each of its kernels on other hosts: a mirror, which it alone may
+write. Replicas share a state directory: so each has a directory of its own for mirrors, which it
+locks.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class UnusableDirectory(Exception):
 
 
 def check_directories(settings: Settings) -> None:
-    """Raise `UnusableDirectory` unless everything is a directory that a server takes for one.
+    """Raise `UnusableDirectory` if a path exists that the server cannot use as a directory.
 
-    Nothing is made, and what is not there yet is fine.
+    Nothing is made.
     """
     state_dir = settings.state_dir
     checked = [state_dir, state_dir / "run", keeper_dir(state_dir), *aside_dirs(state_dir)]
@@ -92,8 +93,9 @@ class RunFiles:
         if not settings.keeps:
             runs.mkdir(mode=0o700, exist_ok=True)
         if runs.exists():
-            # Between the creation of our directory and its lock, another server that starts could
-            # take the directory for abandoned. Each clears away within this lock, so none does.
+            # Between the creation of this run's directory and its lock, another server that starts
+            # could take the directory for abandoned. Each server clears away only with this lock of
+            # `runs`, so none does.
             with _locked(runs, fcntl.LOCK_EX):
                 _clear_away(runs, settings.isolation_dir)
                 if not settings.keeps:
@@ -110,13 +112,13 @@ class RunFiles:
         if replica:
             mirrors = self.logs.parent / MIRRORS
             mirrors.mkdir(mode=0o700, exist_ok=True)
-            # As above: no other replica clears away between the making of our directory and its
-            # lock.
+            # As above: no other replica clears away between the creation of this replica's
+            # directory and its lock.
             with _locked(mirrors, fcntl.LOCK_EX):
                 _clear_mirrors(mirrors)
                 self.mirrors = mirrors / replica
                 self.mirrors.mkdir(mode=0o700)
-                # The directory itself: a file in it could be removed before the rest is.
+                # The directory itself is locked: a file in it could be removed before the rest is.
                 self._mirrors_lock = os.open(self.mirrors, os.O_RDONLY | os.O_CLOEXEC)
                 fcntl.flock(self._mirrors_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -131,7 +133,7 @@ class RunFiles:
 
     def close(self) -> None:
         """Remove the files that are not for the next server."""
-        # The lock is let go behind the removal: until then no other server takes the directory for
+        # The lock is released after the removal: until then no other server takes the directory for
         # abandoned, and removes it at the same time.
         for directory in self.own:
             shutil.rmtree(directory, ignore_errors=True)
@@ -145,7 +147,7 @@ class RunFiles:
 
 
 def _make_locked(path: Path) -> tuple[Path, int]:
-    """A new directory that this process uses, and its lock, which is to be closed."""
+    """Make a directory and lock it; returns it and the descriptor of the lock, to be closed."""
     path.mkdir(mode=0o700)
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,9 +170,9 @@ def _clear_mirrors(mirrors: Path) -> None:
 def _clear_away(parent: Path, isolation_dir: Path | None) -> None:
     """Remove the directories of runs whose server and keeper were both killed."""
     for directory in parent.iterdir():
-        # It raises where the server has the lock, or the server is dead and its keeper is not: that
-        # ends the kernels and removes the files itself. One that has no lock, or cannot be removed,
-        # is left alone, and looked at by the next server.
+        # `OSError` is raised if the server has the lock, or if it is dead and its keeper lives,
+        # which ends the kernels and removes the files itself. A directory without a lock, or that
+        # cannot be removed, is left to the next server.
         with contextlib.suppress(OSError), _locked(directory / _LOCK):
             with contextlib.suppress(FileNotFoundError):
                 _end_processes(keeper_dir(directory))
@@ -205,9 +207,10 @@ def _kill(pid: int, started: str) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> Iterator[None]:
-    """Hold the lock of a file or directory. Raises `OSError` if another has it, or it is missing.
+    """A block with the lock of a file or directory.
 
-    With ``LOCK_EX`` alone it waits for another to release the lock.
+    Raises `OSError` if another process has the lock, or the file is missing. With ``LOCK_EX`` alone
+    it waits for the other process to release the lock.
     """
     lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

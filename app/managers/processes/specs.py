@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_name(name: str) -> bool:
-    """Whether a folder of this name is a kernelspec's, if there is a ``kernel.json`` in it.
+    """Whether a folder with a ``kernel.json`` and this name is a kernelspec.
 
     Other software makes names with blanks, brackets, and letters of any script. So every name is
     allowed that is no path and can be printed on one line.
@@ -68,11 +68,11 @@ class SpecManager(SpecReader):
         return {name: path for name, path in found.items() if not allowed or name in allowed}
 
     def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        """The kernelspec as kernels are started by it: with the settings' options of its engine.
+        """The kernelspec with the settings' options for its engine, as kernels are started by it.
 
-        Raises what `written` does.
+        Raises what `written` raises.
         """
-        # The one place where they come together: all that reads options reads them of this.
+        # This is the one place where the two are merged: all code reads options from the result.
         return with_defaults(self.written(kernel_name), self._defaults)
 
     def written(self, kernel_name: str) -> KernelSpec:
@@ -224,7 +224,7 @@ class Specs:
         return any(isinstance(found, KernelSpec) for _, found in every_spec(self.manager))
 
     def _written(self, name: str) -> KernelSpec:
-        # What clients are shown is not what the settings say: that is the operator's.
+        # Clients are not shown the options of the settings, which are the operator's.
         return self._find(name, self.manager.written)
 
     def _find(self, name: str, find: Callable[[str], KernelSpec]) -> KernelSpec:

@@ -12,7 +12,7 @@ from ..errors import KernelNotRunning, ServerStopping, TooManyStarts
 __all__ = ["Starts"]
 
 SLOT_SECONDS: Final = 10.0
-"""After this time a start gives up its slot: it waits for something, and others need not."""
+"""After this time a start gives up its slot, so that other starts do not wait for a slow kernel."""
 
 RETRY_SECONDS: Final = 5
 """Seconds after which a client may try again if the queue was full."""
@@ -38,19 +38,19 @@ class Starts:
 
     @property
     def waiting(self) -> int:
-        """Starts that wait for their turn."""
+        """How many starts wait for their turn."""
         return len(self._queue)
 
     @contextmanager
     def admission(self, *, always: bool = False) -> Iterator[None]:
-        """Count one start, from its request on until it is launched.
+        """A block in which one start is counted, from its request until it is launched.
 
-        Raises `TooManyStarts` if the queue is full, unless it is to be admitted ``always``. That is
-        for a restart that no client has asked for, so that no client can be told to try again:
-        ``max_kernels`` bounds the number of those, for each kernel has one at a time.
+        Raises `TooManyStarts` if the queue is full, unless the start is to be admitted ``always``.
+        That is for a restart that no client has asked for, as there is no client that could be told
+        to try again; ``max_kernels`` bounds their number, as each kernel has one restart at a time.
         """
-        # One that launches is counted twice: in `_asked` until its launch is done, and in `running`
-        # from its turn on.
+        # A start that launches is counted twice: in `_asked` until its launch is done, and in
+        # `running` from its turn on.
         there = self._asked - self._launching + self.running
         if there >= self._limit + self._queue_limit and not always:
             raise TooManyStarts(
@@ -74,8 +74,8 @@ class Starts:
         raises `KernelNotRunning`. Raises `ServerStopping` after `stop`.
         """
         await self._turn(came_up)
-        # From the end of `_turn` to `try` nothing is awaited. So no cancellation comes between the
-        # taking of the slot and what gives it up.
+        # Nothing is awaited between the end of `_turn` and `try`: so no cancellation comes between
+        # the taking of the slot and the code that gives it up.
         release = _once(self._leave)
         self._launching += 1
         try:
@@ -85,9 +85,9 @@ class Starts:
             raise
         finally:
             self._launching -= 1
-        # Both of these happen, in either order; the first one gives up the slot.
+        # `release` is called twice, in either order; the first call gives up the slot.
         came_up.add_done_callback(lambda _: release())
-        # Not cancelled when the kernel has come up before: it then does nothing, once.
+        # The timer is not cancelled when the kernel has come up: its call then does nothing.
         asyncio.get_running_loop().call_later(SLOT_SECONDS, release)
 
     @contextmanager
@@ -130,9 +130,9 @@ class Starts:
                 raise KernelNotRunning("The kernel was shut down before its turn to start came")
             self._enter()
         finally:
-            # First, or `_wake` would choose this start again, which will not enter. Others are
-            # woken also by one that has entered: further slots may have become free meanwhile, and
-            # starts have come that queued behind this one.
+            # Removed first, or `_wake` would choose this start again, which will not enter. A start
+            # that has entered wakes others as well: further slots may have become free meanwhile,
+            # and further starts may be in the queue.
             del self._queue[waiter]
             self._wake()
 
@@ -149,8 +149,8 @@ class Starts:
     def _wake(self) -> None:
         """Wake as many of the first waiting starts as there are free slots.
 
-        A start that was woken stays in the queue until it has entered. So none that comes between
-        can overtake it, and calling this again wakes nobody else in its place.
+        A start that was woken stays in the queue until it has entered. So a start that comes
+        meanwhile does not overtake it, and another call of this wakes no other start in its place.
         """
         room = self._limit - self.running
         for waiter in [*self._queue][: max(room, 0)]:

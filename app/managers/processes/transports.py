@@ -66,7 +66,7 @@ class Transports:
         directory = parent / "ipc"
         if len(os.fsencode(directory)) + _NAME_BYTES <= MAX_SOCKET_NAME:
             directory.mkdir(mode=0o700, exist_ok=True)
-            # Whatever the umask is, and whoever has made it: the kernels' sockets are in there.
+            # Also if it was made before, or with another umask: the kernels' sockets are in there.
             directory.chmod(0o700)
             return directory
         self._own_directory = tempfile.mkdtemp(prefix="kernelkeep-")
@@ -104,8 +104,8 @@ class Transports:
         if self._setting != "auto" or self._memory.get(key) == transport:
             return
         self._memory[key] = transport
-        # Without a lock. Servers that share the state directory may overwrite what another has
-        # learnt, or mix two writes into one file, which `_load` refuses: what is lost costs one
+        # There is no lock. Servers that share the state directory may overwrite each other's
+        # entries, or mix two writes into one file, which `_load` refuses: a lost entry costs one
         # slower start. The file is written in the event loop: it is small, and each kernelspec
         # changes it once or twice.
         temporary = self._memory_file.with_suffix(".tmp")

@@ -1,7 +1,7 @@
 """The authority that the replicas of a registry share: its key is in the registry.
 
-Whoever reads it there could pass for any replica, and for any keeper that dials in. The registry
-has the keys of kernels anyhow: it is as secret as a state directory.
+A reader of that row could pass for any replica, and for any keeper that dials in. The registry has
+the keys of kernels anyhow: it has to be kept as secret as a state directory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def shared_authority(database: Database) -> bytes:
 
     Raises `StoreAway`, and `ImportError` without the package cryptography.
     """
-    # A key takes a while to make, and is made outside of the transaction: two replicas may make one
-    # each, of which the first that is stored counts for both.
+    # A key takes a while to make, and is made outside of the transaction: two replicas may make a
+    # key each. Both use the one that is stored first.
     found = database.run(_read)
     if found is None:
         made = new_authority()
@@ -38,7 +38,7 @@ def _read(connection: Connection) -> bytes | None:
 
 
 def _keep(connection: Connection, made: bytes) -> bytes:
-    """Store what was made, unless another replica was faster; what counts from now on."""
+    """Store an authority, unless another replica has stored one; returns the one that is stored."""
     connection.execute(
         "INSERT INTO kernelkeep.secrets (name, value) VALUES (%s, %s) ON CONFLICT DO NOTHING",
         (_NAME, made),

@@ -1,9 +1,11 @@
-"""Claims in the registry: each lets one replica do a thing, and tells the others the result.
+"""Claims in the registry: each lets one replica make an object, and tells the others its id.
 
-A claim is a row that a replica writes before it begins. Another that wants to do the same finds the
-row: it waits until the first is done, and has what that has made. The claims of a replica that dies
-before it is done are free: whoever finds one looks first whether that replica had made the thing
-(`Claim.new_id`).
+The object is what a client has asked for with an ``Idempotency-Key``, such as a kernel or an
+execution; a claim without an object is a lock (`SharedClaims.turn`). A claim is a row that a
+replica writes before it begins. Another replica that gets the same request finds the row, waits
+until the first is done, and answers with the id of the object that the first has made. When a
+replica dies before it is done, its claims are left: the next replica that finds one looks first
+whether the dead replica had made the object (`Claim.new_id`).
 """
 
 from __future__ import annotations
@@ -29,27 +31,31 @@ __all__ = ["KEY_SECONDS", "MAX_CLAIMS", "Claim", "SharedClaims", "claim", "settl
 logger = logging.getLogger(__name__)
 
 KEY_SECONDS: Final = 24 * 3600
-"""How long it is remembered what was made, as `app.api.idempotency.KEY_SECONDS`."""
+"""How long a claim is remembered, with the id that was made: `app.api.idempotency.KEY_SECONDS`."""
 
 MAX_CLAIMS: Final = 10_000
 """How many claims are remembered; the oldest of the owner with the most is forgotten first."""
 
 CATCH_UP_SECONDS: Final = 4.0
-"""How long a replica may take to hear what others have stored before it has claimed something."""
+"""How long a replica that has a claim may take to hear what others had stored before the claim."""
 
 WAIT_SECONDS: Final = 300.0
 """How long a request may wait for another replica that has the same claim."""
 
 PAUSES: Final = (0.02, 0.05, 0.1, 0.25)
-"""Seconds until a replica looks again for a claim that another has; the last from then on."""
+"""Pauses in seconds between looks at a claim that another replica has; the last one repeats."""
 
 
 LEFT: Final = ""
-"""The result of a claim whose replica cannot tell it: the next replica has to look for it."""
+"""Given for the id of the object: this replica cannot tell it, and the next has to look for it."""
 
 
 class Claim(NamedTuple):
-    """Something to be done once for an owner. The ``attempt`` is a new UUID."""
+    """What one replica is to make, for an owner, once.
+
+    ``name`` is a digest of owner, purpose and key, ``request`` one of the request's body.
+    ``attempt`` is a new UUID for each try.
+    """
 
     name: bytes
     owner: str
@@ -58,16 +64,17 @@ class Claim(NamedTuple):
 
     @classmethod
     def of(cls, owner: str, purpose: str, key: str, request: bytes = b"") -> Claim:
-        """A new claim of what an owner calls ``key``, for a ``request`` with this digest."""
+        """A new claim for an owner's ``key``. ``request`` is a digest of the request's body."""
         words = (word.encode("utf-8", "surrogatepass") for word in (owner, purpose, key))
         name = sha256(b"".join(sha256(word).digest() for word in words)).digest()
         return cls(name, owner, request, str(uuid4()))
 
     def new_id(self, *, is_vital: bool) -> str:
-        """The id of what is made: that of the attempt, or one that follows from key and request.
+        """The id of the object to be made: the attempt's, or one that follows from key and request.
 
-        Whoever has a kernel knows its executions by the registry and the end of its log. So it
-        finds one by the key alone, also where no row tells of the attempt, or the registry is away.
+        The latter is for executions: the replica that has a kernel knows the kernel's executions by
+        the registry and the end of the log. So it finds the execution of a request that comes
+        again even where no row tells of the attempt, or while the registry is away.
         """
         if is_vital:
             return self.attempt
@@ -75,9 +82,10 @@ class Claim(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An earlier claim of the same thing.
+    """An earlier claim of the same name.
 
-    ``made`` is None while its replica is at work. If that has died, ``left`` is the attempt.
+    ``made`` is the id of the object, or None while there is none. ``left`` is the attempt of the
+    claim if its replica has died, or has left the claim (`LEFT`), before ``made`` was noted.
     """
 
     request: bytes
@@ -88,19 +96,19 @@ class Found(NamedTuple):
 def claim(
     connection: Connection, replica_id: str, wanted: Claim, instead: str | None = None
 ) -> Found | None:
-    """Claim what nobody has; else what there is.
+    """Claim a name for a replica; returns None, or the claim that there is already.
 
-    What a replica has left that has died is claimed only ``instead`` of its attempt, which has made
-    nothing. When this is settled, one way or the other, or left, the name of the attempt is told as
-    a mark: whoever has heard it (`Directory.expect`) knows all that was stored before. Raises
-    `NotJoined`.
+    A claim that a dead replica has left is replaced only if ``instead`` is its attempt: the caller
+    then knows that the attempt has made nothing. Unless another replica is at work, the wanted
+    attempt is told to all replicas as a mark: a replica that has heard it (`Directory.expect`)
+    knows all that was stored before. Raises `NotJoined`.
     """
     execute = connection.execute
     if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
         raise NotJoined
     _forget_old(connection)
     # Two replicas that insert the same name wait for each other at the index: the second finds the
-    # row of the first when that is committed, and updates it only where nobody is at work.
+    # row of the first when that is committed, and updates it only where no replica is at work.
     claimed = execute(
         # The same attempt comes again when its answer was lost with the connection.
         "INSERT INTO kernelkeep.idempotency AS known (name, owner, request, attempt, replica) "
@@ -119,8 +127,8 @@ def claim(
         "FROM kernelkeep.idempotency WHERE name = %s",
         (wanted.name,),
     ).fetchone()
-    # Between the two statements, each of which sees what was committed before it, the row may have
-    # been given up: an answer that says neither made nor left has the caller claim once more.
+    # Each of the two statements sees what was committed before it, so the row may have been deleted
+    # between them. A `Found` that is neither made nor left has the caller claim once more.
     found = Found(wanted.request) if row is None else Found(*row)
     if found.made is not None or found.left is not None:
         tell(connection, "mark", [wanted.attempt])
@@ -134,8 +142,8 @@ def _forget_old(connection: Connection) -> None:
         "- make_interval(secs => %s) AND (made IS NOT NULL OR replica IS NULL)",
         (KEY_SECONDS,),
     )
-    # Not exact: replicas that count at the same time may remove the same one. What is at work is
-    # never removed, however much of that there is.
+    # Not exact: replicas that count at the same time may delete the same row. Claims at which a
+    # replica is at work are never deleted, however many there are.
     (count,) = execute("SELECT count(*) FROM kernelkeep.idempotency").fetchone() or (0,)
     if count >= MAX_CLAIMS:
         execute(
@@ -147,15 +155,15 @@ def _forget_old(connection: Connection) -> None:
 
 
 def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None]) -> None:
-    """Note what was made by claims; those by which nothing was made are given up.
+    """Store the ids of the objects that claims have made; delete claims for which the id is None.
 
-    Those that are `LEFT` are found as those of a replica that has died. A replica that was declared
-    dead meanwhile has none: others may look for what it had made.
+    A claim whose id is `LEFT` becomes like one of a dead replica: the next replica looks for the
+    object. Of a replica that was declared dead meanwhile no claim is changed.
     """
     for one, made in done.items():
-        # Each statement names attempt and replica: a claim that was freed meanwhile, as this
-        # replica was declared dead, is left to whoever looks for the attempt, or has claimed
-        # instead.
+        # Each statement names attempt and replica. If this replica was declared dead meanwhile, its
+        # claims are free, and another replica looks for the attempt or has a claim in its place:
+        # such a row must not change.
         if made == LEFT:
             connection.execute(
                 "UPDATE kernelkeep.idempotency SET replica = NULL "
@@ -181,7 +189,7 @@ def settle(connection: Connection, replica_id: str, done: dict[Claim, str | None
 
 
 def settle_left(connection: Connection, name: bytes, attempt: str, made: str) -> None:
-    """Note what a replica had made that has died."""
+    """Store the id ``made`` of the object that a dead replica's ``attempt`` had made."""
     connection.execute(
         "UPDATE kernelkeep.idempotency SET made = %s "
         "WHERE name = %s AND attempt = %s AND made IS NULL AND replica IS NULL",
@@ -190,15 +198,17 @@ def settle_left(connection: Connection, name: bytes, attempt: str, made: str) ->
 
 
 Find = Callable[[str], str | None]
-"""The id of what was made under an id that is given; None if nothing was."""
+"""Called with the id that an object was to have; returns the object's id, or None if none is there.
+"""
 
 
 Confirm = Callable[[str], Awaitable[None]]
-"""Returns when it is certain that what was made is stored. Raises a `KernelkeepError` if not."""
+"""Called with an object's id; returns when the object is stored for certain. Raises a
+`KernelkeepError` if it is not."""
 
 
 class Open(NamedTuple):
-    """A claim by which something was made that may not be stored."""
+    """A claim whose object, with the id ``made``, exists here and may not be stored yet."""
 
     claim: Claim
     made: str
@@ -206,16 +216,16 @@ class Open(NamedTuple):
 
 
 class Marks(Protocol):
-    """Tells when this replica knows what the others have stored."""
+    """Tells when this replica has heard of all that others had stored before a mark."""
 
     def expect(self, mark: str) -> asyncio.Future[None]:
         """As `Directory.expect`."""
 
 
 class SharedClaims:
-    """The claims of one replica. ``known`` is what it knows of the others.
+    """The claims of one replica. ``known`` tells when it has heard of the other replicas' writes.
 
-    While the registry ``is_away`` it is not asked: what waits for it would only become more.
+    While the registry ``is_away`` it is not asked, or ever more requests would wait for it.
     """
 
     def __init__(
@@ -242,36 +252,37 @@ class SharedClaims:
         *,
         is_vital: bool,
     ) -> str:
-        """The id of what ``make`` makes, or has made for whoever has claimed this before.
+        """The id of the object that ``make`` makes, or that an earlier request has made.
 
-        ``make`` is called with the id that it is to have, a UUID, and ``find`` with the id of what
-        may have been made before, as by a replica that has died. What is made, and cannot be
-        confirmed, may be known to the next replica or not: the claim stays as it is, and when it is
-        asked for again, whoever has it confirms it, or finds it. If another replica is at it, this
-        waits for that one. Raises `IdempotencyConflict` if the request was another one there, and
-        `RequestUnderway` if that takes too long. While the registry is away this raises
-        `RegistryUnavailable`; if it is known to be away, and the claim is not ``is_vital``, this
-        calls ``make`` instead.
+        ``make`` is called with the id, a UUID, that the object is to have; ``find`` with the id of
+        an object that may have been made before, as by a replica that has died. While another
+        replica makes the object, this waits for that one. If ``confirm`` fails, the next replica
+        may know the object or not: its claim stays open, and the next request with this key
+        confirms the object, or finds it. Raises what ``make`` and ``confirm`` raise,
+        `IdempotencyConflict` if the earlier request was another one, and `RequestUnderway` if the
+        other replica takes too long. While the registry is away this raises `RegistryUnavailable`;
+        but if it is known to be away, and the claim is not ``is_vital``, it calls ``make`` without
+        a claim.
         """
-        # Two requests of one key at this replica never get here at the same time: the second waits
-        # for the first before (`api.idempotency`). Through other replicas they meet at the row.
+        # Two requests with one key at this replica never get here at the same time: the second
+        # waits for the first (`api.idempotency`). At two replicas they meet at the claim's row.
         wanted = Claim.of(owner, purpose, key, request)
         if (left := self._open.get(wanted.name)) is not None:
             if left.claim.request != request:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
             if find(left.made) is not None:
                 return await self._confirm(left)
-            await self._drop(left, None)  # the kernel was another's meanwhile
+            await self._drop(left, None)  # another replica has had the kernel meanwhile
         if self._is_away() and not is_vital:
             return await self._unclaimed(wanted, make, find, confirm, undo)
-        # From here on the claim may be there although its answer is lost: what is made without it
-        # would not be found by it.
+        # From here on the row may be there although the registry's answer is lost. So nothing is
+        # made without a claim any more: no later request would find it by the row.
         made = await self._claim(wanted, find, is_vital=is_vital)
         if made is not None:
             return made
         try:
-            # A replica that had the kernel may have made it without a claim, have told nobody, and
-            # have been declared dead.
+            # A replica that had the kernel before may have made the execution without a claim
+            # (`_unclaimed`), and have been declared dead before it could settle.
             new_id = wanted.new_id(is_vital=is_vital)
             made = None if is_vital else find(new_id)
             if made is None:
@@ -279,8 +290,9 @@ class SharedClaims:
         except BaseException:
             await self._settle(wanted, None)
             raise
-        # No await between the making and this entry: a caller that is cancelled from here on leaves
-        # a claim that `confirm` settles, and not one that seems to be at work for ever.
+        # No await between the end of `make` and this entry: a caller that is cancelled from here on
+        # leaves a claim that `confirm` settles. Without the entry the claim would seem to have a
+        # replica at work for ever.
         self._open[wanted.name] = left = Open(wanted, made, confirm)
         if len(self._open) > MAX_CLAIMS:
             await self._drop(next(iter(self._open.values())), LEFT)
@@ -294,11 +306,11 @@ class SharedClaims:
         confirm: Confirm,
         undo: Confirm,
     ) -> str:
-        """Make something while the registry is away; what would have to be stored is undone.
+        """Make an object while the registry is away; it is undone if it cannot be confirmed.
 
-        It may be stored all the same, by a write whose answer is late, and the replica that takes
-        the kernel has it then. The other way round, an earlier one may have made it with a claim
-        that cannot be read now.
+        It may be stored all the same, by a write whose answer is late: then the replica that takes
+        the kernel next has it. An earlier request may have made the object with a claim that cannot
+        be read now: ``find`` is asked first.
         """
         new_id = wanted.new_id(is_vital=False)
         made = find(new_id)
@@ -308,17 +320,17 @@ class SharedClaims:
         try:
             await confirm(made)
         except BaseException:
-            if is_new:  # otherwise whoever asked first may know that it is there
+            if is_new:  # otherwise the client of the earlier request may know its id
                 await undo(made)
             raise
         await self._settle(wanted, made)
         return made
 
     async def _confirm(self, left: Open) -> str:
-        """Settle a claim when what it has made is stored. Raises what ``confirm`` does.
+        """Settle a claim when its object is stored; returns the object's id.
 
-        What is not here any more can be confirmed by no one here: the claim is left, and whoever
-        has the kernel finds what was made, if that was stored.
+        If the object is not at this replica any more, the claim is left (`LEFT`): the replica that
+        has the kernel finds the object, if it was stored. Raises what ``confirm`` raises.
         """
         try:
             await left.confirm(left.made)
@@ -329,15 +341,15 @@ class SharedClaims:
         return left.made
 
     async def _drop(self, left: Open, made: str | None) -> None:
-        """Settle a claim that was open, unless that was done."""
-        # A client that asks again and the renewal of the lease (`confirm`) may confirm the same
-        # claim at the same time: whichever comes first settles, and both are told the same.
+        """Settle an open claim, unless it was settled meanwhile."""
+        # A client's second request and the renewal of the lease (`confirm`) may confirm the same
+        # claim at the same time: the first to come here settles it, and both get the same id.
         if self._open.get(left.claim.name) is left:
             del self._open[left.claim.name]
             await self._settle(left.claim, made)
 
     async def confirm(self) -> None:
-        """Settle the claims whose making could not be confirmed before, and can now."""
+        """Settle the open claims whose objects can be confirmed now."""
         left = [self._confirm(one) for one in self._open.values()]
         for found in await asyncio.gather(*left, return_exceptions=True):
             if isinstance(found, Exception) and not isinstance(found, KernelkeepError):
@@ -345,9 +357,9 @@ class SharedClaims:
 
     @asynccontextmanager
     async def turn(self, owner: str, purpose: str, key: str) -> AsyncIterator[None]:
-        """Do something that one replica at a time does.
+        """A block that one replica at a time runs for the same owner, purpose and key.
 
-        Raises `RegistryUnavailable` and `RequestUnderway`.
+        Raises `RegistryUnavailable`, and `RequestUnderway` if another replica takes too long.
         """
         wanted = Claim.of(owner, purpose, key)
         await self._claim(wanted, lambda _: None)
@@ -357,9 +369,10 @@ class SharedClaims:
             await self._settle(wanted, None)
 
     async def _claim(self, wanted: Claim, find: Find, *, is_vital: bool = True) -> str | None:
-        """What was made by an earlier claim; None if this replica is to make it.
+        """The id that an earlier claim has made; None if this replica has the claim now.
 
-        What others have stored before is known here then, if that ``is_vital`` or nothing was made.
+        In the second case, and also in the first if the claim ``is_vital``, this replica has by
+        then heard of all that others had stored before.
         """
         if self._is_away():
             raise RegistryUnavailable
@@ -367,10 +380,10 @@ class SharedClaims:
         nothing_by: str | None = None
         try:
             while True:
-                # Before the claim tells the mark. When the mark is heard, `find` and what is made
-                # know all that others had stored before: what a dead replica has made by its
-                # attempt is found, or is not there, and can never be stored (its row is gone). The
-                # mark of an earlier turn of this loop does as well: that replica was dead by then.
+                # Before `claim` tells the mark. When the mark is heard, `find` and `make` see all
+                # that others had stored before: the object of a dead replica's attempt is found
+                # now, or was not stored and never can be (that replica's row is gone). The mark of
+                # an earlier turn of this loop does as well: that replica was dead by then.
                 marked = self._known.expect(wanted.attempt)
                 try:
                     found = await self._first(wanted, nothing_by, deadline)
@@ -385,14 +398,14 @@ class SharedClaims:
                 await self._look_for(wanted, found, find, is_vital=is_vital)
                 nothing_by = found.left
         except BaseException as error:
-            # An answer may be lost, or come behind the caller's end, and the claim be there:
-            # `clear` gives it up behind whatever is still under way in the thread.
+            # The row may be there although the registry's answer was lost, or came after the caller
+            # was cancelled: `clear` deletes it, after the statement that the thread is still at.
             if not isinstance(error, IdempotencyConflict | RequestUnderway):
                 self._done[wanted] = None
             raise
 
     async def _look_for(self, wanted: Claim, found: Found, find: Find, *, is_vital: bool) -> None:
-        """Note what a replica had made that has died, if it had."""
+        """Look for the object of a dead replica's claim; store its id if the object is there."""
         assert found.left is not None
         left = wanted._replace(request=found.request, attempt=found.left)
         made = find(left.new_id(is_vital=is_vital))
@@ -401,7 +414,11 @@ class SharedClaims:
             await self._run(work)
 
     async def _first(self, wanted: Claim, instead: str | None, deadline: float) -> Found | None:
-        """What was made, or left; None if this replica has the claim."""
+        """An earlier claim that has made something or is left; None if this replica has the claim.
+
+        Waits while another replica is at work, until the ``deadline`` (seconds, the loop's clock).
+        Raises `IdempotencyConflict` and `RequestUnderway`.
+        """
         loop, looks = asyncio.get_running_loop(), 0
         while True:
             found: Found | None = await self._run(
@@ -413,8 +430,9 @@ class SharedClaims:
                 raise IdempotencyConflict("Idempotency-Key: it was used for another request")
             if found.made is not None or found.left not in (None, instead):
                 return found
-            # Whoever has the claim is at work, and settles it, or is declared dead. It is asked for
-            # again and not told: what is made takes seconds, and a mark for each would wake all.
+            # The replica that has the claim is at work: it settles the claim, or is declared dead.
+            # This one looks again, and is not notified: an object takes seconds to make, and a
+            # notification for each would wake all replicas.
             if loop.time() >= deadline:
                 raise RequestUnderway
             await asyncio.sleep(PAUSES[min(looks, len(PAUSES) - 1)])
@@ -428,7 +446,7 @@ class SharedClaims:
 
     async def _settle(self, wanted: Claim, made: str | None) -> None:
         self._done[wanted] = made
-        # A task of its own: a client that goes away must not leave a claim that nobody is at.
+        # A task of its own: a client that goes away cancels the caller, and the claim would stay.
         task = asyncio.get_running_loop().create_task(self.clear(), name="settle claims")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -436,8 +454,8 @@ class SharedClaims:
 
     async def clear(self) -> None:
         """Settle the claims that are done; what fails is tried again by the next call."""
-        # Taken before the await: what is done meanwhile is the next call's. Calls that overlap do
-        # no harm, as the thread works in order, and each has claims of its own.
+        # Taken before the await: claims that are done meanwhile are the next call's. Calls that
+        # overlap do no harm: the thread works in order, and each call has claims of its own.
         done, self._done = self._done, {}
         if not done:
             return
@@ -445,4 +463,4 @@ class SharedClaims:
             await self._ask(partial(settle, replica_id=self._replica, done=done))
         except StoreAway as error:
             logger.debug("claims are not settled: %s", error)
-            self._done = done | self._done  # of a claim that is in both the newer counts
+            self._done = done | self._done  # the newer value counts of a claim that is in both

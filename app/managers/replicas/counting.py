@@ -1,9 +1,9 @@
-"""One replica's part in counting together what owners use at all replicas.
+"""One replica's part in counting, together with the others, what owners use at all replicas.
 
-A WebSocket, or an execution that waits, is counted in the registry before it is granted (`admit`).
-Counts that have become smaller are written later, and so are counts that no call of `admit` has
-raised: of executions that wait at a kernel which was taken over, and of what the registry has lost.
-One task does both, one statement after the other, so that no write overtakes another.
+A WebSocket or a queued execution is counted in the registry before it is granted (`admit`). Counts
+that have become smaller are written later. So are counts that have grown without a call of `admit`,
+as by executions that are queued at a kernel which was taken over, and counts that the registry has
+lost. One task writes all of them, one statement after the other: no write overtakes another.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class _Ask:
 class SharedCounting:
     """The `Counting` of one replica. Use it inside a running event loop, and `close` it there.
 
-    When the registry could not be asked, each replica's own count decides until a `beat` finds the
-    registry again: no request waits for it meanwhile.
+    When the registry could not be asked, this replica's own count decides, until a `beat` reaches
+    the registry again: meanwhile no request waits for the registry.
     """
 
     is_shared = True
@@ -55,7 +55,8 @@ class SharedCounting:
         self._is_closed = False
         # By owner. The calls that are not over: `Here` counts them all.
         self._asks: dict[str, list[_Ask]] = {}
-        # What the registry has of this replica; None if that is not known. Others have nothing.
+        # This replica's counts in the registry, by owner; None if they are not known. The counts of
+        # an owner that is not in the dict are 0 there.
         self._stored: dict[str, Counts | None] = {}
         self._changed: set[str] = set()
         self._is_beat = False
@@ -78,7 +79,7 @@ class SharedCounting:
     async def admit(self, limit: str, owner: str, most: int) -> int | None:
         """As `Counting.admit`."""
         if self._is_away:
-            self._stored[owner] = None  # the next beat has the others know
+            self._stored[owner] = None  # so the next beat stores this owner's counts
             return None
         ask = _Ask(Asked(limit, most))
         asks = self._asks.setdefault(owner, [])
@@ -87,9 +88,9 @@ class SharedCounting:
         try:
             return await ask.decided
         finally:
-            # Nothing is awaited from here until the caller has its own count right: `_own` finds
-            # both as they were, or both as they are now. If the call was cancelled, its place may
-            # be stored.
+            # Nothing is awaited from here until the caller has its own count right: `_own`, which
+            # reads `asks` and that count, sees both before the change or both after it. If the call
+            # was cancelled, the registry may have counted it: `changed` has that corrected.
             asks.remove(ask)
             if not asks:
                 del self._asks[owner]
@@ -141,7 +142,7 @@ class SharedCounting:
                     await self._decide(owner)
                 await self._store()
         except Exception:
-            # Whatever it is: nobody waits for an answer that does not come.
+            # Whatever was raised: `_decide_alone` grants the requests, so that none waits for ever.
             logger.exception("what owners use cannot be told to the other replicas")
             self._is_away = True
         finally:

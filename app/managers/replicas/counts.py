@@ -20,7 +20,10 @@ _ADMITTING: Final = 0x6B656570
 
 
 class Asked(NamedTuple):
-    """A request for one more; ``limit`` names the limit, ``most`` is its value."""
+    """A request for one more WebSocket or queued execution.
+
+    ``limit`` is the limit's name, which is a field of `Counts`, and ``most`` its value.
+    """
 
     limit: str
     most: int
@@ -42,10 +45,11 @@ def admit(
     ``own`` are the replica's counts without these requests.
     """
     execute = connection.execute
-    # First the replica, then what belongs to it, as everywhere.
+    # The replica's row is locked first, then rows that belong to the replica, as everywhere.
     is_joined = _is_joined(connection, replica_id)
-    # To the end of the transaction. Without the lock two replicas would each count the last place
-    # as free. Two owners with one number wait for each other, which does no harm.
+    # The lock lasts to the end of the transaction. Without it two replicas would each count the
+    # last place as free. Two owners whose names have the same hash wait for each other, which does
+    # no harm.
     execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_ADMITTING, owner))
     row = execute(
         "SELECT coalesce(sum(websockets), 0), coalesce(sum(queued_executions), 0) "
@@ -59,7 +63,8 @@ def admit(
         found.append(None if used < most else used)
         if used < most:
             own = own._replace(**{limit: here + 1})
-    # One that was declared dead has nothing that others count, until it has joined them again.
+    # The counts of a replica that was declared dead are not stored: others count nothing of it
+    # until it has joined them again.
     if not is_joined:
         return Admitted(found, None)
     _put(connection, replica_id, {owner: own})

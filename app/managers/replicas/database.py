@@ -1,7 +1,7 @@
 """One connection to the PostgreSQL database of the shared registry, made again when it is lost.
 
-Everything here blocks, and is called in a thread. Nothing that is raised here has the password of
-the database in its text.
+Everything here blocks, and is called in a thread. No text of an error that is raised here has the
+password of the database.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ CONNECT_SECONDS: Final = 3
 """How long a connection may take to be made, for each address that the host's name has."""
 
 STATEMENT_SECONDS: Final = 5
-"""How long a statement, or the wait for a lock in it, may take, as the database bounds it."""
+"""How long the database lets a statement take, and a statement's wait for a lock."""
 
 IDLE_SECONDS: Final = 1.0
 """How long the database waits for the next statement of a transaction.
 
-A replica that is stopped in one, or cut off, holds its row, and is not declared dead before that.
+A replica that is stopped, or cut off, in a transaction keeps its row locked, and cannot be declared
+dead before the database ends the transaction.
 """
 
 _MIGRATING: Final = 0x6B65726E656C6B65
 """The key of the advisory lock under which one process at a time migrates."""
 
-# Not only of a connection that is lost: a statement that has taken too long, or was ended as two
-# were waiting for each other, is an OperationalError, too. All of these may go well the second
-# time.
+# Errors after which the same work may succeed. Not all are of a lost connection: a statement that
+# has taken too long, or was ended as two were waiting for each other, is an OperationalError, too.
 _AWAY: Final = (
     psycopg.OperationalError,
     psycopg.InterfaceError,
@@ -68,14 +68,14 @@ class Database:
         self._is_closed = False
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """What ``work`` returns, which may run twice if the connection turns out to be lost.
+        """Run ``work`` in a transaction and return its result. ``work`` may run twice.
 
-        ``work`` must do no harm the second time, whether the first has come into effect or not.
-        Raises `StoreAway`.
+        It runs a second time if the connection turns out to be lost, whether the first transaction
+        was committed or not, and so must do no harm then. Raises `StoreAway`.
         """
-        # A connection that was made before may have been lost long ago, unnoticed: the first
-        # failure says nothing of the database. One that was just made is no such, and the caller,
-        # who has a bound, is told at once.
+        # A connection that was made earlier may have been lost long ago, unnoticed: its failure
+        # says nothing of the database. If a connection that was just made fails, the caller, who
+        # has a bound, is told at once.
         is_fresh = self._connection is None
         try:
             return self._run(work)
@@ -83,7 +83,7 @@ class Database:
             self.close_connection()
             if is_fresh or self._is_closed:
                 raise StoreAway(self.plain(error)) from None
-        except psycopg.Error as error:  # the database has refused: it would again
+        except psycopg.Error as error:  # the database has refused the work, and would again
             raise StoreAway(self.plain(error)) from None
         try:
             return self._run(work)
@@ -95,8 +95,8 @@ class Database:
         connection = self._connection
         if connection is None or connection.closed:
             connection = self._connect()
-        # What `work` raises rolls back. If the connection is lost at the commit, nobody here knows
-        # whether that has come into effect: so work does no harm the second time.
+        # An exception of `work` rolls back. If the connection is lost at the commit, it is not
+        # known here whether the transaction was committed.
         with connection.transaction():
             return work(connection)
 
@@ -106,7 +106,7 @@ class Database:
             autocommit=True,
             connect_timeout=CONNECT_SECONDS,
             application_name="kernelkeep",
-            # A database without an encoding of its own has text as bytes, and would give bytes.
+            # A database without an encoding of its own (SQL_ASCII) would give text as bytes.
             client_encoding="UTF8",
             # A pooler between here and the database would mix prepared statements up.
             prepare_threshold=None,
@@ -115,8 +115,8 @@ class Database:
             keepalives_count=3,
             tcp_user_timeout=1000 * STATEMENT_SECONDS,
         )
-        # Under the lock, with `close` and `abort`, which other threads call: either they find this
-        # connection, or this finds that the database was closed meanwhile.
+        # `close` and `abort` are called by other threads, and take the lock, too: either they find
+        # this connection, or this thread finds that `close` was called meanwhile.
         with self._lock:
             if self._is_closed:
                 connection.close()
@@ -133,26 +133,26 @@ class Database:
         return connection
 
     def open(self) -> Connection:
-        """A connection of one's own use, for `LISTEN`. Raises `StoreAway`."""
+        """The connection itself, for a caller that listens with it. Raises `StoreAway`."""
         try:
             return self._connection or self._connect()
         except psycopg.Error as error:
             raise StoreAway(self.plain(error)) from None
 
     def abort(self) -> None:
-        """Have the work that runs fail, whatever it waits for; any thread may call this.
+        """Have the work that runs now fail, whatever it waits for; any thread may call this.
 
         A database whose process is stopped answers nothing, and its machine keeps the connection
         alive: no bound of the client's library ends that wait.
         """
-        # A connection that is just being made is not there yet: it has its own bound. What runs is
-        # aborted whoever's it is: all work of this database is of one thread, in order, so that
-        # what is ahead of the caller's holds up the caller's.
+        # A connection that is just being made is not in `_connection` yet: it has its own bound.
+        # The work that is aborted may be another caller's: one thread does all work of this object
+        # in order, so that work holds up the work of whoever calls this.
         with self._lock:
             connection = self._connection
             if connection is not None and not connection.closed:
-                # Through a descriptor of its own: the thread that waits closes the other one, whose
-                # number may be another file's in the same moment.
+                # A duplicate of the descriptor is shut down: the thread that waits may close the
+                # original at any moment, whose number may then be another file's.
                 with (
                     contextlib.suppress(OSError, psycopg.Error),
                     socket.socket(fileno=os.dup(connection.fileno())) as end,
@@ -174,12 +174,12 @@ class Database:
         self.close_connection()
 
     def plain(self, error: psycopg.Error) -> str:
-        """What an error says, in one line, without the password.
+        """The text of an error in one line, without the password.
 
         The details of an error would repeat a row, in which there are keys of kernels.
         """
-        # libpq repeats a part of a URL that it cannot read as it is written, percent-encoded. The
-        # longer form goes first, for the shorter one may be a part of it.
+        # An error of libpq may quote a part of the URL as it is written, percent-encoded, so both
+        # forms are replaced. The longer one goes first: the shorter one may be a part of it.
         text = error.diag.message_primary or str(error)
         for password in self._passwords:
             text = text.replace(password, "***")
@@ -202,11 +202,11 @@ def newest_version() -> int:
 
 
 def migrate(database: Database) -> tuple[int, int]:
-    """Bring the registry to the newest version; returns the version before and the one now.
+    """Migrate the registry to the newest version; returns the version before and the one now.
 
-    Whoever comes second waits for the first, and finds the work done. There is no way back. Raises
-    `UnusableRegistry` for a registry of a newer version that this one cannot use, and if the
-    database cannot be had.
+    A second process waits for the first, and finds the work done. There is no way back. Raises
+    `UnusableRegistry` for a registry of a newer version that this kernelkeep cannot use, and if the
+    database cannot be used.
     """
     try:
         before, least = database.run(_migrate)
@@ -231,17 +231,21 @@ class _WrongEncoding(Exception):
 
 
 def _migrate(connection: Connection) -> tuple[int, int]:
-    """The version before, and the oldest one whose servers can use the registry now."""
+    """Run the missing migrations in one transaction.
+
+    Returns the registry's version before, and the oldest version of a kernelkeep that can use the
+    registry now. Raises `_WrongEncoding`.
+    """
     execute = connection.execute
     (encoding,) = execute("SHOW server_encoding").fetchone() or ("",)
     if encoding not in ("UTF8", "SQL_ASCII"):
         raise _WrongEncoding(encoding)
-    # To the end of the transaction, in which all migrations are, or none is. Replicas of the
-    # version before go on meanwhile, and wait where a migration has locked a table.
+    # The lock lasts to the end of the transaction, which has all migrations or none. Replicas of
+    # the version before go on meanwhile, and wait where a migration has locked a table.
     execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATING,))
-    # Without a look first, this would take a right that a registry which is there does not need.
-    # The look reads a table: what names stand for (to_regclass) may be remembered from before the
-    # lock was waited for.
+    # The table is looked for first, as CREATE takes a right that the user of a registry which is
+    # there already need not have. A table is read for that, and not to_regclass: that may answer
+    # from a cache that is older than the lock.
     there = execute(
         "SELECT FROM pg_tables WHERE schemaname = 'kernelkeep' AND tablename = 'migration'"
     ).fetchone()

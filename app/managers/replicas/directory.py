@@ -1,8 +1,8 @@
 """The kernels, sessions and addresses of all replicas, as last read from the registry.
 
-A thread listens to the database (LISTEN, NOTIFY), and reads again what has changed. After its
-connection was lost it reads everything anew. So the directory is as old as a notification takes,
-or, while the database is away, as old as `is_fresh` says it may be.
+A thread listens to the database (LISTEN, NOTIFY), and reads again the rows that have changed. When
+its connection was lost, it reads all rows anew. So the directory is as old as a notification takes;
+while the database is away it is older, and `is_fresh` is soon False.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ WAIT_SECONDS: Final = 1.0
 """How often the thread looks whether it is to end."""
 
 PING_SECONDS: Final = 5.0
-"""How often the connection is tried when nothing is told."""
+"""How often the database is asked something while no notification comes."""
 
 STALE_SECONDS: Final = 15.0
-"""After so many seconds in which the database has not answered, its connection is given up."""
+"""How long the database may not answer before the connection to it is cut."""
 
 RETRY_SECONDS: Final = 0.5
 
 
 class _Whose(msgspec.Struct):
-    """Whose a kernel is: that part of its record."""
+    """The part of a kernel's record that says who owns the kernel, and with whom it is shared."""
 
     owner: str
     owner_groups: list[str] = []
@@ -82,21 +82,23 @@ class Directory:
     """The registry's content, in memory. Make it inside a running event loop, and `close` it.
 
     ``wake`` is called when there may be kernels to take: when replicas have come or gone, and when
-    a kernel is nobody's. The functions in `on_replicas` are called when replicas have come or gone.
+    no replica has a kernel. The functions in `on_replicas` are called when replicas have come or
+    gone.
     """
 
     def __init__(self, url: str, wake: Callable[[], None]) -> None:
         self.kernels: dict[str, KernelElsewhere] = {}
         self.sessions: dict[str, SharedSession] = {}
         self.addresses: dict[str, str] = {}
-        """Where replicas of one host reach each other, by their ids."""
+        """By replica: the address (`Replica.address`) at which others of its host reach it."""
         self.dials: dict[str, str] = {}
-        """Where replicas of other hosts dial them, ``host:port``; empty for nowhere."""
+        """By replica: ``host:port`` where replicas of other hosts dial it; empty for nowhere."""
         self.names: dict[str, str] = {}
+        """By replica: its name."""
         self.agents: dict[str, list[str]] = {}
-        """Where keepers dial each replica that listens for them."""
+        """By replica that listens for keepers: the addresses at which they dial it."""
         self.changes = 0
-        """Counted up when kernels change."""
+        """The number of changes of kernels so far."""
         self.on_sessions: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
         """Called when replicas or kernels may have changed."""
@@ -113,7 +115,7 @@ class Directory:
         self._watch: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Begin to listen; returns when everything has been read once. Raises `StoreAway`."""
+        """Begin to listen; returns when all rows have been read once. Raises `StoreAway`."""
         self._thread.start()
         self._watch = self._loop.create_task(self._watch_it(), name="directory's watch")
         done, _ = await asyncio.wait({self._ready}, timeout=STALE_SECONDS)
@@ -122,23 +124,24 @@ class Directory:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether the database has been heard of lately."""
+        """Whether the database has answered lately."""
         return time.monotonic() - self._heard < PING_SECONDS + WAIT_SECONDS
 
     async def changed(self) -> None:
-        """Return when something has changed."""
+        """Return when rows were read again the next time."""
         await self._changed.wait()  # each change has an event of its own (`_apply`)
 
     def expect(self, mark: str) -> asyncio.Future[None]:
-        """Done when all is known that the registry had when this ``mark`` was told there.
+        """A future that is done when this ``mark`` is heard.
 
-        Call this before the mark is told (`tell`). It is not done if the notification is lost with
-        its connection; cancel it if you do not wait for it any more.
+        By then the directory has all that was committed in the registry before the mark was told
+        (`tell`). Call this before that. The future is never done if the notification is lost with
+        its connection; cancel it when you do not wait for it any more.
         """
         expected = self._marks[mark] = self._loop.create_future()
 
         def forget(_: object) -> None:
-            # Called a turn of the loop later, when the same mark may be expected anew.
+            # The loop calls this a turn later: by then the same mark may be expected anew.
             if self._marks.get(mark) is expected:
                 del self._marks[mark]
 
@@ -146,9 +149,10 @@ class Directory:
         return expected
 
     def forget(self, kernel_id: str) -> None:
-        """The kernel is gone, as this replica knows before the database tells."""
-        # The thread may have read the row before the kernel was deleted, and its find be applied
-        # behind this: then the kernel is shown until the deletion is heard, a moment later.
+        """Remove a kernel that is gone, before the database tells of its deletion."""
+        # The thread may have read the row before the kernel was deleted, and the loop may apply
+        # that after this call: then the kernel is shown until the deletion is heard, a moment
+        # later.
         if self.kernels.pop(kernel_id, None) is not None:
             self.changes += 1
 
@@ -158,7 +162,7 @@ class Directory:
         return found[0] if found else None
 
     async def give_up(self, kernel_id: str) -> bool:
-        """As `Known.give_up`. Its process is ended when a replica of its host is back."""
+        """As `Known.give_up`. The kernel's process is ended when a replica of its host is back."""
         is_gone = await self._once(lambda one: _give_up(one, kernel_id))
         if is_gone:
             about(logger, kernel_id=kernel_id).warning(
@@ -168,9 +172,9 @@ class Directory:
         return is_gone
 
     async def _once(self, work: Callable[[Connection], T]) -> T:
-        """Do this by a connection of its own. Raises `StoreAway`."""
-        # The other connection waits for notifications nearly always. A caller that gives up leaves
-        # the thread of this one behind, which ends by the bounds of `Database`.
+        """Run ``work`` with a connection of its own, and return its result. Raises `StoreAway`."""
+        # The directory's other connection nearly always waits for notifications. If the caller
+        # gives up, the thread goes on, and ends by the bounds of `Database`.
         database = Database(self._database.url)
         try:
             async with asyncio.timeout(2 * WAIT_SECONDS):
@@ -183,8 +187,8 @@ class Directory:
     # The thread
 
     def _listen(self) -> None:
-        # Whatever ends the connection, the next one begins with everything: what was told between
-        # the two is lost, as PostgreSQL keeps notifications for nobody who does not listen.
+        # Whatever ends the connection, the next one begins by reading all rows: notifications that
+        # were sent between the two are lost, as PostgreSQL has them only for those who listen.
         while not self._ends.is_set():
             try:
                 self._listen_once(self._database.open())
@@ -199,7 +203,8 @@ class Directory:
             self._ends.wait(RETRY_SECONDS)
 
     def _listen_once(self, connection: Connection) -> None:
-        # In this order: what is committed behind the first look is told, and read again.
+        # LISTEN comes first: a change that is committed after the rows were read is notified, and
+        # its rows are read again.
         connection.execute(f"LISTEN {CHANNEL}".encode())
         self._tell(_everything(connection))
         pinged = time.monotonic()
@@ -213,8 +218,8 @@ class Directory:
             self._heard = time.monotonic()
 
     def _tell(self, found: _Found) -> None:
-        # The thread hands over what it has read: the tables are the loop's alone. Calls are made in
-        # the order in which they are asked for, so that an older find is never applied last.
+        # The thread hands over the rows that it has read: only the loop changes the dicts. The loop
+        # makes calls in the order in which they were asked for, so older rows never replace newer.
         self._heard = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._apply, found)
@@ -222,11 +227,11 @@ class Directory:
     # The event loop
 
     def _apply(self, found: _Found) -> None:
-        # All in one turn: whoever waits for a mark, or for a change, sees the whole of it.
+        # Nothing is awaited in here: code that waits for a mark, or for a change, sees all of it.
         _replace(self.kernels, found.kernels, found.kernel_ids)
         if found.kernels or found.kernel_ids is None or found.kernel_ids:
             self.changes += 1
-        # A replica that ends hands over one kernel after the other, while it is still there.
+        # A replica that ends frees its kernels one after the other, before its own row goes.
         if any(one.replica is None and one.is_reachable for one in found.kernels):
             self._wake()
         if found.sessions or found.session_ids is None or found.session_ids:
@@ -241,8 +246,8 @@ class Directory:
             self.addresses = addresses
             for call in self.on_replicas:
                 call()
-        # Behind the content: notifications come in the order of the commits, and the rows were read
-        # after the mark's had come. So what was committed before the mark is known here now.
+        # After the dicts: notifications come in the order of the commits, and the rows were read
+        # after that of the mark had come. So the dicts have what was committed before the mark.
         for mark in found.marks:
             if (expected := self._marks.get(mark)) is not None and not expected.done():
                 expected.set_result(None)
@@ -252,7 +257,7 @@ class Directory:
             self._ready.set_result(None)
 
     async def _watch_it(self) -> None:
-        """Have the thread leave a connection on which nothing comes, not even answers."""
+        """Cut the thread's connection when nothing comes over it any more, not even answers."""
         while True:
             await asyncio.sleep(WAIT_SECONDS)
             if time.monotonic() - self._heard > STALE_SECONDS:
@@ -265,7 +270,7 @@ class Directory:
         if self._watch is not None:
             self._watch.cancel()
             # The thread looks at `_ends` each second, unless it waits for an answer: the abort ends
-            # that. One that begins to wait behind the abort is left, as a daemon, after a while.
+            # such a wait. A thread that begins one after the abort is left behind, as a daemon.
             await asyncio.to_thread(self._database.abort)
             await asyncio.to_thread(self._thread.join, STALE_SECONDS)
         self._database.close()
@@ -273,24 +278,24 @@ class Directory:
 
 def _notes(connection: Connection) -> Iterator[psycopg.Notify]:
     """The notifications that have come; none if none comes within `WAIT_SECONDS`."""
-    # The first one is waited for, and those that have come with it are taken at once: a hundred
-    # kernels that were changed together are read again by one statement.
+    # The first notification is waited for, and those that have come with it are taken at once: the
+    # rows of a hundred kernels that have changed together are read again by one statement.
     yield from connection.notifies(timeout=WAIT_SECONDS, stop_after=1)
     yield from connection.notifies(timeout=0)
 
 
 def _everything(connection: Connection) -> _Found:
     with connection.transaction():
-        # One snapshot: a session is never shown without its kernel because the two were read apart.
+        # Both tables are read in one snapshot: otherwise a session could come without its kernel.
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         kernels, sessions = _kernels(connection, None), _sessions(connection, None)
         return _Found(kernels, None, sessions, None, _members(connection))
 
 
 def _again(connection: Connection, told: Collection[str]) -> _Found:
-    """Read again what the notifications name."""
-    # Of what is told only the ids count. A row that has changed twice meanwhile is read as it is
-    # now, and one that is not there any more is gone: so what is told late or twice does no harm.
+    """Read again the rows that the notifications name."""
+    # A notification has ids only. A row that has changed twice meanwhile is read as it is now, and
+    # one that is not found is gone: so a notification that comes late or twice does no harm.
     kernel_ids: set[str] = set()
     session_ids: set[str] = set()
     marks: set[str] = set()
@@ -304,7 +309,7 @@ def _again(connection: Connection, told: Collection[str]) -> _Found:
         elif what == "mark":
             marks.update(ids)
         elif what == "replicas":
-            whole = True  # the kernels of those that have gone are nobody's
+            whole = True  # all kernels of a replica that has gone have changed: none has them now
     if whole:
         return _everything(connection)._replace(marks=marks)
     return _Found(
@@ -328,8 +333,9 @@ def _kernels(connection: Connection, ids: set[str] | None) -> list[KernelElsewhe
 
 
 def _give_up(connection: Connection, kernel_id: str) -> bool:
-    # A replica of its host may come back in this moment. `membership.take` skips a row that is
-    # locked, and this statement looks at ``replica`` again when it has waited for a take.
+    # A replica of the kernel's host may come back just now, and take the kernel. `membership.take`
+    # skips a row that is locked, and this statement checks ``replica`` again after it has waited
+    # for a take: one of the two has the row.
     gone = connection.execute(
         "DELETE FROM kernelkeep.kernel WHERE id = %s AND replica IS NULL RETURNING id", (kernel_id,)
     ).fetchone()
@@ -365,7 +371,7 @@ def _elsewhere(
 
 
 def _unreachable(model: str) -> bytes:
-    """A model as the API shows it while nobody can tell what the kernel does."""
+    """A kernel's model as the API shows it while no replica reaches the kernel."""
     fields = msgspec.json.decode(model)
     if fields.get("execution_state") != "dead":
         fields |= {"execution_state": "unknown", "reason": NO_REPLICA}
@@ -390,7 +396,7 @@ def _members(connection: Connection) -> list[tuple[str, str, str, str, list[str]
 
 
 def _replace(known: dict[str, Any], found: Collection[Any], ids: set[str] | None) -> None:
-    """Put the rows that were found in the place of those with these ids, or of all."""
+    """Replace the rows with these ids by those that were found; all rows if ``ids`` is None."""
     if ids is None:
         known.clear()
     else:

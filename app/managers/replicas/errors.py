@@ -19,7 +19,7 @@ RETRY_SECONDS: Final = 1
 class ReplicaUnreachable(KernelkeepError):
     """The replica that has the kernel cannot be reached; soon another has it.
 
-    Its message tells where the request may have been done all the same.
+    If the request may have been done all the same (``begun``), the message says so.
     """
 
     status = 503

@@ -1,4 +1,4 @@
-"""The group of replicas as one of them sees it: which kernel is here, and who has the others."""
+"""The group of replicas as one of them sees it: which kernels it has, and which another has."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from .wire import Wire
 __all__ = ["Group", "Way"]
 
 CHANGE_SECONDS: Final = 0.25
-"""How long a request waits for a change before it looks again."""
+"""How long a request waits for a change of the directory before it looks for its kernel again."""
 
 
 class Way(NamedTuple):
-    """How this replica reaches another: by its ``socket``, or by TLS at ``dial``."""
+    """How this replica reaches another: by a unix ``socket`` on this host, or by TLS at ``dial``.
+
+    ``replica`` is the other replica's id.
+    """
 
     replica: str
     name: str
-    """The name that its certificate has to have."""
+    """The name that the other replica's certificate has to have."""
     socket: Path | None
     dial: tuple[str, int] | None
 
@@ -41,11 +44,11 @@ class Here(Protocol):
 
     @property
     def adopting(self) -> Container[str]:
-        """The ids of those that are not adopted yet: their clients wait until that is done."""
+        """The ids of kernels that are not adopted yet: their clients wait until that is done."""
 
     @property
     def stopping(self) -> bool:
-        """Whether the replica is about to hand all of them over."""
+        """Whether the replica is about to hand over all of its kernels."""
 
 
 class Group:
@@ -57,7 +60,7 @@ class Group:
         self._kernels = kernels
         self.id = registry.member.replica.id
         self.patience = registry.lease.seconds + 5.0
-        """How long, in seconds, a takeover may take in which a request waits."""
+        """How long, in seconds, a request waits for its kernel to be taken over."""
 
     @property
     def wire(self) -> Wire | None:
@@ -79,8 +82,8 @@ class Group:
     def problem(self) -> str | None:
         """What keeps this replica from being ready; None if nothing does.
 
-        That the registry is away is none: all replicas have that problem together, and go on with
-        what they have, and a balancer would send requests to none of them.
+        It is ready although the registry is away: that is so for all replicas at once, which go on
+        with the kernels they have. If none were ready, a balancer would send requests to none.
         """
         if self._registry.member.standing is Standing.NONE:
             return "the other replicas have declared this one dead"
@@ -97,10 +100,10 @@ class Group:
     async def is_own(self, kernel_id: str) -> bool:
         """Whether a kernel that this replica has is still its own.
 
-        While the lease is good no other replica can have the kernel. After that the keeper tells.
+        While the lease is good no other replica can have the kernel. After that the keeper decides.
         """
-        # Behind the end of the lease the registry may be away, too. The keeper obeys the replica
-        # that has come last: if it still answers this one, no other has reached it.
+        # Once the lease has ended, the registry may be away, too. The keeper obeys the replica that
+        # has come with the highest term: if it still answers this one, no other has reached it.
         if self._registry.member.standing is Standing.GOOD:
             return True
         try:
@@ -108,24 +111,24 @@ class Group:
         except KeeperRefuses:
             return False
         except KeeperUnavailable:
-            pass  # then nobody else has reached the keeper either
+            pass  # then no other replica has reached the keeper either
         return self.is_here(kernel_id)
 
     async def find(self, kernel_id: str) -> KernelElsewhere | None:
         """A kernel of whichever replica, as the registry has it. Raises `StoreAway`."""
-        # What the directory has may be a moment old, and the request is sent on to a replica that
-        # has the kernel no more: that one answers so, and whoever has asked looks again (`change`).
-        # One that the directory has not may have been stored a moment ago.
+        # The directory may be a moment old, and the request be forwarded to a replica that has the
+        # kernel no more: that one says so, and the caller looks again (`change`). A kernel that the
+        # directory does not have may have been stored a moment ago: the database is asked.
         found = self._registry.directory.kernels.get(kernel_id)
         return found or await self._registry.directory.look(kernel_id)
 
     def kernel_of_session(self, session_id: str) -> str | None:
-        """The id of a session's kernel, if there is the session."""
+        """The id of a session's kernel; None if there is no such session."""
         session = self._registry.directory.sessions.get(session_id)
         return None if session is None else session.kernel_id
 
     def others(self) -> list[Way]:
-        """How to reach the other replicas, as far as there is a way."""
+        """How to reach each other replica that this one can reach."""
         ways = [self.way_to(one) for one in self._registry.directory.addresses if one != self.id]
         return [way for way in ways if way is not None]
 
@@ -146,7 +149,7 @@ class Group:
         known.on_replicas.append(lambda: on_replicas(known.addresses.keys()))
 
     async def change(self) -> None:
-        """Return when something has changed, or soon."""
+        """Return when the directory has changed, but after `CHANGE_SECONDS` at the latest."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CHANGE_SECONDS):
                 await self._registry.directory.changed()

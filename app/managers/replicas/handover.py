@@ -1,4 +1,4 @@
-"""The handover between replicas: kernels of those that are gone are adopted while this one serves.
+"""The handover between replicas: while it serves, one adopts kernels of others that are gone.
 
 The replicas of a host share the state directory, in which the logs are.
 """
@@ -31,10 +31,10 @@ __all__ = ["SharedHandover"]
 logger = logging.getLogger(__name__)
 
 LEFTOVER_SECONDS: Final = 7200.0
-"""How old the log of a kernel that nobody knows has to be to be removed.
+"""How old the log of a kernel that is not in the registry has to be to be removed.
 
-A younger one may be of a kernel that another replica is about to store, or has parked: longer than
-`app.managers.kernels.warm.MAX_AGE_SECONDS`."""
+The kernel of a younger log may be one that another replica is about to store, or keeps warm: so
+this is longer than `app.managers.kernels.warm.MAX_AGE_SECONDS`."""
 
 GONE_SECONDS: Final = 600.0
 """How long this replica remembers in which term it had a kernel that is gone."""
@@ -61,8 +61,8 @@ class SharedHandover(RegisteredHandover):
         """Adopt this replica's share of the kernels that no replica has, now and from now on."""
         self._one = one
         await asyncio.to_thread(self._remove_leftovers)
-        # `begin` calls `_on_taken` for all that it takes before it returns: the tasks that have
-        # come by then are the first adoptions. Further kernels are taken while this waits.
+        # `begin` calls `_on_taken` for all kernels that it takes before it returns: the tasks that
+        # were added by then are the first adoptions. Further kernels are taken while this waits.
         before = {*self._tasks}
         await self._shared.member.begin()
         first = self._tasks - before
@@ -72,8 +72,8 @@ class SharedHandover(RegisteredHandover):
     def _on_taken(self, taken: Sequence[Taken]) -> None:
         assert self._one is not None
         logger.info("%d kernels are taken over", len(taken))
-        # Marked at once, before any task runs: a request that comes now waits for the adoption, and
-        # does not find that this replica has no such kernel.
+        # Marked at once, before any task runs: a request that comes now waits for the adoption,
+        # instead of getting 404.
         for each in taken:
             self.adopting.add(each.record.id)
             self._shared.found(each)
@@ -81,8 +81,9 @@ class SharedHandover(RegisteredHandover):
 
     async def _adopt_taken(self, one: Adopt, record: KernelRecord) -> None:
         try:
-            # What this replica had of the kernel before, and has lost, is left first: the keeper's
-            # client, which knows the kernel by its id, would be told to leave the kernel for good.
+            # If this replica has lost the kernel before, the task that leaves it is awaited first.
+            # That task tells the keeper's client to let go of the kernel, by its id: after the
+            # adoption the client would let go of the kernel that was just adopted.
             while (leaving := self._leaving.get(record.id)) is not None:
                 await asyncio.wait({leaving})
             await self._adopt(one, record)
@@ -90,8 +91,8 @@ class SharedHandover(RegisteredHandover):
             self.adopting.discard(record.id)
 
     def _on_fenced(self, kernel_id: str) -> None:
-        # A kernel may be lost, taken and lost again before the first leave is done: they are done
-        # one after the other, and an adoption waits for the last.
+        # A kernel may be lost, taken and lost again before the first task that leaves it is done.
+        # Such tasks run one after the other, and an adoption waits for the last.
         before = self._leaving.get(kernel_id)
         rest = self.let_go(kernel_id)
         leaving = self._leaving[kernel_id] = self._do(self._leave(kernel_id, rest, before))
@@ -103,7 +104,7 @@ class SharedHandover(RegisteredHandover):
         leaving.add_done_callback(forget)
 
     def _on_lost(self) -> None:
-        # Each drops its term at once, all in this turn of the loop; the leaves follow as tasks.
+        # All terms are dropped in this turn of the loop; the kernels are left by tasks, later.
         for kernel_id in self._shared.terms:
             self._shared.fence(kernel_id)
 
@@ -111,7 +112,7 @@ class SharedHandover(RegisteredHandover):
         self._do(self._end_strays(gone, known))
 
     async def _end_strays(self, gone: Sequence[str], known: Sequence[str]) -> None:
-        # Of processes that have ended, whoever they were: those that live have a lock.
+        # The mirrors of any server process that has ended: one that lives has a lock on its own.
         with contextlib.suppress(OSError):
             await asyncio.to_thread(clear_mirrors, self._state_dir)
         is_done = False
@@ -120,7 +121,7 @@ class SharedHandover(RegisteredHandover):
             is_done = True
         except KeeperUnavailable as error:
             logger.error("kernels that nobody knows may be left: %s", error.message)
-        except Exception:  # whatever it is, it is tried again, and so told
+        except Exception:  # whatever was raised: `buried` has to be told, so that it is tried again
             logger.exception("kernels that nobody knows may be left")
         await self._shared.member.buried(gone, is_done=is_done)
 
@@ -139,8 +140,8 @@ class SharedHandover(RegisteredHandover):
 
     async def hand_over(self, kernel_ids: Collection[str]) -> Collection[str]:
         """As `Handover.hand_over`. Raises `StoreAway`."""
-        # Another replica may have a kernel by the time that this one drops it here. That is as if
-        # this replica had been declared dead: what it writes and asks in its term is refused.
+        # Another replica may take a kernel before this one drops its term. That is as if this
+        # replica had been declared dead: registry and keeper refuse what it writes and asks.
         freed = await self._shared.release(kernel_ids)
         for kernel_id in freed:
             self._shared.fence(kernel_id)
@@ -153,30 +154,32 @@ class SharedHandover(RegisteredHandover):
     def check_saved(self, kernel_id: str) -> None:
         """As `Handover.check_saved`. Raises `RegistryUnavailable`.
 
-        What is in no row of the registry is ended when its replica dies, whoever was told of it.
+        A kernel without a row in the registry is ended when its replica dies: so no client may be
+        told before that the kernel was started.
         """
         if not self._shared.has_saved(kernel_id):
             raise RegistryUnavailable
 
     async def forget(self, kernel: HandedOver) -> None:
         """As `Handover.forget`."""
-        # The keeper has still to remove the log, and the registry perhaps to delete the kernel,
-        # both of which go with the term. It is read before the await: a kernel of the same id that
-        # is started meanwhile has a later term, which stays.
+        # The term is dropped later (`GONE_SECONDS`): the keeper has still to remove the log, and
+        # the registry perhaps to delete the kernel, and both are asked with the term. It is read
+        # before the await: a kernel of the same id that is started meanwhile has a later term,
+        # which stays.
         drop = partial(self._shared.terms.drop, kernel.id, self._shared.terms.of(kernel.id))
         try:
             await super().forget(kernel)
         finally:
-            # Whoever forgets may be cancelled, or told that the registry is away: the kernel is
-            # gone all the same, and its place among those that there may be must not stay taken.
+            # This may have been cancelled, or the registry be away: the kernel is gone all the
+            # same, and must not count towards `max_kernels` any more.
             asyncio.get_running_loop().call_later(GONE_SECONDS, drop)
             self._shared.directory.forget(kernel.id)
             await self._shared.reservations.release(kernel.id)
 
     def _remove_leftovers(self) -> None:
         """Remove the logs and directories of kernels that are not in the registry any more."""
-        # This runs in a thread, and the loop changes the table: a copy is made in one step. Of what
-        # other replicas start meanwhile nothing is old enough.
+        # This runs in a thread, while the loop changes the directory's dict: the copy is made in
+        # one step. Logs of kernels that other replicas start meanwhile are too young to be removed.
         known: Collection[str] = [*self._shared.directory.kernels]
         oldest = time.time() - LEFTOVER_SECONDS
         self._isolation.remove_leftovers(known, oldest)

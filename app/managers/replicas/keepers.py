@@ -1,9 +1,10 @@
 """The keepers that dial in to several replicas: which of them may, and which replica has each.
 
-What one server has in files of its state directory is in the registry here, so that a keeper may
-dial any replica. The row of a keeper is locked while its secret is checked, so that a secret works
-once among all of them. A replica that was stopped, and believes that a kernel is still its own,
-neither invites a keeper of that kernel nor forgets one: both go with the kernel's term.
+The invitations that a single server has in files of its state directory are in the registry here,
+so that a keeper may dial any replica. The row of a keeper is locked while its secret is checked, so
+that a secret works once among all replicas. A replica that was stopped, and believes that a kernel
+is still its own, can neither invite a keeper for that kernel nor forget one: both go with the
+kernel's term.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["SharedKeepers"]
 T = TypeVar("T")
 
 MAX_KNOWN: Final = 4096
-"""How many keepers are remembered: who has invited them, and that they may come."""
+"""For how many keepers a replica remembers which replica has invited them, and which it let in."""
 
 _SERVICE: Final = "service"
 
@@ -47,10 +48,10 @@ _ANOTHERS: Final = "another replica has the kernel"
 
 
 class SharedKeepers:
-    """The invitations and the name of a service of several replicas, as one of them has them.
+    """The invitations and the name that several replicas share, as one of them has access to them.
 
-    It is their `Replicas` (`hosts/joining.py`) and their `Service`. Make it inside a running event
-    loop, and `close` it there.
+    An implementation of `Replicas` (`hosts/joining.py`) and of `Service`. Make it inside a running
+    event loop, and `close` it there.
     """
 
     is_alone = False
@@ -68,8 +69,8 @@ class SharedKeepers:
         self._directory = directory
         self._name = ""
         self._inviters: dict[str, str] = {}
-        self._let_in: dict[str, int] = {}  # the generations of those that this replica has
-        self._late: set[str] = set()  # those that could not be forgotten yet
+        self._let_in: dict[str, int] = {}  # generations of the keepers that stay at this replica
+        self._late: set[str] = set()  # keepers that could not be forgotten yet
 
     @property
     def on_change(self) -> Callable[[], None]:
@@ -88,14 +89,15 @@ class SharedKeepers:
     def having(self, keeper_id: str) -> Sequence[str]:
         """As `Replicas.having`."""
         kernel = self._directory.kernels.get(kernel_of(keeper_id))
-        # A kernel that is being started is in no row yet. The directory may be a moment old: a
-        # keeper that is sent to a replica that has the kernel no more says that it was there
-        # (`Guest.away`), and waits here until this replica has heard who has it now.
+        # A kernel that is being started has no row yet: then the replica that has invited the
+        # keeper counts. The directory may be a moment old, and the keeper be sent to a replica that
+        # has the kernel no more: it comes back and says that it was there (`Guest.away`), and waits
+        # here until this replica has heard which one has the kernel now.
         whose = self._inviters.get(keeper_id) if kernel is None else kernel.replica
         if whose is None or whose == self._id:
             return ()
         agents = self._directory.agents
-        # One that others have in common, as that of a balancer, leads anywhere.
+        # An address that other replicas have, too, such as a load balancer's, may lead to any.
         common = {each for replica in agents.keys() - {whose} for each in agents[replica]}
         return [each for each in agents.get(whose, ()) if each not in common]
 
@@ -106,8 +108,8 @@ class SharedKeepers:
         check_keeper_id(keeper_id)
         secret = new_secret()
         who = keeper_id, kernel_of(keeper_id), self._id
-        # Not forgotten any more from now on: whatever is asked behind this invitation would forget
-        # the new keeper as well.
+        # From now on the keeper is not to be forgotten any more: a `_run` that comes after this
+        # invitation would forget the new keeper as well.
         was_late = keeper_id in self._late
         self._late.discard(keeper_id)
         term = self._terms.of(kernel_of(keeper_id))
@@ -131,13 +133,14 @@ class SharedKeepers:
         return Credential(keeper_id, generation)
 
     async def check(self, credential: Credential) -> None:
-        """As `Book.check`. What this replica has let in, it lets in when the registry is away."""
+        """As `Book.check`; while the registry is away, `_let_in` decides."""
         keeper_id, generation = credential
         try:
             inviter = await self._run(lambda one: _check(one, keeper_id, generation))
         except OSError:
-            # Its certificate is good, and no later generation can have been invited for a kernel
-            # that this replica has: that would take the registry, and the kernel's term.
+            # The keeper's certificate is good, and this replica has let this generation in before.
+            # If it still has the kernel, no other replica can have invited a later generation: an
+            # invitation needs the registry, and the kernel's term.
             if self._let_in.get(keeper_id) == generation:
                 return
             raise
@@ -153,15 +156,18 @@ class SharedKeepers:
         _bound(self._inviters)
 
     async def forget(self, keeper_id: str) -> None:
-        """As `Book.forget`; what cannot be forgotten now is, when something is next asked."""
+        """As `Book.forget`; if the registry is away, the next `_run` makes up for it."""
         self._let_in.pop(keeper_id, None)
         self._late.add(keeper_id)
         await self._run(lambda _: None)
 
     async def _run(self, work: Callable[[Connection], T]) -> T:
-        """Do something in the registry, and what could not be done before. Raises `OSError`."""
-        # Those of this moment, as the loop sees them: the thread runs later, and an invitation that
-        # is asked for meanwhile comes behind this.
+        """Forget keepers that could not be forgotten before, then do ``work``, in one transaction.
+
+        Raises `OSError` if the registry is away.
+        """
+        # A copy as of now: the thread runs later. An invitation that is asked for meanwhile takes
+        # its keeper out of `_late`, and the thread does it after this.
         late = {*self._late}
 
         def both(connection: Connection) -> T:
@@ -188,13 +194,15 @@ class SharedKeepers:
         return self._name
 
     async def check_own(self, kernel_id: str) -> None:
-        """As `Service.check_own`. Behind the end of its lease this replica asks the registry.
+        """As `Service.check_own`. Once its lease has ended, this replica asks the registry.
 
-        A kernel that is in no row any more is nobody's, and what is left of it anybody's.
+        A kernel without a row has no owner among the replicas: each of them may end what is left of
+        it.
         """
-        # The lease may end before the engine has done what the caller asks of it next. Then a job
-        # is ended that another replica has just taken over, and the kernel gets its next process
-        # there. No other job is: each is ended by its own name, which has the generation.
+        # The lease may end before the engine has done what the caller asks of it next. Then the job
+        # of a kernel is ended that another replica has just taken over, and the kernel gets its
+        # next process there. That next job is safe: a job is ended by its own name, which has the
+        # generation of its keeper.
         term = self._terms.of(kernel_id)
         if term and self._member.standing is Standing.GOOD:
             return
@@ -225,7 +233,10 @@ def _bound(known: dict[str, T]) -> None:
 
 
 def _may_have(connection: Connection, kernel_id: str, replica: str, term: int) -> bool:
-    """Whether a kernel is a replica's, or in no row; it stays so to the end of the transaction."""
+    """Whether a replica has a kernel in this term, or the kernel has no row.
+
+    A row that is found stays as it is to the end of the transaction.
+    """
     found = connection.execute(
         "SELECT replica, term FROM kernelkeep.kernel WHERE id = %s FOR SHARE", (kernel_id,)
     ).fetchone()
@@ -241,8 +252,9 @@ def _invite(
     secret: str,
     seconds: float,
 ) -> int | None:
-    """Write an invitation; the generation, or None if the kernel is not this replica's."""
-    # One that was declared dead has no row: it cannot bring back what another has forgotten.
+    """Store an invitation; returns its generation, or None if the kernel is not this replica's."""
+    # A replica that was declared dead has no row: it cannot bring back an invitation that another
+    # replica has deleted.
     alive = connection.execute(
         "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR SHARE", (replica,)
     ).fetchone()
@@ -292,7 +304,10 @@ def _write(connection: Connection, invited: Invited) -> None:
 
 
 def _join(connection: Connection, keeper_id: str, secret: str, nonce: str) -> tuple[int, str]:
-    """The generation of a keeper that shows its secret, and its inviter. Raises `Refused`."""
+    """The generation of a keeper that shows its secret, and the id of the replica that invited it.
+
+    Raises `Refused`.
+    """
     found = _read(connection, keeper_id)
     if found is None:
         raise unknown(secret)
@@ -303,7 +318,10 @@ def _join(connection: Connection, keeper_id: str, secret: str, nonce: str) -> tu
 
 
 def _check(connection: Connection, keeper_id: str, generation: int) -> str:
-    """Who has invited a keeper that comes with its certificate. Raises `Refused`."""
+    """The id of the replica that has invited a keeper, which shows its certificate.
+
+    Raises `Refused` if the keeper is not invited any more, or a later generation is.
+    """
     found = _read(connection, keeper_id)
     if found is None:
         raise Refused(*FORGOTTEN, ends=True)
@@ -314,8 +332,8 @@ def _check(connection: Connection, keeper_id: str, generation: int) -> str:
 
 
 def _forget(connection: Connection, keeper_id: str, replica: str, term: int) -> None:
-    # IS DISTINCT FROM, as a kernel that nobody has (NULL) is not this replica's either: whoever
-    # takes the kernel needs its keeper.
+    # IS DISTINCT FROM, as a kernel that no replica has (NULL) is not this replica's either: the
+    # replica that takes the kernel needs its keeper.
     connection.execute(
         "DELETE FROM kernelkeep.invitation AS old WHERE keeper_id = %s AND NOT EXISTS ("
         "SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id "

@@ -1,11 +1,11 @@
 """The lease of one replica: until when no other replica can have taken its kernels.
 
-The registry has the other end of the lease, by the clock of the database: a replica that has not
-renewed its lease for ``seconds`` may be declared dead, and then its kernels are taken. This end
-counts from *before* the renewal was sent, by a clock of this machine that nobody sets (monotonic),
-and ends a margin earlier. So it ends before the registry's end does, however long the answer took,
-whatever time of day either machine believes in, as long as their clocks run at nearly the same
-rate.
+The registry keeps its own count of the lease, by the clock of the database: a replica that has not
+renewed its lease for ``seconds`` may be declared dead, and then its kernels are taken. The count
+here begins *before* the renewal is sent, uses a clock of this machine that nobody sets (monotonic),
+and ends a margin earlier. So the lease ends here before it ends in the registry, however long the
+answer took and whatever the time of day on either machine, as long as their clocks run at nearly
+the same rate.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 __all__ = ["Lease", "Standing"]
 
 MARGIN: Final = 0.05
-"""Which part of a lease is given up against clocks that run at different rates."""
+"""The fraction of a lease that is not used here, as two clocks may run at different rates."""
 
 
 class Standing(Enum):
@@ -42,12 +42,13 @@ class Lease:
         self._steady_since = float("inf")
 
     def renewed(self, sent: float, now: float) -> None:
-        """Take note that by ``now`` the registry has confirmed a renewal, which left at ``sent``.
+        """Note that by ``now`` the registry has confirmed a renewal that was sent at ``sent``.
 
-        An answer that comes late confirms less, and never takes back what a later one confirmed.
+        The lease is good from ``sent`` on, not from ``now``; and a late answer to an early renewal
+        never shortens a lease that a later renewal has extended.
         """
-        # `_steady_since` is the beginning of the time in which the lease was always good, and is
-        # set back by any gap, however short: others may have taken kernels in that gap.
+        # `_steady_since` is when the lease was last renewed after a gap, however short: other
+        # replicas may have taken kernels in that gap.
         was_good = self.is_good(now)
         self._is_member = True
         self._good_until = max(self._good_until, sent + self.seconds * (1 - MARGIN))
@@ -57,7 +58,7 @@ class Lease:
             self._steady_since = now
 
     def lost(self) -> None:
-        """Take note that the registry has no row of this replica: it was declared dead, or left."""
+        """Note that the registry has no row of this replica: it was declared dead, or has left."""
         self._is_member = False
         self._good_until = float("-inf")
         self._steady_since = float("inf")
@@ -75,8 +76,8 @@ class Lease:
     def may_bury(self, now: float) -> bool:
         """Whether this replica may declare others dead whose leases have ended.
 
-        After the registry was away, the leases of all are over, and the first replica that comes
-        back would take the kernels of those that come back a moment later. So one whose own lease
-        has not been good for the length of a lease waits.
+        After the registry was away, the leases of all replicas are over, and the first that comes
+        back would declare dead those that come back a moment later. So a replica may do that only
+        if its own lease has been good, without a gap, for the length of a lease.
         """
         return self.is_good(now) and now >= self._steady_since + self.seconds

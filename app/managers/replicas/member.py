@@ -1,7 +1,7 @@
 """This process as a member of its group of replicas: its lease, and the kernels that it takes.
 
 The statements run in a thread of their own, so that a lease is renewed however much there is to
-write. Each has a bound: a database that hangs is left (`Database.abort`).
+write. Each has a bound: the connection to a database that hangs is cut (`Database.abort`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ASK_SECONDS: Final = 4.0
-"""How long the database may take for one question. Then it is given up here, before the database
-itself would end the statement."""
+"""How long the database may take for one piece of work. Then the work is aborted from here, before
+the database itself would end the statement (`STATEMENT_SECONDS`)."""
 
 ABORT_SECONDS: Final = 5.0
-"""How long a question may take to end that was given up."""
+"""How long work that was aborted may take to end."""
 
 AT_ONCE: Final = 64
 """Kernels that are taken in one transaction."""
@@ -64,11 +64,12 @@ ROUNDS: Final = 200
 class Member:
     """A replica among the others. Make it inside a running event loop, and `close` it there.
 
-    ``on_taken`` is called with kernels that this replica has from now on, and ``on_lost`` when the
+    ``on_taken`` is called with kernels that this replica has just taken, and ``on_lost`` when the
     others have declared it dead: it has no kernel any more. ``on_gone`` is called with the ids of
-    replicas of this host that are gone, and those of all kernels that the registry knows; `buried`
-    is to be called with the former when their unregistered kernels were ended, or could not be.
-    ``agents`` are where keepers dial this replica, if it listens.
+    replicas of this host that are gone, and the ids of all kernels that the registry knows; call
+    `buried` with the replicas' ids when their unregistered kernels were ended, or could not be.
+    ``agents`` are the addresses at which keepers dial this replica, if it listens for them.
+    ``keepers`` are the ways to keepers that this replica has (`SharedRegistry._keeper_of`).
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class Member:
 
     async def join(self, *, replaces: Sequence[str] = ()) -> None:
         """Join the others. Raises `UnusableRegistry` and `StoreAway`."""
-        # Read before the question is sent, here and in `_beat`: the lease ends sooner here than in
-        # the registry, which counts from when it has the question.
+        # The clock is read before the statement is sent, here and in `_beat`. So the lease ends
+        # sooner here than in the registry, which counts from when the statement arrives.
         sent = self._loop.time()
         seconds = self.lease.seconds
         await self._ask(lambda one: join(one, self.replica, seconds, replaces=replaces))
@@ -122,9 +123,9 @@ class Member:
             await self._ask(lambda one: announce(one, self.replica.id, self.agents))
 
     async def begin(self) -> None:
-        """Take what is to be taken now, and from now on; renew the lease."""
-        # In the caller's task, not yet in one of its own: the first kernels are being adopted when
-        # this returns, and the server does not say before that it is ready.
+        """Take free kernels, now and from now on, and renew the lease from now on."""
+        # The first take runs in the caller's task: when this returns, the first kernels are being
+        # adopted, and the server does not say before that it is ready.
         try:
             await self._announce()
             await self._take()
@@ -141,11 +142,11 @@ class Member:
                     await self._wake.wait()
             except TimeoutError:
                 pass
-            # Before the work: what wakes this while it is at work has it look once more.
+            # Cleared before the work: a call of `wake` during the work leads to another turn.
             self._wake.clear()
             try:
-                # The lease first: none of the others is of use to a replica that has lost it, and
-                # they check it again, as each may take as long as the lease.
+                # The lease first: a replica that has lost it can neither bury others nor take
+                # kernels. Both steps look at the lease again, as each may take as long as it lasts.
                 await self._beat()
                 await self._look_for_the_dead()
                 await self._take()
@@ -175,15 +176,15 @@ class Member:
             self._back()
             self.lease.renewed(sent, self._loop.time())
             return
-        # The row is gone, and every write in an earlier term is refused already. The terms go here,
-        # before the replica joins anew: it takes kernels then, perhaps the same ones, in later
-        # terms.
+        # This replica's row is gone, and the registry refuses its writes already. `on_lost` drops
+        # the terms before the replica joins anew: it then takes kernels, perhaps the same ones, in
+        # later terms.
         if self.standing is not Standing.NONE:
             logger.error("the other replicas have declared this one dead, and have its kernels")
             self.lease.lost()
             self.on_lost()
-        # A row of this host with the name is that of a process that has ended, as this one has the
-        # lock of the name. One of another host is not replaced, and the join refused.
+        # If another row of this host has this replica's name, its process has ended, as this one
+        # has the lock of the name. A row of another host is not replaced: the join is refused.
         await self.join(replaces=[self.replica.name])
         self._back()
 
@@ -196,12 +197,12 @@ class Member:
         if self.lease.may_bury(self._loop.time()):
             for name in await self._ask(lambda one: declare_dead(one, self.replica.id)):
                 logger.warning("replica %s is not heard of: its kernels are taken over", name)
-        # Several replicas of the host may look after the same ones: to end what the registry does
-        # not know does no harm twice, and `forget_gone` deletes a row that may be gone.
+        # Several replicas of the host may bury the same dead replicas: it does no harm to end
+        # unregistered kernels twice, nor to delete rows that are gone already (`forget_gone`).
         found = await self._ask(lambda one: gone(one, self.replica.host))
         new = [replica_id for replica_id in found if replica_id not in self._burying]
         if new:
-            # Read behind the end of those replicas: they store no further kernel.
+            # Read after the end of those replicas: they can store no further kernel.
             known = await self._ask(everybodys)
             self._burying.update(new)
             self.on_gone(new, known)
@@ -209,7 +210,7 @@ class Member:
     async def buried(self, ids: Sequence[str], *, is_done: bool) -> None:
         """Note that unregistered kernels of these dead replicas were ended.
 
-        Unless it ``is_done``, allow another attempt later.
+        If that failed, and ``is_done`` is False, it is tried again after `BURY_SECONDS`.
         """
         if not is_done:
             self._loop.call_later(BURY_SECONDS, self._burying.difference_update, ids)
@@ -231,13 +232,14 @@ class Member:
                 await self._beat()
             if not self._takes or self.standing is not Standing.GOOD:
                 return
-            # Between this look at the lease and the statement the replica may be declared dead: it
-            # takes nothing then, as its row is gone (`take`).
+            # Between this check of the lease and the statement this replica may be declared dead:
+            # the statement then takes nothing, as the replica's row is gone (`take`).
             taking = partial(
                 take, replica_id=self.replica.id, keepers=self._keepers, at_most=AT_ONCE
             )
             _, left = await self._ask(taking)
-            # Also those that an answer told of which was lost with its connection.
+            # All kernels that the registry has for this replica are read, not only those of this
+            # `take`: the answer to an earlier one may have been lost with its connection.
             known = [*self._terms, *self._senseless]
             work = partial(mine, replica_id=self.replica.id, known=known)
             found, senseless = await self._ask(work)
@@ -246,9 +248,10 @@ class Member:
             if not self._takes:  # this replica has begun to end while it took these
                 await self.release({one.record.id: one.term for one in new})
                 return
-            # The term before anything is told: whoever asks the keeper, or writes, has it by then.
-            # A kernel that was started here, or deleted, during the question is in `_terms` (it
-            # stays there for a while, see `SharedHandover.forget`), and so is not taken for new.
+            # The terms are set before `on_taken` is called: what the adoption asks of the keeper,
+            # or writes, goes with them. A kernel that was started or deleted here while `mine` ran
+            # is in `_terms` (it stays there for a while, see `SharedHandover.forget`), and so is
+            # not taken for new.
             for one in new:
                 self._terms.take(one.record.id, one.term)
             if new:
@@ -258,9 +261,9 @@ class Member:
             await asyncio.sleep(SPREAD_SECONDS)
 
     def _leave_alone(self, senseless: Mapping[str, str]) -> None:
-        """Adopt none of these kernels, whose records make no sense: whoever is next has them.
+        """Adopt none of these kernels, whose records this version cannot decode.
 
-        One of them keeps no other kernel from being adopted.
+        Another replica may, once this one has left them. No other kernel's adoption waits for them.
         """
         self._senseless.update(senseless)
         for kernel_id, why in senseless.items():
@@ -286,8 +289,8 @@ class Member:
 
     async def close(self) -> None:
         """Leave the others, which take the kernels that are still this replica's; only once."""
-        # The renewal ends before the leave: behind it, it would find this replica declared dead,
-        # and join anew.
+        # The renewal ends before the replica leaves: a renewal after that would find no row, take
+        # this replica for declared dead, and join anew.
         if self._is_closed:
             return
         self._is_closed = True
@@ -305,16 +308,15 @@ class Member:
 
 async def bounded(thread: Executor, database: Database, work: Callable[[], T]) -> T:
     """Run work of a database in its thread, for `ASK_SECONDS` at most. Raises `StoreAway`."""
-    # A caller that is cancelled here leaves the work in the thread, which does it: what was asked
-    # may have come into effect although nobody waits, and so it may when `StoreAway` is raised.
-    # Whoever asks anew, or undoes, is behind that work in the same thread.
+    # If the caller is cancelled, or gets `StoreAway`, the thread may do the work all the same. A
+    # caller that then asks again, or undoes the work, does so in the same thread, and so after it.
     asked = asyncio.get_running_loop().run_in_executor(thread, work)
     done, _ = await asyncio.wait({asked}, timeout=ASK_SECONDS)
     if not done:
         database.abort()
-        # It goes on to its end, which nobody waits for longer than this.
+        # The abort makes the work fail; this is how long its end is waited for.
         done, _ = await asyncio.wait({asked}, timeout=ABORT_SECONDS)
     if not done:
-        asked.cancel()  # what waits behind others is not done any more
+        asked.cancel()  # work that has not begun yet is not done any more
         raise StoreAway("the database does not answer")
     return asked.result()

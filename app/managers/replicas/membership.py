@@ -1,6 +1,7 @@
-"""The statements by which one replica joins the others, lives among them, and takes kernels.
+"""The statements by which one replica joins the others, renews its lease, and takes kernels.
 
-Each function here is the work of one transaction (`Database.run`), and does no harm twice.
+Each function here is the work of one transaction (`Database.run`), and does no harm if it runs
+twice.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = [
 
 
 READ_BYTES: Final = 2**23
-"""Bytes of executions that are read along with the records of kernels. The code that waits at one
-kernel alone may have 32 MiB, and while all of it is read no lease is renewed."""
+"""How many bytes of executions are read together with the records of taken kernels. The queued code
+of one kernel alone may have 32 MiB, and while it is read no lease is renewed."""
 
 
 class Replica(msgspec.Struct, frozen=True):
@@ -43,7 +44,7 @@ class Replica(msgspec.Struct, frozen=True):
 
     ``address`` is where the others of its host reach it, ``dial`` where those of other hosts do. A
     host is a state directory. ``secret`` is a digest of the server's token. ``certificates`` are
-    its own and those that it trusts, as PEM (`Wire`); a replica of an earlier version tells none.
+    its own and those that it trusts, as PEM (`Wire`); empty for a replica of an earlier version.
     """
 
     id: str
@@ -61,9 +62,10 @@ class Replica(msgspec.Struct, frozen=True):
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """A kernel that this replica has, in which term, and what the registry has of it besides.
+    """A kernel that this replica has taken, with the term, and what the registry has of the kernel.
 
-    Without ``executions`` these were too much to be read along: whoever adopts the kernel asks.
+    ``executions`` are None if they were too large to be read together with the record
+    (`READ_BYTES`): then the kernel's adoption reads them.
     """
 
     term: int
@@ -77,12 +79,13 @@ def join(
 ) -> None:
     """Join the others with a lease of so many ``seconds``.
 
-    A process of this host before this one, with a name among ``replaces``, is known to have ended:
-    its kernels need not wait for its lease to end. Raises `UnusableRegistry` as `check` does.
+    Replicas of this host with a name among ``replaces`` are known to have ended: their kernels are
+    freed at once, without waiting for the ends of their leases. Raises `UnusableRegistry` as
+    `check` does.
     """
     execute = connection.execute
-    # Two replicas with one name, or with different tokens, join one after the other: the second is
-    # refused. Leases are renewed meanwhile only when this is done, which takes milliseconds.
+    # The lock lets one replica at a time join: of two with one name, or with different tokens, the
+    # second is refused. Renewals of leases wait for this transaction, which takes milliseconds.
     execute("LOCK TABLE kernelkeep.replica IN SHARE ROW EXCLUSIVE MODE")
     check(connection, replica, replaces=replaces)
     execute(
@@ -96,20 +99,21 @@ def join(
         "ON CONFLICT (id) DO UPDATE SET expires = excluded.expires",
         (*msgspec.structs.astuple(replica), seconds),
     )
-    # It was declared dead, and lives: what it has launched is not to be ended as a dead one's.
+    # A replica that was declared dead, and lives, is here again: the kernels that it has launched
+    # must not be ended as a dead replica's.
     execute("DELETE FROM kernelkeep.gone WHERE id = %s", (replica.id,))
     _remove_old(connection)
     tell(connection, "replicas")
 
 
 def _noting(which: str) -> bytes:
-    """A statement that removes the replicas for which ``which`` is true, and returns their names.
+    """A statement that deletes the replicas for which ``which`` is true, and returns their names.
 
-    It notes that they are gone.
-
-    With a replica's row its kernels become free (ON DELETE SET NULL), and its reservations go.
+    It inserts their ids into the table ``gone``. When a replica's row is deleted, its kernels
+    become free (ON DELETE SET NULL), and its reservations are deleted.
     """
-    # One statement, and so one moment: nobody finds free kernels of a replica that is not noted.
+    # One statement, so that both come into effect together: no replica finds a free kernel whose
+    # replica is not in ``gone``.
     return (
         f"WITH left_ AS (DELETE FROM kernelkeep.replica WHERE {which} RETURNING id, name, host), "
         "noted AS (INSERT INTO kernelkeep.gone (id, host) SELECT id, host FROM left_ "
@@ -118,8 +122,8 @@ def _noting(which: str) -> bytes:
 
 
 def _remove_old(connection: Connection) -> None:
-    """Remove rows that no replica will ask for."""
-    # A day: executions and places may be stored before their kernel is, if only by moments.
+    """Delete rows that no replica will ask for."""
+    # After a day only: executions and places may be stored moments before their kernel is.
     connection.execute(
         "DELETE FROM kernelkeep.execution AS old "
         "WHERE noted < clock_timestamp() - interval '1 day' "
@@ -142,7 +146,7 @@ def _remove_old(connection: Connection) -> None:
 
 
 def _forget_uninvited(connection: Connection) -> None:
-    """Forget the keepers of kernels that a replica was about to start, and never stored."""
+    """Delete the invitations for kernels that a replica was about to start, and never stored."""
     connection.execute(
         "DELETE FROM kernelkeep.invitation AS old WHERE "
         "NOT EXISTS (SELECT 1 FROM kernelkeep.kernel WHERE id = old.kernel_id) "
@@ -153,8 +157,9 @@ def _forget_uninvited(connection: Connection) -> None:
 def check(connection: Connection, replica: Replica, *, replaces: Sequence[str]) -> None:
     """Raise `UnusableRegistry` if a replica may not `join` the others.
 
-    It may not if its name is another's, if the others have another token, or if there are replicas
-    of other hosts and either side does not listen for the other, or does not take its certificate.
+    It may not if another replica has its name, if the others have another token, or if there is a
+    replica of another host and one of the two does not listen for the other, or does not take the
+    other's certificate.
     """
     rows = connection.execute(
         "SELECT name, secret, host, dial, certificates FROM kernelkeep.replica "
@@ -208,9 +213,11 @@ def beat(connection: Connection, replica_id: str, seconds: float) -> bool:
 
 
 def declare_dead(connection: Connection, replica_id: str) -> list[str]:
-    """Free the kernels of all others whose leases have ended; returns their names.
+    """Delete all other replicas whose leases have ended, which frees their kernels.
 
-    A renewal and this wait for each other at the replica's row: whichever comes first, counts.
+    Returns the names of those replicas. A renewal and this statement meet at the replica's row. A
+    row that the renewal has locked is skipped here; if this comes first, the renewal waits for the
+    deletion, and then finds no row (`beat`).
     """
     rows = connection.execute(
         _noting(
@@ -232,20 +239,21 @@ def gone(connection: Connection, host: str) -> list[str]:
 
 
 def forget_gone(connection: Connection, ids: Collection[str]) -> None:
-    """Forget these replicas: their unregistered kernels were ended."""
+    """Forget these dead replicas, whose unregistered kernels were ended."""
     connection.execute("DELETE FROM kernelkeep.gone WHERE id = ANY(%s)", ([*ids],))
 
 
 def take(
     connection: Connection, replica_id: str, keepers: Collection[str], at_most: int
 ) -> tuple[int, int]:
-    """Take a share of the kernels that no replica has; returns how many were taken, and are left.
+    """Take a share of the free kernels; returns how many were taken, and how many are still free.
 
-    Only kernels whose keepers this replica reaches are taken. The share is that of one among the
-    replicas that live, so that those which look at the same time spread the kernels among them.
+    Only kernels whose keepers this replica reaches (``keepers``) are taken. The share is one among
+    all replicas that live, so that replicas which do this at the same time spread the kernels among
+    them.
     """
-    # The counts are a moment old: a replica may take more or less than its share, which is no
-    # fault. SKIP LOCKED lets no kernel be taken by two.
+    # The two counts may be out of date by the time of the UPDATE: a replica may take more or less
+    # than its share, which does no harm. FOR UPDATE SKIP LOCKED lets no two replicas take a kernel.
     (living,) = connection.execute(
         "SELECT count(*) FROM kernelkeep.replica WHERE expires > clock_timestamp()"
     ).fetchone() or (1,)
@@ -265,7 +273,8 @@ def take(
         "WHERE kernel.id = free.id RETURNING kernel.id, kernel.term",
         ([*keepers], replica_id, share, replica_id),
     ).fetchall()
-    # Without ON CONFLICT: two owners in one term would be a fault, and end this transaction.
+    # Without ON CONFLICT: two replicas with a kernel in one term would be a bug, and then this
+    # transaction fails.
     with connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO kernelkeep.tenure (kernel_id, term, replica) VALUES (%s, %s, %s)",
@@ -279,10 +288,10 @@ def take(
 def mine(
     connection: Connection, replica_id: str, known: Collection[str]
 ) -> tuple[list[Taken], dict[str, str]]:
-    """The kernels that a replica has in the registry, without those that it knows to have.
+    """The kernels that a replica has in the registry, except those that it has already (``known``).
 
-    Nobody else writes what belongs to them from the term on in which the replica has them. With
-    them come the kernels whose records make no sense to this version, and why.
+    No other replica writes rows of these kernels any more: its term is over. Also returns the ids
+    of kernels whose records this version cannot decode, each with the reason.
     """
     rows = connection.execute(
         "SELECT id, term, record, last_activity, execution_state FROM kernelkeep.kernel "
@@ -296,13 +305,14 @@ def mine(
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             senseless[kernel_id] = str(error)
             continue
-        # Written more often than the record (`SharedStore.touch`), and so newer.
+        # These two columns are written more often than the record (`SharedStore.touch`).
         decoded.last_activity, decoded.execution_state = last_activity, execution_state
         records.append(decoded)
         terms.append(term)
-    # Of all of them at once: a question for each kernel takes longer than its whole adoption. But
-    # this question has a bound, and a replica that could never read what it has would never adopt
-    # it: so as much as it may be is left to the adoptions.
+    # The executions of all kernels are read by one statement: one for each kernel would take longer
+    # than the kernel's whole adoption. But the statement has a bound in time, and a replica for
+    # which it always fails would never adopt its kernels. So it reads no more than `READ_BYTES`,
+    # and the rest is left to the adoptions.
     ids = [record.id for record in records]
     fit = which_fit(connection, ids, READ_BYTES)
     executions = {kernel_id: list[ExecutionRecord]() for kernel_id in fit}
@@ -322,9 +332,9 @@ def everybodys(connection: Connection) -> list[str]:
 
 
 def release(connection: Connection, replica_id: str, terms: Mapping[str, int]) -> None:
-    """Free kernels that a replica has left, and has in these ``terms``; it goes on with the rest.
+    """Free kernels that a replica has left, and has in these ``terms``; it keeps its others.
 
-    Nothing is changed of a kernel that is another replica's, or nobody's, by now.
+    The row of a kernel that another replica has by now, or none, does not change.
     """
     connection.execute(
         "UPDATE kernelkeep.kernel AS kernel SET replica = NULL "

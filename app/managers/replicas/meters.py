@@ -26,9 +26,10 @@ def take(
     is_used: bool = False,
 ) -> Taken:
     """As `Counting.take`."""
-    # Each replica waits here until the one before has done its work. There is a row then, and no
-    # other replica changes or forgets it before this one is done. If the answer is lost, and this
-    # runs again, the amount counts twice: the next has to wait a little longer than need be.
+    # The statement locks the owner's row: each replica waits here until the one before has
+    # committed, and no other replica changes or deletes the row before this one commits. If the
+    # answer is lost, and this runs again, the amount counts twice: the owner's next request has to
+    # wait a little longer than need be.
     seconds, table = SPANS[limit], f"kernelkeep.{_TABLES[limit]}"
     execute = connection.execute
     row = execute(
@@ -52,10 +53,11 @@ def take(
             "WHERE owner = %s".encode(),
             (used, now, now, min(used * seconds / capacity, MAX_SECONDS), owner),
         )
-    # What has run dry is forgotten, behind the only wait: two that had each deleted the other's row
-    # would wait for each other. A row that another replica has just now is left to that one. What
-    # is used beyond the capacity takes longer to run dry; replicas of the version before leave that
-    # time out, and use nothing beyond the capacity.
+    # Rows that have run dry are deleted last, after the only statement that waits: two replicas
+    # that each had deleted the other's row would wait for each other. A row that another replica
+    # has locked is left to that replica. An amount beyond the capacity takes longer to run dry
+    # (``dry``); replicas of the version before leave ``dry`` NULL, and use nothing beyond the
+    # capacity.
     execute(
         f"DELETE FROM {table} WHERE owner IN (SELECT owner FROM {table} "
         "WHERE at < clock_timestamp() - %s * interval '1 second' "

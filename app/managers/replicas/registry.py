@@ -1,9 +1,9 @@
 """The registry that this server shares with other replicas, as their member.
 
-Kernels, executions, the places of clients, and sessions are in PostgreSQL. What is on the disk of
-the kernels' host stays there, in the state directory that the replicas of a host share: the keeper
-with its sockets, logs and connection files. So a host's replicas take over each other's kernels,
-and those of other hosts send requests for them on.
+Kernels, executions, the places of clients, and sessions are in PostgreSQL. The keeper's sockets,
+the logs and the connection files are on the disk of the kernels' host, in the state directory that
+the replicas of that host share. So the replicas of a host take over each other's kernels; replicas
+of other hosts forward requests for those kernels.
 """
 
 from __future__ import annotations
@@ -60,19 +60,20 @@ DIRECTORY: Final = "replicas"
 """The directory in the state directory with the replicas' locks and sockets."""
 
 READ_AGAIN_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""The pauses after which an adoption asks for executions again. Those that wait would not run."""
+"""Pauses in seconds after which an adoption asks for the kernel's executions again. An adoption
+without them would never run those that wait in the queue."""
 
 _IDENTITY: Final = "identity"
 
 DIAL: Final = "dial"
 SSH: Final = "ssh"
-"""How keepers are reached that are on other hosts: they dial in, or are dialled there."""
+"""How keepers on other hosts are reached: they dial in, or the server connects there by SSH."""
 
 
 def check_shared_registry(settings: Settings) -> None:
-    """Bring the shared registry to this version, and see whether this replica may join the others.
+    """Migrate the shared registry to this version, and check that this replica may join the others.
 
-    Raises `UnusableRegistry` if not, or if the registry cannot be used.
+    Raises `UnusableRegistry` if it may not, or if the registry cannot be used.
     """
     network = network_file_system(settings.state_dir)
     if network is not None:
@@ -115,7 +116,7 @@ class SharedRegistry(Registry):
     """This replica's hold on the shared registry.
 
     Make it by `open` inside a running event loop, and `close` it there. ``on_fenced`` is called
-    with the id of a kernel that is found to be another replica's.
+    with the id of a kernel of this replica that another replica is found to have taken.
     """
 
     has_models = True
@@ -143,8 +144,8 @@ class SharedRegistry(Registry):
             url, self.member, self.terms, self.directory
         )
         self._loop = asyncio.get_running_loop()
-        # With a thread of its own, as the member, the directory and the keepers have: a lease is
-        # renewed, and keepers are let in, however much there is to write.
+        # This connection has a thread of its own, and so have those of the member, the directory
+        # and the keepers: leases are renewed, and keepers let in, however much there is to write.
         self._database = Database(url)
         self._reservations = SharedReservations(identity, self._ask, self._is_due)
         self._counting = SharedCounting(identity, self._ask)
@@ -153,7 +154,7 @@ class SharedRegistry(Registry):
         self._shared_store = SharedStore(
             self._database, identity, self.terms, self._keeper_of, self._fence_later
         )
-        # By kernel: what was read when the kernel was taken, until its adoption asks for that.
+        # By kernel: what `mine` has read with the kernel's record, until the adoption asks for it.
         self._executions_found: dict[str, list[ExecutionRecord]] = {}
         self._places_found: dict[str, Places | None] = {}
         self._begin(self._shared_store)
@@ -216,12 +217,12 @@ class SharedRegistry(Registry):
         self._places_found.pop(kernel_id, None)
 
     async def executions(self, kernel_id: str) -> list[ExecutionRecord]:
-        """As `Registry.executions`, but none are missing because the registry was away a moment."""
+        """As `Registry.executions`, but asks again, after pauses, while the registry is away."""
         found = self._executions_found.pop(kernel_id, None)
         if found is not None:
             return found
         for pause in READ_AGAIN_SECONDS:
-            if kernel_id not in self.terms:  # another replica has it, and reads them
+            if kernel_id not in self.terms:  # another replica has taken the kernel
                 break
             try:
                 read: list[ExecutionRecord]
@@ -249,24 +250,26 @@ class SharedRegistry(Registry):
             raise RegistryUnavailable
 
     def has_saved(self, kernel_id: str) -> bool:
-        """Whether a kernel of this replica's is in the registry, or was not to be saved yet."""
-        # A write that was refused has dropped the term by now: `_fence_later` is called before the
-        # write returns to the loop, in whose order its effect comes first.
+        """Whether a kernel is this replica's, and no write of its record has failed."""
+        # If the registry has refused the write, the term is dropped by now: the thread calls
+        # `_fence_later` before the write's result is passed to the loop, and the loop does both in
+        # that order.
         return kernel_id in self.terms and kernel_id not in self._missed
 
     async def execution_stored(self, kernel_id: str, execution_id: str, term: int) -> None:
         """As `Registry.execution_stored`. Raises `RegistryUnavailable` and `ReplicaUnreachable`.
 
-        The replica that has the kernel next would not know an execution that is here alone, while
-        its client was told that it will run.
+        The replica that takes the kernel next would not know an execution that is not stored,
+        although the client was told that it will run.
         """
         if self.member.is_away:
             raise RegistryUnavailable
-        # After the wait, the kernel may be another replica's. The execution may be unwritten: the
-        # write has failed or takes too long, and a later flush may be at it just now.
+        # After the wait, the kernel may be another replica's. The execution may still be in
+        # `_unwritten`: the write has failed, or takes too long, or a later flush is at it.
         await self.stored()
         if not term or self.terms.of(kernel_id) != term:
-            # It may have been stored before the kernel was taken: whoever has that runs it then.
+            # It may have been stored before the kernel was taken: then the replica that has taken
+            # the kernel runs it.
             raise ReplicaUnreachable(begun=True)
         if (kernel_id, execution_id) in self._unwritten:
             raise RegistryUnavailable
@@ -277,7 +280,11 @@ class SharedRegistry(Registry):
         self._reached.append(DIAL)
 
     def _keeper_of(self, record: KernelRecord) -> str:
-        """How the keeper of a kernel is reached: who reaches it can take the kernel over."""
+        """How the keeper of a kernel is reached: a replica that has this way can take the kernel.
+
+        That is the state directory's identity for a keeper of this host, `SSH` or `DIAL` for one of
+        another host.
+        """
         name = elsewhere(record.spec.get("metadata", {}))
         if not name:
             return self._here
@@ -285,7 +292,7 @@ class SharedRegistry(Registry):
 
     def _fence_later(self, kernel_id: str, term: int) -> None:
         def fence() -> None:
-            # The write may have been of an earlier term than that in which the kernel is here now.
+            # The refused write may have been of an earlier term than this replica has now.
             if self.terms.of(kernel_id) == term:
                 self.fence(kernel_id)
 
@@ -298,14 +305,14 @@ class SharedRegistry(Registry):
 
     def fence(self, kernel_id: str) -> None:
         """Give up this kernel, which another replica has taken."""
-        # The term goes first: nothing that is asked of the keeper, or written, counts from now on.
-        # What a flush has given to the thread goes with the old term, and the row in the registry
-        # refuses it. No await is in here: whatever is told by `on_fenced` finds nothing left of
-        # this tenure.
+        # The term goes first: from now on keeper and registry refuse what this replica asks and
+        # writes for the kernel. What a flush has given to the thread goes with the old term, and
+        # the registry refuses that, too. Nothing is awaited here: `on_fenced` finds nothing left of
+        # the time in which this replica had the kernel.
         self.terms.drop(kernel_id)
         self._newest.pop(kernel_id, None)
         self._missed.pop(kernel_id, None)
-        # It may come back in a later term, and must not find there what belongs to this one.
+        # The kernel may come back in a later term, which must not find changes of this one.
         self._activity.pop(kernel_id, None)
         self._places.pop(kernel_id, None)
         self._drop_found(kernel_id)
@@ -319,7 +326,7 @@ class SharedRegistry(Registry):
         return await self._call(self._database.run, work)
 
     def _is_due(self, kernel_id: str) -> bool:
-        """Whether a kernel is still to be stored or deleted, or waits in an engine's queue."""
+        """Whether a kernel is still to be stored or deleted (one in an engine's queue is, too)."""
         if kernel_id in self._missed:
             return True
         stored = self._newest.get(kernel_id)
@@ -342,8 +349,9 @@ class SharedRegistry(Registry):
         """
         if not await self.stored(CLOSE_SECONDS):
             raise StoreAway("the database does not answer")
-        # Whoever takes a kernel reads what is stored by then, and refuses what comes behind that.
-        # So what could not be stored is tried again, in the end by `leave`, and freed behind that.
+        # The replica that takes a kernel reads what is stored by then, and later writes of this one
+        # are refused. So a kernel for which something is not stored yet is not freed here: the
+        # write is tried again, in the end by `leave`, which then frees the kernel.
         missing = self._missed.keys() | {kernel_id for kernel_id, _ in self._unwritten}
         terms = {each: self.terms.of(each) for each in kernel_ids if each not in missing}
         await self.member.release(terms)
@@ -351,10 +359,10 @@ class SharedRegistry(Registry):
 
     async def leave(self) -> None:
         """Write what waits, then leave the kernels to the others."""
-        # The order is that of the next owner's needs: what the database takes in time is stored
-        # before the kernels are free. Afterwards this replica has no terms, and the registry
-        # refuses what still waits in the thread. Each statement has a bound, but there may be one
-        # for each kernel that was not stored: so all together have one as well.
+        # First the writes, then the kernels are freed: the replica that takes a kernel needs what
+        # is stored of it. Afterwards this replica has no terms, and the registry refuses writes
+        # that still wait in the thread. Each statement has a bound, but there may be one for each
+        # kernel that was not stored: so all together have a bound as well.
         with contextlib.suppress(StoreAway, TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._make_up()
@@ -364,9 +372,9 @@ class SharedRegistry(Registry):
             self.terms.drop(kernel_id)
 
     async def close(self) -> None:
-        """Leave the kernels to the others, if that was not done before, and stop."""
+        """Call `leave`, if that was not done before, and close all connections."""
         await self._counting.close()
-        # `leave` may have been called before (`Handover.hand_over_rest`), and finds nothing to do.
+        # If `leave` was called before (`Handover.hand_over_rest`), it finds nothing to do.
         await self.leave()
         try:
             await super().close()
@@ -389,8 +397,8 @@ def _replica(settings: Settings, lock: _NameLock, identity: str, wire: Wire | No
 class _NameLock:
     """The right to a name among the replicas of this host, until it is closed or the process ends.
 
-    Whoever has it knows that no process before has the name any more. ``host`` is the identity of
-    the state directory, which is that of the keeper's host as well. Raises `UnusableRegistry`.
+    The process that has the lock knows that every earlier process with the name has ended. ``host``
+    is the identity of the state directory, and so of the keeper's host. Raises `UnusableRegistry`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -423,9 +431,9 @@ def _port(settings: Settings) -> str:
 
 
 def _identity(directory: Path) -> str:
-    """What tells this state directory from that of any other host."""
-    # Two replicas that start for the first time: O_EXCL lets one of them make the file. The other
-    # may read it before it is written, which is told as such below.
+    """A random text that tells this state directory from that of any other host."""
+    # Two replicas may start here at the same time, for the first time: O_EXCL lets one of them make
+    # the file. The other may read it before it is written, and raises the error below.
     path = directory / _IDENTITY
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -443,8 +451,8 @@ def _identity(directory: Path) -> str:
 def _digest(settings: Settings) -> str:
     """A digest that replicas with the same token, and only those, have in common.
 
-    Tokens are long and random. A short one could be guessed by whoever reads the registry, so the
-    digest is as slow as that of a password.
+    A reader of the registry could guess a short token, so the digest is as slow as that of a
+    password.
     """
     token = settings.token.get_secret_value().encode()
     return hashlib.scrypt(token, salt=b"kernelkeep replicas", n=2**12, r=8, p=1).hex()

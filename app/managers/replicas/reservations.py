@@ -1,8 +1,8 @@
-"""Places for kernels that replicas are about to start: as many as there may be, and no more.
+"""Reservations for kernels that replicas are about to start, so that limits hold for all together.
 
-What there is in the registry counts, and what is reserved there. A reservation is made under a lock
-that one replica has at a time, before the start, and ends when the kernel is stored, when its start
-has failed, or with its replica.
+The kernels in the registry count, and so do the reservations there. A reservation is made before
+the start, under a lock that one replica at a time has, and ends when the kernel is stored, when its
+start has failed, or with its replica.
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ class NotJoined(Exception):
 
 
 def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) -> Used | None:
-    """Reserve a place; if there is none, return what is used. Raises `Elsewhere`, `NotJoined`."""
-    # The lock ends with the transaction. Without it two replicas would each count the last place as
-    # free: no row is there that both would have to lock.
+    """Make a reservation and return None; or return how many kernels there are, if no more may be.
+
+    Raises `Elsewhere` and `NotJoined`.
+    """
+    # The lock ends with the transaction. Without it two replicas could each find room for one more
+    # kernel: there is no row that both would have to lock.
     execute = connection.execute
     execute("SELECT pg_advisory_xact_lock(%s)", (_RESERVING,))
     if not execute("SELECT 1 FROM kernelkeep.replica WHERE id = %s", (replica_id,)).fetchone():
@@ -49,9 +52,8 @@ def reserve(connection: Connection, replica_id: str, asked: ReservationRequest) 
     ).fetchone()
     if others is not None:
         raise Elsewhere
-    # UNION, not UNION ALL: a kernel that was just stored has its reservation still, and counts
-    # once. A deletion puts a reservation in place of the row (`SharedStore.delete`), in one
-    # transaction.
+    # UNION, not UNION ALL: a kernel that was just stored still has its reservation, and must count
+    # once. `SharedStore.delete` replaces a kernel's row by a reservation, in one transaction.
     used = Used(
         *execute(
             "SELECT count(*), count(*) FILTER (WHERE owner = %s) FROM ("
@@ -91,7 +93,10 @@ class Asks(Protocol):
 
 
 class SharedReservations:
-    """The reservations of one replica. ``is_due`` tells whether a kernel is still to be stored."""
+    """The reservations of one replica.
+
+    ``is_due`` tells whether a kernel is still to be stored: then its reservation stays.
+    """
 
     def __init__(self, replica_id: str, ask: Asks, is_due: Callable[[str], bool]) -> None:
         self._replica = replica_id
@@ -104,8 +109,8 @@ class SharedReservations:
 
     async def reserve(self, asked: ReservationRequest) -> Used | None:
         """As `Reservations.reserve`. Raises `KernelElsewhereError`, `RegistryUnavailable`."""
-        # One that is reserved anew has not ended, whatever becomes of the end that is under way: in
-        # the thread that end is ahead of this, and if it has failed, `clear` must not try again.
+        # An earlier reservation for this id may be about to be ended. The thread does that before
+        # this statement; but if it has failed, `clear` must not try again, and end the new one.
         self._ended.discard(asked.kernel_id)
         self._ending.discard(asked.kernel_id)
         try:
@@ -115,7 +120,7 @@ class SharedReservations:
         except Elsewhere:
             raise KernelElsewhereError(asked.kernel_id) from None
         except (NotJoined, StoreAway):
-            self._ended.add(asked.kernel_id)  # the answer may be lost, and the place reserved
+            self._ended.add(asked.kernel_id)  # it may be in the registry: the answer may be lost
             raise RegistryUnavailable from None
         except asyncio.CancelledError:
             self._ended.add(asked.kernel_id)
@@ -125,7 +130,8 @@ class SharedReservations:
     async def release(self, kernel_id: str) -> None:
         """As `Reservations.release`; what fails is tried again by `clear`."""
         self._ended.add(kernel_id)
-        # A task of its own: a client that goes away must not leave its place taken.
+        # A task of its own: a client that goes away cancels the caller, and the reservation would
+        # stay.
         task = asyncio.get_running_loop().create_task(self.clear(), name="end reservations")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -133,7 +139,7 @@ class SharedReservations:
 
     async def clear(self) -> None:
         """End the reservations that are over, except of kernels that are still to be stored."""
-        # One at a time, as `reserve` takes an id out of one `_ending`.
+        # One call at a time: there is one `_ending`, out of which `reserve` takes ids.
         async with self._turn:
             self._ending = {kernel_id for kernel_id in self._ended if not self._is_due(kernel_id)}
             self._ended -= self._ending

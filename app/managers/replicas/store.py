@@ -1,9 +1,9 @@
-"""The shared registry as one replica writes it: every write says owner and term.
+"""The shared registry as one replica writes it: every write names the replica and the term.
 
-A write for a kernel that another replica has taken meanwhile changes nothing, and is reported: the
-replica then lets go of the kernel. A take (`membership.py`) and such a write wait for each other at
-the kernel's row. So either the write is there when the other replica reads what it has taken, or
-the write is refused.
+A write for a kernel that another replica has taken meanwhile changes nothing, and `on_fenced` is
+called: this replica then lets go of the kernel. A take (`membership.py`) and such a write wait for
+each other at the kernel's row. So either the other replica reads the write together with the
+kernel that it has taken, or the write is refused.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ class SharedStore:
     def at(self, terms: Terms) -> SharedStore:
         """This store, whose writes go with these terms.
 
-        A write may wait in its thread for as long as the registry is away. Meanwhile a kernel may
-        have become another replica's, and this one's again: the write is of an earlier term then.
+        A write may wait in its thread for as long as the registry is away. Meanwhile another
+        replica may have taken the kernel, and this one have taken it back: the write has to go with
+        the term in which it was asked for, and be refused.
         """
         store = copy(self)
         store._terms = terms
         return store
 
     def load(self) -> list[KernelRecord]:
-        """None: a replica takes kernels, and does not find itself their owner."""
+        """An empty list: a new replica has no kernels until it takes some (`membership.take`)."""
         return []
 
     def save(self, record: KernelRecord) -> None:
@@ -107,14 +108,15 @@ class SharedStore:
                 tell(connection, "kernels", [record.id])
             return bool(saved)
 
-        # Not in the transaction: what is told is committed.
+        # After the transaction, so that the refusal is final.
         if not self._database.run(work):
             self._on_fenced(record.id, term)
 
     def touch(self, seen: Iterable[tuple[str, float, str, bytes]]) -> None:
         """As `RegistryStore.touch`."""
-        # That a kernel is another's is not told here: the next write of its record, its executions
-        # or its places finds that. In term 0, in which no kernel is, no row is changed.
+        # `on_fenced` is not called here for kernels of other replicas: the next write of the
+        # record, the executions or the places does that. No row has term 0, which `Terms.of` gives
+        # for kernels that this replica does not have.
         rows = [
             (kernel_id, self._terms.of(kernel_id), when, word, model.decode())
             for kernel_id, when, word, model in seen
@@ -122,9 +124,9 @@ class SharedStore:
         ids, terms, times, words, models = map(list, zip(*rows, strict=True))
 
         def work(connection: Connection) -> None:
-            # The rows are locked in no order. Only this replica writes them, and whoever declares
-            # it dead frees them: should the two wait for each other, PostgreSQL ends one of them,
-            # which runs again (`Database.run`).
+            # The rows are locked in no particular order. Only this replica writes them, and one
+            # that declares it dead frees them: should the two transactions wait for each other,
+            # PostgreSQL ends one of them, which runs again (`Database.run`).
             connection.execute(
                 "UPDATE kernelkeep.kernel AS kernel SET last_activity = seen.at, "
                 "execution_state = seen.word, model = seen.model "
@@ -140,14 +142,15 @@ class SharedStore:
     def delete(self, kernel_id: str) -> None:
         """As `RegistryStore.delete`; executions and places of clients go with the kernel.
 
-        A kernel is deleted before its process is ended. Until that is done the kernel still has its
-        place among those that there may be (`reservations.py`).
+        A kernel is deleted before its process is ended. Until that is done a reservation counts for
+        the kernel (`reservations.py`), as its process still runs.
         """
         term = self._terms.of(kernel_id)
 
         def work(connection: Connection) -> None:
-            # First the replica, then its kernel, as everywhere: whoever declares a replica dead
-            # has its row and waits for those of its kernels.
+            # The replica's row is locked first, then the kernel's, as everywhere: a transaction
+            # that declares a replica dead has the replica's row, and waits for its kernels' rows.
+            # In the other order the two would wait for each other.
             connection.execute(
                 "SELECT 1 FROM kernelkeep.replica WHERE id = %s FOR KEY SHARE", (self._replica,)
             )
@@ -187,7 +190,8 @@ class SharedStore:
         terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in ids}
 
         def work(connection: Connection) -> set[str]:
-            # The rest is written all the same: one kernel that was taken keeps back no other's.
+            # Executions of other kernels are written even if one kernel was taken by another
+            # replica.
             others = self._others(connection, terms)
             own = [one for one in records if one.kernel_id not in others]
             with connection.cursor() as cursor:
@@ -214,13 +218,13 @@ class SharedStore:
 
     def save_places(self, changed: Iterable[Places]) -> None:
         """As `RegistryStore.save_places`."""
-        # What this replica has in no term is another's, or gone.
+        # A kernel that this replica has no term for is another's, or gone.
         places = {one.kernel_id: one for one in changed if one.kernel_id in self._terms}
         terms = {kernel_id: self._terms.of(kernel_id) for kernel_id in places}
 
         def work(connection: Connection) -> set[str]:
             others = self._others(connection, terms)
-            # In one order, in which no two replicas wait for each other.
+            # In the order of the ids, so that no two transactions wait for each other.
             own = [places[kernel_id] for kernel_id in sorted(places) if kernel_id not in others]
             with connection.cursor() as cursor:
                 cursor.executemany(
@@ -235,10 +239,11 @@ class SharedStore:
             self._on_fenced(kernel_id, terms[kernel_id])
 
     def _others(self, connection: Connection, terms: Mapping[str, int]) -> set[str]:
-        """The kernels among those with these terms that another replica has.
+        """Those of these kernels that this replica does not have in these terms.
 
-        The rows are locked, so that none is taken before the end of the transaction. A kernel that
-        has no row is none of them: what belongs to it may be stored first.
+        The rows are locked, so that no kernel is taken before the end of the transaction. A kernel
+        without a row is not among the returned: its executions and places may be stored before its
+        record.
         """
         rows = connection.execute(
             "SELECT id, replica, term FROM kernelkeep.kernel WHERE id = ANY(%s) "
@@ -256,7 +261,7 @@ class SharedStore:
         return None
 
     def take_lease(self, lease: Lease) -> None:
-        """Nothing: see `lease`."""
+        """Do nothing: see `lease`."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -264,7 +269,7 @@ class SharedStore:
 
 
 def which_fit(connection: Connection, kernel_ids: Sequence[str], at_most: int) -> list[str]:
-    """Those of the kernels whose executions have no more than so many bytes, all together."""
+    """As many of the kernels as have no more than ``at_most`` bytes of executions all together."""
     rows = connection.execute(
         "SELECT kernel_id, sum(octet_length(data)) FROM kernelkeep.execution "
         "WHERE kernel_id = ANY(%s) GROUP BY kernel_id",
@@ -272,7 +277,7 @@ def which_fit(connection: Connection, kernel_ids: Sequence[str], at_most: int) -
     )
     sizes = {kernel_id: int(size) for kernel_id, size in rows.fetchall()}
     fit, left = [], at_most
-    # The smallest first: so one kernel with much leaves no other without.
+    # The kernels with the fewest bytes first, so that one with many does not displace all others.
     for kernel_id in sorted(kernel_ids, key=lambda one: sizes.get(one, 0)):
         if (size := sizes.get(kernel_id, 0)) > left:
             break
@@ -313,7 +318,7 @@ def decode_record(text: str) -> KernelRecord:
 
 
 def _first_model(record: KernelRecord) -> str:
-    """How the API shows a kernel that was just stored, until its replica tells (`touch`)."""
+    """The first model of a kernel, as JSON, until its replica stores the next one (`touch`)."""
     model = {
         "id": record.id,
         "name": record.name,
@@ -328,7 +333,11 @@ def _first_model(record: KernelRecord) -> str:
 
 
 def tell(connection: Connection, what: str, ids: Sequence[str] = ()) -> None:
-    """Tell all replicas, when the transaction is committed, that something has changed."""
+    """Notify all replicas, when the transaction is committed, that rows have changed.
+
+    ``what`` is ``kernels`` or ``sessions``, with the ids of the rows, ``replicas`` without ids, or
+    ``mark`` with the names of marks (`Directory.expect`).
+    """
     for start in range(0, max(len(ids), 1), TOLD_AT_ONCE):
         some = ids[start : start + TOLD_AT_ONCE]
         connection.execute("SELECT pg_notify(%s, %s)", (CHANNEL, " ".join((what, *some))))

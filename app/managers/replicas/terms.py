@@ -17,9 +17,9 @@ class Terms:
     """The terms in which this replica has its kernels, by their ids."""
 
     def __init__(self) -> None:
-        # Only the loop writes. The thread of `SharedKeepers` looks, too, and gets a term or none,
-        # each of which the registry judges: a term that is over is refused there. The thread of
-        # `SharedStore` has a copy (`now`).
+        # Only the loop writes. The thread of `SharedKeepers` reads, too, while the loop may change
+        # the dict: it gets a term or none, and the registry refuses a term that is over. The thread
+        # of `SharedStore` has a copy (`now`).
         self._terms: dict[str, int] = {}
 
     def __contains__(self, kernel_id: object) -> bool:
@@ -33,10 +33,10 @@ class Terms:
         """Begin the first term of a kernel that is to be started here.
 
         A first term is the time in seconds since the epoch. So a kernel that is started with the id
-        of one that is gone has a later term, and is none of its owner's.
+        of one that is gone has a later term, and a replica that had the earlier kernel is refused.
         """
-        # Later than the term of one that is just gone here, whose term is dropped later
-        # (`SharedHandover.forget`), even in the same second, or when the clock was set back.
+        # The term of a kernel that has gone here is dropped only later (`SharedHandover.forget`).
+        # The new one is higher even in the same second, or when the clock was set back.
         self._terms[kernel_id] = max(self.of(kernel_id) + 1, int(time.time()))
 
     def now(self) -> Terms:

@@ -16,7 +16,7 @@ __all__ = ["SharedTokens", "SharedTokensPlace"]
 T = TypeVar("T")
 
 ANSWER_SECONDS: Final = 8.0
-"""How long the database has for an answer, if its machine lives and its processes are stopped."""
+"""How long the database may take for an answer, as when its processes are stopped."""
 
 
 class SharedTokensPlace:
@@ -43,7 +43,8 @@ class SharedTokens(TokenTable):
     def __init__(self, database: Database, *, create: bool = False) -> None:
         self._database = database
         try:
-            # Not its version: replicas of two versions share a registry while they are upgraded.
+            # The columns are looked at, not the registry's version: replicas of two versions share
+            # a registry while they are upgraded.
             is_there, is_newest = self._run(_state)
             if not is_there and not create:
                 raise FileNotFoundError
@@ -60,8 +61,8 @@ class SharedTokens(TokenTable):
     @contextlib.contextmanager
     def _bounded(self) -> Iterator[None]:
         """A block in which each attempt at the database takes `ANSWER_SECONDS` at the most."""
-        # No bound of the client's library ends the wait for a database that is stopped. What is
-        # aborted is tried once more (`Database.run`), and so there may be two aborts. An abort that
+        # No bound of psycopg's ends the wait for a database whose processes are stopped. Work that
+        # is aborted is tried once more (`Database.run`), so there may be two aborts. An abort that
         # comes when the work has just ended does no harm: the next work makes a new connection.
         done = threading.Event()
 
@@ -87,22 +88,22 @@ class SharedTokens(TokenTable):
 
     def _write(self, work: Callable[[Execute], T]) -> T:
         def alone(connection: Connection) -> T:
-            # Writers one after the other, on all hosts: a version that is counted up, and a limit
-            # that is looked at before, are right then. Readers go on meanwhile.
+            # The lock lets one writer at a time work, on all hosts: so a writer may read a version
+            # and count it up, or check a limit before it inserts. Readers are not held up.
             connection.execute("LOCK TABLE kernelkeep.token IN SHARE ROW EXCLUSIVE MODE")
             return work(_execute(connection))
 
         return self._run(alone)
 
     def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        # All are sent before the first answer, and each row is locked for itself: thousands of
-        # tokens that were used hold up nobody. In one order, so that two replicas never wait for
-        # each other.
+        # All statements are sent before the first answer is read, and only single rows are locked:
+        # storing when thousands of tokens were used holds up no other writer for long. The rows
+        # come in one order, so that two replicas never wait for each other.
         marked = statement.replace("?", "%s").encode()
         self._run(lambda connection: connection.cursor().executemany(marked, rows))
 
     def changes_elsewhere(self) -> Hashable:
-        """As `TokenTable.changes_elsewhere`; here one's own changes count, too."""
+        """As `TokenTable.changes_elsewhere`; here this process's own changes count, too."""
         return self.state()
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """How replicas of different hosts reach each other: where one listens, and its certificate.
 
 Both ends show a certificate of one authority, in the role of a replica. A replica that dials knows
-from the registry which one it is to find there, and talks to no other.
+from the registry which replica it is to find at an address, and talks to no other.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ NO_CRYPTOGRAPHY: Final = (
 
 
 class Wire:
-    """The socket on which a replica listens for those of other hosts, and the ends of TLS.
+    """The socket on which a replica listens for those of other hosts, and the contexts for TLS.
 
-    ``authority`` is the key that all replicas share, as PEM, and is not used where an option names
-    the operator's certificate. ``directory`` takes a file for a moment. Raises `UnusableRegistry`.
+    ``authority`` is the key that all replicas share, as PEM; it is not used if an option names the
+    operator's certificate. In ``directory`` a file with the private key is written, and removed
+    once it is loaded. Raises `UnusableRegistry`.
     """
 
     def __init__(self, settings: Settings, name: str, directory: Path, authority: bytes) -> None:
@@ -52,7 +53,7 @@ class Wire:
         port = self.listening.getsockname()[1]
         seen = settings.replica_address or seen_address(settings.replica_listen)
         self.dial = written(*host_and_port(seen, port))
-        """``host:port``, where the others dial."""
+        """``host:port``, where replicas of other hosts dial this one."""
 
     def close(self) -> None:
         """Listen no longer."""
@@ -62,9 +63,10 @@ class Wire:
 
 
 def _certificates(operators: Path | None, name: str, authority: bytes) -> tuple[str, str]:
-    """A key with the certificates to show, and those to trust, as PEM.
+    """A private key with the certificates to show, and the certificates to trust, as PEM.
 
-    Raises `UnusableRegistry`, and what reading does.
+    Raises `UnusableRegistry`, `OSError` or `ValueError` if the file cannot be read, and
+    `ImportError` without the package cryptography.
     """
     if operators is None:
         signer = Signer(authority)
@@ -82,8 +84,9 @@ def _certificates(operators: Path | None, name: str, authority: bytes) -> tuple[
 
 
 def _context(kind: int, chain: str, trusted: str, directory: Path) -> ssl.SSLContext:
-    # Both ends have to show a certificate: whoever has none of this authority is not heard, and
-    # told nothing. Whether it is that of a replica, and of which, is looked at by name afterwards.
+    # Both ends have to show a certificate of this authority: otherwise the handshake fails before
+    # anything is read or written. Whether the certificate is a replica's, and which replica's, is
+    # checked by the name in it afterwards.
     context = ssl.SSLContext(kind)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # an address may change; the name of the replica is looked at

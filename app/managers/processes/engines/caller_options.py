@@ -1,8 +1,8 @@
-"""What whoever starts a kernel may say of the options of its engine.
+"""The options of a kernel's engine that a request to start the kernel may set.
 
-The kernelspec's ``config`` names it in ``caller_may_set``, each name with the values that it may
-have: a list, or a range. A name with a dot is one in a table, like ``limits.memory``. Everything
-else is the kernelspec's alone.
+The kernelspec's ``config`` names them in ``caller_may_set``, each with the values that the request
+may give: a list, or a range. A name with a dot is an entry of a table, like ``limits.memory``. All
+other options are the kernelspec's alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["CALLER_MAY_SET", "EngineOptionRefused", "check_given", "settled"]
 CALLER_MAY_SET: Final = "caller_may_set"
 
 SHOWN: Final = 20
-"""Of how many values a refusal tells."""
+"""How many allowed values the text of a refusal names."""
 
 
 class EngineOptionRefused(InvalidRequest):
@@ -43,7 +43,7 @@ class EngineOptionRefused(InvalidRequest):
 
 
 class Range(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The least and the greatest value. Without a least one, any above 0 is let in."""
+    """The least and the greatest value of an option. Without a least one it must be above 0."""
 
     min: Value | None = None
     max: Value | None = None
@@ -58,16 +58,17 @@ class _Kind(NamedTuple):
 
 
 def check_given(spec: KernelSpec, given: Mapping[str, Value]) -> None:
-    """See to it that who starts a kernel may say this.
+    """Check the options that a request to start a kernel gives.
 
-    Raises `EngineOptionRefused`, or `KernelStartFailed` for a kernelspec that is wrong itself.
+    Raises `EngineOptionRefused` for an option that it may not set, or not to this value, and
+    `KernelStartFailed` for a kernelspec that is wrong itself.
     """
     if not given:
         return
     kind = _kind(spec)
     if kind is None:
         raise EngineOptionRefused(next(iter(given)), "kernels of this kernelspec have no engine")
-    kind.options_of(settled(spec, {}))  # what is wrong without it is not the caller's fault
+    kind.options_of(settled(spec, {}))  # an error without the given options is not the caller's
     rules = _rules(spec)
     for name, value in given.items():
         rule = rules.get(name)
@@ -75,7 +76,7 @@ def check_given(spec: KernelSpec, given: Mapping[str, Value]) -> None:
             raise EngineOptionRefused(name, "the kernelspec does not name it in caller_may_set")
         if why := _why_not(rule, name, value, kind.measure):
             raise EngineOptionRefused(name, why)
-    # Each by itself first, so that a refusal names the one that is wrong.
+    # Each option is checked alone first, so that a refusal names the one that is wrong.
     for name, value in given.items():
         _check_type(spec, kind, {name: value}, name)
     _check_type(spec, kind, given, ", ".join(given))
@@ -90,7 +91,7 @@ def _check_type(spec: KernelSpec, kind: _Kind, given: Mapping[str, Value], name:
 
 
 def settled(spec: KernelSpec, given: Mapping[str, Value]) -> KernelSpec:
-    """The kernelspec of one kernel: with what was given for it, and nothing left to be said."""
+    """The kernelspec of one kernel: with the given options, and without ``caller_may_set``."""
     config = stanza_of(spec).get("config")
     if not isinstance(config, dict) or not (given or CALLER_MAY_SET in config):
         return spec
@@ -122,7 +123,7 @@ def _rules(spec: KernelSpec) -> dict[str, Rule]:
 
 
 def _why_not(rule: Rule, name: str, value: Value, measure: Measure) -> str:
-    """Why a value is not one that a rule lets in; empty if it is."""
+    """The reason why a rule does not allow a value; empty if it does."""
     if isinstance(value, float) and not math.isfinite(value):
         return "not a number"
     if isinstance(rule, list):
@@ -136,7 +137,7 @@ def _why_not(rule: Rule, name: str, value: Value, measure: Measure) -> str:
     except ValueError as error:
         return str(error)
     if least is None and size <= 0:
-        return "not above 0"  # with which some engines mean that there is no limit
+        return "not above 0"  # some engines take such a value for no limit
     if least is not None and size < least:
         return f"less than {rule.min}"
     if most is not None and size > most:
@@ -145,7 +146,7 @@ def _why_not(rule: Rule, name: str, value: Value, measure: Measure) -> str:
 
 
 def _same(one: Value, other: Value) -> bool:
-    """Whether values are equal; True is no 1."""
+    """Whether two values are equal, where True does not equal 1."""
     return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 

@@ -1,8 +1,7 @@
-"""The options of engines that the settings say, where a kernelspec does not.
+"""The options of engines that the settings give, for kernelspecs that do not.
 
-They are below the kernelspec's, which are below what whoever starts a kernel may set
-(`caller_options`). Each option counts as a whole: a table in the kernelspec stands in place of the
-settings' table.
+A kernelspec's options override them, and options that a request to start a kernel may set override
+those (`caller_options`). An option that is a table is overridden as a whole.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _ANY: Final = "any"
 
 
 def defaults_of(tables: Mapping[str, Mapping[str, Any]]) -> Defaults:
-    """What the option ``engines`` says, once it is checked as a kernelspec's options are.
+    """The tables of the setting ``engines``, checked as a kernelspec's options are.
 
     Raises `ValueError`, whose text is one line that names the option, and repeats no value.
     """
@@ -52,7 +51,7 @@ def defaults_of(tables: Mapping[str, Mapping[str, Any]]) -> Defaults:
 
 
 def _why_not(model: type[msgspec.Struct], name: str, value: object) -> str:
-    """Why an option cannot be so; empty if it can."""
+    """The reason why an option cannot have a value; empty if it can."""
     fields = msgspec.structs.fields(model)
     names = [field.name for field in fields]
     if name == CALLER_MAY_SET:
@@ -64,7 +63,7 @@ def _why_not(model: type[msgspec.Struct], name: str, value: object) -> str:
         msgspec.convert({**needed, name: value}, model)
     except msgspec.ValidationError as error:
         text = str(error).removesuffix(f" - at `$.{name}`")
-        # These have the value in them, or a key of it.
+        # Texts of msgspec with these beginnings repeat the value, or a key of it.
         repeats = text.startswith(("Invalid", "Object contains"))
         return "not what the option takes" if repeats else text
     return ""

@@ -39,39 +39,39 @@ CALL_SECONDS: Final = 15.0
 """How long the engine may take for an answer."""
 
 START_SECONDS: Final = 60.0
-"""How long it may take to make and start a container, on a busy disk."""
+"""How long the engine may take to make and start a container, on a busy disk."""
 
 TAIL_LINES: Final = 12
 
 NOT_CONNECTED: Final = 900
-"""The status of aiodocker's own for an engine that cannot be reached."""
+"""aiodocker's own status for an engine that cannot be reached."""
 
 LISTED: Final = ("Id", "State", "Labels")
-"""What the list of containers is asked for."""
+"""The fields that are read of each container in a list."""
 
 ABSENT: Final = 404
 BEING_REMOVED: Final = 409
 GONE: Final = (ABSENT, BEING_REMOVED)
-"""What is answered for a container that is gone, or that is being removed."""
+"""The statuses of answers about a container that is gone, or is being removed."""
 
 _CHANGES: Final = frozenset(("start", "die", "died", "destroy", "remove", "pause", "unpause"))
-"""The events behind which the list of containers is another."""
+"""The events after which the list of containers is read again."""
 
 LIST_SECONDS: Final = 30.0
-"""How long the list is believed without an event, as one may be missed."""
+"""After how long without an event the list is read again, as an event may be missed."""
 
 AGAIN_SECONDS: Final = (1.0, 3.0)
-"""The pauses before the list is looked at again after an event: with much to do, Docker lists a
-container as running for a while after it has told of its end."""
+"""The pauses before the list is read again after an event: a busy Docker lists a container as
+running for a while after the event of its end."""
 
 TOGETHER_SECONDS: Final = 0.1
-"""How long further events are taken with one that has come: the list is asked for once for all."""
+"""How long further events are collected after one has come: the list is read once for all."""
 
 
 class DockerEngine:
     """One Docker, or podman, as this service sees it: ``service`` is the label of its containers.
 
-    ``on_words`` is told, with a kernel's id, what goes on before its container runs.
+    ``on_words`` is called with a kernel's id and the progress of the image that is pulled for it.
     """
 
     absent_is_ended = True
@@ -102,9 +102,10 @@ class DockerEngine:
 
     @contextlib.asynccontextmanager
     async def _asked(self, seconds: float = CALL_SECONDS) -> AsyncIterator[Docker]:
-        """The engine; that it does not answer becomes `HostUnreachable`. Raises `DockerError`.
+        """A block that uses the engine's API, within so many seconds.
 
-        What is cut short by the bound may have happened at the engine all the same.
+        An engine that does not answer becomes `HostUnreachable`; `DockerError` passes. A request
+        that is cut short by the bound may have come into effect all the same.
         """
         docker = self._docker
         import aiohttp
@@ -122,8 +123,8 @@ class DockerEngine:
         except (OSError, aiohttp.ClientError) as error:
             raise HostUnreachable(f"{self.name} cannot be reached: {error}") from error
         except (ValueError, LookupError, TypeError) as error:
-            # aiodocker raises these for what is not JSON, or has not what it looks for. The log has
-            # where: a fault of this server's own may raise them, too.
+            # aiodocker raises these for an answer that is not JSON, or lacks a field. A bug of this
+            # server may raise them, too: so the traceback is logged.
             logger.warning("%s makes no sense", self.name, exc_info=error)
             raise HostUnreachable(f"{self.name} makes no sense: {error}") from error
 
@@ -142,21 +143,21 @@ class DockerEngine:
             **({OWNER: order.owner} if order.owner else {}),
             GENERATION: str(order.generation),
         }
-        # With a name there is one container at most, whatever becomes of the answer.
+        # A container with this name is made once at the most, even if the answer is lost.
         name = f"kernelkeep-{order.keeper_id}-{order.generation}"
         asked = container_of(options, labels)
         container: Any = None
         try:
             async with self._asked(START_SECONDS) as docker:
                 container = await docker.containers.create(asked, name=name)
-                # Attached first: what it is to read must not be anywhere but in this connection. At
-                # its end the process reads the end of its stdin (StdinOnce), so that nobody can
-                # give it more.
+                # Attached before the start: the stdin, which has a secret, is sent over this
+                # connection only. When it is closed, the process reads the end of its stdin
+                # (StdinOnce), and no other connection can give it more.
                 async with container.attach(stdin=True) as stream:
                     await container.start()
                     await stream.write_in(order.stdin)
-        # Nobody waits for a container that was not given its stdin. If the answer to the creation
-        # is lost, there is one that was never started: it is listed as ended, and so removed.
+        # A container that was not given its stdin is of no use. If the answer to its creation is
+        # lost, it was never started: it is listed as ended (`job_of`), and removed for that.
         except DockerError as error:
             await self._remove_quietly(container)
             raise refused(error.message, options.image, options.python) from error
@@ -172,8 +173,9 @@ class DockerEngine:
         """As `Engine.watch`: one stream of events, and a list when one has come."""
         filters = {"type": ["container"], "label": [f"{SERVICE}={self._service}"]}
         events: Any = self._docker.events
-        # Before the first list: what happens meanwhile is in the subscriber's queue. If the stream
-        # begins later still, a change may be missed until the next list (`LIST_SECONDS`).
+        # Subscribed before the first list: events that come meanwhile are in the subscriber's
+        # queue. If the stream begins even later, a change may be missed until the next list
+        # (`LIST_SECONDS`).
         subscriber = events.subscribe(filters=msgspec.json.encode(filters).decode())
         try:
             pauses: list[float] = []
@@ -182,20 +184,19 @@ class DockerEngine:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pauses.pop(0) if pauses else LIST_SECONDS):
                         await self._change(subscriber)
-                    # Behind the bound, not within: an event that has come is always followed by
-                    # more looks than one.
+                    # Set outside of the bound: each event is followed by the further lists.
                     pauses = [*AGAIN_SECONDS]
                     async with asyncio.timeout(TOGETHER_SECONDS):
                         while True:
                             await self._change(subscriber)
         finally:
-            # The object keeps a stream that has ended: without this there would be no other.
+            # aiodocker's object keeps a stream that has ended: without this it begins no other.
             with contextlib.suppress(Exception):
                 await events.stop()
             events.task = None
 
     async def _change(self, subscriber: Any) -> None:
-        """Return when something has happened to a container."""
+        """Return when an event of a container has come, after which the list has to be read."""
         while True:
             event = await subscriber.get()
             if event is None:  # a list alone would tell an end, but up to `LIST_SECONDS` late
@@ -238,17 +239,17 @@ class DockerEngine:
         return why_ended(found, "".join(lines).strip())
 
     async def joined(self, keeper_id: str, generation: int) -> None:
-        """As `Engine.joined`: nothing is left of what its stdin was."""
+        """As `Engine.joined`: does nothing, as the stdin is stored nowhere."""
 
     async def own(self, keeper_id: str, generation: int, owner: str) -> None:
-        """As `ParkingEngine.own`: labels of a container cannot be changed, so nothing is noted."""
+        """As `ParkingEngine.own`: does nothing, as labels of a container cannot be changed."""
 
     async def close(self) -> None:
         """As `Engine.close`."""
         if self._opened is not None:
             await self._opened.close()
 
-    # What they take
+    # Helpers
 
     async def _list(self, *labels: str) -> list[Job]:
         from aiodocker.exceptions import DockerError
@@ -266,14 +267,14 @@ class DockerEngine:
         return sorted((job for job in jobs if job is not None), key=lambda job: job.generation)
 
     async def _have_image(self, kernel_id: str, options: DockerOptions) -> None:
-        """Have the image where the engine is. Raises `HostUnusable`."""
+        """Pull the image, if the options want it and it is not there. Raises `HostUnusable`."""
         from aiodocker.exceptions import DockerError
 
         if options.pull != "always" and await self._has_image(options.image):
             return
         if options.pull == "never":
             raise ImageUnusable(f"The image {options.image} is not there, and is not to be pulled")
-        # Looked up at each pull, and kept nowhere: the operator may renew the file.
+        # The credentials are read at each pull, and kept nowhere: the operator may renew the file.
         login, image = None, options.image
         if options.credentials:
             login = await asyncio.to_thread(credentials_of, options.credentials, image)

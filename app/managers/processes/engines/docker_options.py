@@ -1,4 +1,4 @@
-"""What a kernelspec says about the container of its kernels, and the container made of that."""
+"""The options of a kernelspec for the containers of its kernels, and the container made of them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class DockerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of ``kernelkeep-docker`` (``metadata.kernel_provisioner.config``).
 
-    ``docker`` is where the engine's API is, and ``address`` where containers reach this server.
-    What is empty, the engine or the image says.
+    ``docker`` is where the engine's API is, and ``address`` where containers reach this server. For
+    options that are empty or None, the defaults of the engine or the image hold.
     """
 
     image: _Image
@@ -109,15 +109,15 @@ def _bytes(name: str, written: _Size) -> int:
 
 
 def measure(name: str, value: Value) -> Decimal:
-    """As `Measure`: sizes and numbers are told apart by the option."""
+    """A `Measure`: ``memory`` and ``shm_size`` in bytes, other options as plain numbers."""
     return Decimal(LIMITS["memory"](value)) if name in _SIZES else number(name, value)
 
 
 def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str, Any]:
     """The container that the engine's API is asked for.
 
-    Its process has no capabilities but those of the options, gains none, and reads on stdin what it
-    is to be.
+    Its process has no capabilities but those of the options, gains none, and reads its program from
+    its stdin.
     """
     host: dict[str, Any] = {
         "CapDrop": ["ALL"],
@@ -127,7 +127,7 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
         "Tmpfs": dict(options.tmpfs),
         "PidsLimit": options.pids,
         "Mounts": [_mount(each) for each in options.mounts],
-        "RestartPolicy": {"Name": "no"},  # what follows its end, this service says
+        "RestartPolicy": {"Name": "no"},  # this service decides what follows its end
     }
     if options.network is not None:
         host["NetworkMode"] = options.network
@@ -149,8 +149,8 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
         "Env": [f"{name}={value}" for name, value in _environment(options).items()],
         "User": options.user,
         "Labels": dict(labels),
-        # Its stdin is one connection's, and ends with it. What it writes is in the engine's log,
-        # from which its last words are read (`DockerEngine.explain`).
+        # Its stdin comes over one connection, and ends with it. Its output goes to the engine's
+        # log, from which the last lines are read (`DockerEngine.explain`).
         "OpenStdin": True,
         "StdinOnce": True,
         "AttachStdin": True,
@@ -163,7 +163,7 @@ def container_of(options: DockerOptions, labels: Mapping[str, str]) -> dict[str,
 
 
 def _environment(options: DockerOptions) -> dict[str, str]:
-    # A home that cannot be written breaks what kernels keep there.
+    # Kernels need a home that can be written.
     home = next(iter(options.tmpfs), None) if options.read_only else None
     return {**({} if home is None else {"HOME": home}), **options.env}
 

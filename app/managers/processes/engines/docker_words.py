@@ -1,4 +1,4 @@
-"""What Docker and podman say, in words for people: how a container ended, what is wrong with it."""
+"""What Docker and podman say of containers, in words for people: why one ended or was refused."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ IMAGE_ABSENT: Final = 404
 
 
 def job_of(found: Mapping[str, Any]) -> Job | None:
-    """The job that a container of a list is, or that which an event tells of; None for no job."""
+    """The job of a container, as the API lists it; None if it has not the labels of a job."""
     labels = found.get("Labels") or {}
     try:
         keeper_id, generation = str(labels[KEEPER]), int(labels[GENERATION])
     except (KeyError, ValueError):
         return None
-    # One that was created and does not run will not: its stdin was never given to it.
+    # A container that was created and does not run never will: it was never given its stdin.
     is_alive = found.get("State") in ("running", "paused", "restarting", "removing", "stopping")
     state = JobState.RUNNING if is_alive else JobState.ENDED
     words = "its container is paused" if found.get("State") == "paused" else ""
@@ -46,7 +46,7 @@ def job_of(found: Mapping[str, Any]) -> Job | None:
 
 
 def refused(message: str, image: str, python: str) -> HostUnusable:
-    """Why a container could not be made or started, by what the engine says."""
+    """The error for a container that the engine has not made or started, by its ``message``."""
     text = message.strip()[:WORDS]
     if python in text and is_without_program(text):
         return HostWithoutPython(f"The image {image} has no {python}: {text}")
@@ -56,7 +56,10 @@ def refused(message: str, image: str, python: str) -> HostUnusable:
 
 
 def why_ended(container: Mapping[str, Any], said: str) -> HostUnusable:
-    """How a container ended, by what the engine tells of it, and what it ``said`` last."""
+    """The error that tells how a container ended.
+
+    ``container`` is the engine's description of it, and ``said`` the last of its output.
+    """
     if told := own_word(said):
         return told
     state = container.get("State") or {}
@@ -73,14 +76,14 @@ def why_ended(container: Mapping[str, Any], said: str) -> HostUnusable:
 
 
 class Pull:
-    """How far an image is that is pulled."""
+    """The progress of an image that is being pulled."""
 
     def __init__(self, image: str) -> None:
         self._image = image
         self._layers: dict[str, tuple[int, int]] = {}
 
     def on_progress(self, told: Mapping[str, Any]) -> str:
-        """What is known now, when the engine has told more."""
+        """Take a message of the engine about the pull; returns the progress, for people."""
         detail = told.get("progressDetail") or {}
         layer, done, size = told.get("id"), detail.get("current"), detail.get("total")
         if isinstance(layer, str) and isinstance(done, int) and isinstance(size, int) and size > 0:

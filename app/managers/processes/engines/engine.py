@@ -22,7 +22,7 @@ __all__ = [
 
 
 class JobState(StrEnum):
-    """What a job does."""
+    """The state of a job."""
 
     WAITING = "waiting"
     """It has not begun to run."""
@@ -36,14 +36,14 @@ class Job(NamedTuple):
     """A job, as its engine has it. Its labels name its keeper, and the generation."""
 
     where: str
-    """The engine's own name for it."""
+    """The engine's own name or id for the job."""
     keeper_id: str
     generation: int
     state: JobState
     words: str = ""
-    """What the engine says of it: why it waits, or when it will be ended."""
+    """What the engine says of the job: why it waits, or when it will be ended."""
     is_nobodys: bool = False
-    """Whether its kernel has no owner yet, as far as the engine knows (`ParkingEngine`)."""
+    """Whether the kernel has no owner yet, as far as the engine knows (`ParkingEngine`)."""
 
     @property
     def is_alive(self) -> bool:
@@ -52,19 +52,19 @@ class Job(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What is to be submitted: a job with the keeper of this kernel, in this generation."""
+    """A job that is to be submitted, with the keeper of a kernel, in one generation."""
 
     kernel_id: str
     keeper_id: str
     owner: str
-    """Whose the kernel is; empty for a warm kernel, which has no owner yet (`ParkingEngine`)."""
+    """The kernel's owner; empty for a warm kernel, which has no owner yet (`ParkingEngine`)."""
     generation: int
     options: Any
-    """The engine's, as `EngineOptions` has them."""
+    """The options of the engine's kind (`EngineOptions`)."""
     stdin: bytes
-    """What the job's process reads from its stdin. There are secrets in it."""
+    """The bytes that the job's process reads from its stdin. There are secrets in them."""
     limits: ProcessLimits
-    """What all kernels of the owner may take together: one job has no use for more."""
+    """The limits of all kernels of the owner together: one job need not get more."""
 
 
 class EngineOptions(Protocol):
@@ -77,26 +77,26 @@ class EngineOptions(Protocol):
     def root_there(self, root_dir: Path) -> str:
         """The job's directory that has the files of this server's root directory; empty for none.
 
-        Kernels work below it then, where their paths say.
+        If there is one, a kernel works below it, in the directory that its path names.
         """
 
     @property
     def address(self) -> str:
-        """Where jobs reach this server, as ``host:port``; empty for what the server says."""
+        """Where jobs reach this server, as ``host:port``; empty for the server's own addresses."""
 
     @property
     def engine(self) -> str:
-        """Which engine it is: options of equal ones share a connection to it."""
+        """A text that names the engine: kernels whose options have the same share one `Engine`."""
 
     @property
     def patience(self) -> float:
-        """For how many seconds a keeper may be waited for, from the start of its job."""
+        """How many seconds a keeper may take to dial in, from the submission of its job."""
 
 
 class Engine(Protocol):
     """One engine that runs jobs of this service.
 
-    Whatever asks raises `HostUnreachable` if the engine does not answer, and has a bound. That an
+    Each method has a bound, and raises `HostUnreachable` if the engine does not answer. That an
     engine does not answer says nothing about its jobs.
     """
 
@@ -117,9 +117,9 @@ class Engine(Protocol):
         """The jobs of one keeper, by their labels; the newest comes last."""
 
     def watch(self) -> AsyncGenerator[Sequence[Job], None]:
-        """All jobs of this service: at first, whenever one has changed, and once in a while.
+        """Yield all jobs of this service: at first, whenever one has changed, and now and then.
 
-        One stream for all kernels. It raises when the engine goes away.
+        There is one stream for all kernels. It raises when the engine goes away.
         """
 
     async def cancel(self, job: Job) -> None:
@@ -128,13 +128,13 @@ class Engine(Protocol):
         """
 
     async def explain(self, job: Job) -> KeeperUnavailable:
-        """Why a job has ended, in the engine's words, as the error of a start that fails by it."""
+        """The error that says, in the engine's words, why a job has ended."""
 
     async def joined(self, keeper_id: str, generation: int) -> None:
-        """The keeper in this job has joined: its secret can be removed. Raises nothing."""
+        """Remove the secret of a job whose keeper has joined. Raises nothing."""
 
     async def close(self) -> None:
-        """Close what is open."""
+        """Close the connections to the engine."""
 
 
 @runtime_checkable
@@ -142,23 +142,26 @@ class ParkingEngine(Protocol):
     """An engine whose jobs may be submitted for warm kernels, which get an owner later."""
 
     async def own(self, keeper_id: str, generation: int, owner: str) -> None:
-        """Note whose a job is from now on. Raises `HostUnusable` if the job is not there, or the
-        engine does not answer: the kernel must not be given to the owner then.
+        """Label a job with the owner that its kernel has from now on.
+
+        Raises `HostUnusable` if the job is not there, or the engine does not answer: the kernel
+        must not be given to the owner then.
         """
 
 
 UNKNOWN_SECONDS: Final = 1800.0
-"""How long a job of a kernel that this server does not know is left alone: it may be adopting
-kernels for as long."""
+"""How long a job of a kernel that this server does not know is left alone: the server may take so
+long to adopt its kernels."""
 
 ENDED_SECONDS: Final = 60.0
-"""The same of a job that has ended: a kernel that is adopted a little later asks how."""
+"""The same for a job that has ended: a kernel that is adopted a little later asks how it ended."""
 
 
 class Strangers:
-    """Which jobs are of no kernel that is known, and since when that was seen.
+    """The jobs of kernels that are not known here (*strangers*), and since when each was seen.
 
-    A kernel may be about to be adopted, or its keeper about to end by itself.
+    They are not ended at once: the kernel may be about to be adopted, or the keeper about to end by
+    itself.
     """
 
     def __init__(self, seconds: float = UNKNOWN_SECONDS) -> None:
@@ -166,19 +169,19 @@ class Strangers:
         self._since: dict[str, float] = {}
 
     def see(self, jobs: Sequence[Job], known: dict[str, int], now: float) -> list[Job]:
-        """The jobs that are to be ended now, of all that there are.
+        """The jobs that are to be ended now, among ``jobs``, which are all that the engine has.
 
-        ``known`` has the newest generation of each keeper's jobs. Jobs of earlier ones are
-        strangers, too. A stranger that is nobody's goes at once: a server that was killed has kept
-        it for whoever would ask.
+        ``known`` has, by keeper, the newest generation of its jobs; jobs of earlier generations are
+        strangers, too. A stranger without an owner is ended at once: it was the job of a warm
+        kernel, whose server was killed. ``now`` is in seconds of a monotonic clock.
         """
         strangers = {
             job.where: job
             for job in jobs
             if job.keeper_id not in known or job.generation < known[job.keeper_id]
         }
-        # Made anew each time: a job that is known meanwhile, or gone, is forgotten here, too. The
-        # times are this server's: an engine's clock may be another.
+        # Made anew each time: a job that has become known, or is gone, is forgotten here. The times
+        # are this server's: the engine's clock may differ.
         since = self._since
         self._since = {where: since.get(where, now) for where in strangers}
         return [

@@ -1,11 +1,11 @@
 """The jobs of this service's kernels, by the engines that have them.
 
-A kernel with an engine has one job at a time, and in it a keeper of its own. The job is found again
-by its labels, under this server and the next. Another one, a new *generation*, is submitted only
-when a launch needs a keeper and the engine says that no earlier job is there or can come.
+A kernel with an engine has one job at a time, and in it a keeper of its own. This server and the
+next find the job by its labels. Another job, of a new *generation*, is submitted only when a launch
+needs a keeper and the engine says that no earlier job is there or can come.
 
-Other replicas of the service may have jobs in the same engines. Each looks after those of its own
-kernels, and leaves alone those that another may have.
+Other replicas of the service may have jobs in the same engines. Each replica looks after the jobs
+of its own kernels, and leaves alone jobs that another may have.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Engines"]
 logger = logging.getLogger(__name__)
 
 WORDS_SECONDS: Final = 3.0
-"""How long an engine may take to say what is with a job whose kernel has ended."""
+"""How long an engine may take to explain the end of a job whose kernel has ended."""
 
 LEAVE_SECONDS: Final = 10.0
 """How long the keeper of a kernel that is gone may take to end by itself."""
@@ -54,8 +54,8 @@ class Engines:
         self._works: dict[str, Work] = {}
         self._engines: dict[tuple[str, str], Engine] = {}
         self._strangers: dict[tuple[str, str], Strangers] = {}
-        self._parting: set[Work] = set()  # of kernels that are gone, and whose jobs may be there
-        self._ending: set[str] = set()  # the strangers that are being ended
+        self._parting: set[Work] = set()  # jobs that may be there of kernels that are gone
+        self._ending: set[str] = set()  # strangers that are being ended, by `Job.where`
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Kernels
@@ -72,25 +72,26 @@ class Engines:
     ) -> bool:
         """Have a kernel in a job of the engine that its kernelspec names; False if it names none.
 
-        ``left`` is as in `chosen`. ``on_words`` is told what the engine says while there is no
-        keeper yet, or of the end that is to come. Raises `KernelStartFailed`.
+        ``left`` is as in `chosen`. ``on_words`` is called with what the engine says of the job: why
+        it waits, or when it will be ended. Raises `KernelStartFailed`.
         """
         found = chosen(spec, left)
         if found is None:
             return False
-        # A kernel of the same id that is gone may have its work here until its keeper is left for
-        # good: whoever takes a work out of the table looks first whether it is that one.
+        # An earlier kernel of the same id may still have its `Work` here, until its keeper is left
+        # for good. So code that takes a `Work` out of the table checks first that it is still the
+        # kernel's.
         work = self._works[kernel_id] = Work(kernel_id, owner, found, left, on_words, limits)
         place = EnginePlace(self._joining, work, self._submit, self._part_with, self._let_go)
         self._keepers.assign(kernel_id, f"job {work.keeper_id}", lambda: place)
         return True
 
     def noted(self, kernel_id: str) -> dict[str, Any]:
-        """What the next server needs to know of a kernel's job."""
+        """The data by which the next server finds a kernel's job."""
         return self._works[kernel_id].noted
 
     def noted_if_out(self, kernel_id: str) -> dict[str, Any]:
-        """The same of a kernel that is dead: nothing, unless it has a job that may run."""
+        """As `noted`, for a dead kernel; empty unless the kernel has a job that may run."""
         work = self._works.get(kernel_id)
         return work.noted if work is not None and work.is_out else {}
 
@@ -107,7 +108,7 @@ class Engines:
         return kernel_id in self._works
 
     async def may_park(self, spec: KernelSpec) -> bool:
-        """Whether a kernel may be started in a job before it is known whose it will be.
+        """Whether a warm kernel of a kernelspec, which has no owner yet, may be started in a job.
 
         Raises `KernelStartFailed` and `KeeperUnavailable`.
         """
@@ -115,9 +116,9 @@ class Engines:
         return found is not None and isinstance(await self._engine(found), ParkingEngine)
 
     async def own(self, kernel_id: str, owner: str) -> None:
-        """Have the job of a kernel that was nobody's be this owner's. Raises `KeeperUnavailable`.
+        """Label the job of a warm kernel with the owner who gets it. Raises `KeeperUnavailable`.
 
-        It must not be given to the owner if this raises.
+        If this raises, the kernel must not be given to the owner.
         """
         work = self._works.get(kernel_id)
         if work is None:
@@ -125,12 +126,12 @@ class Engines:
         engine = await self._engine(work.chosen)
         assert isinstance(engine, ParkingEngine), "others have no such kernels"
         await engine.own(work.keeper_id, work.generation, owner)
-        work.owner = owner  # not before: if the engine refuses, the next job is nobody's, too
+        work.owner = owner  # not before: if the engine refuses, the next job has no owner, either
 
     async def prepare(self, kernel_id: str) -> None:
-        """Return when there is a keeper for a launch: at once, if its job runs already.
+        """Return when a kernel's keeper is connected, for which a job may be submitted.
 
-        It may take long, as the engine does. Raises `KeeperUnavailable`.
+        That may take as long as the engine lets the job wait. Raises `KeeperUnavailable`.
         """
         work = self._works.get(kernel_id)
         if work is None:
@@ -140,24 +141,24 @@ class Engines:
             try:
                 await self._keepers.connect(kernel_id)
             except KeeperUnavailable:
-                # All who want a connection share one attempt. An attempt that began before this
-                # launch, to reach a keeper that was lost, may have looked at `is_wanted` too early,
-                # and has failed without a job. The next attempt begins after this line.
+                # All callers that want a connection share one attempt. One that began before this
+                # launch, to reach a keeper that was lost, may have read `is_wanted` too early, and
+                # has failed without submitting a job. The next attempt begins after this line.
                 if work.was_tried:
                     raise
                 await self._keepers.connect(kernel_id)
             work.tell("")
             await self._on_joined(work)
         finally:
-            # A caller that is cancelled ends no submission: the attempt to connect goes on. The
-            # next launch joins that attempt, or the kernel's end cancels it with the connection.
+            # If the caller is cancelled, the submission goes on, with the attempt to connect. The
+            # next launch joins that attempt, or the end of the kernel cancels both.
             work.is_wanted = False
 
     async def _on_joined(self, work: Work) -> None:
-        """The keeper in a kernel's job is connected."""
+        """Note that the keeper in a kernel's job is connected, and have its secret removed."""
         if not work.has_joined:
             # Before the await: from now on the keeper may launch a process, and a job that its
-            # engine has lost is no more taken for ended (`_may_live`).
+            # engine has lost must not be taken for ended any more (`_may_live`).
             work.has_joined = True
             engine = await self._engine(work.chosen)
             joined = engine.joined(work.keeper_id, work.generation)
@@ -189,68 +190,72 @@ class Engines:
         return work.over.message if work is not None and work.over is not None else ""
 
     async def end(self, kernel_id: str) -> bool:
-        """End the job of a kernel whose keeper is out of reach; whether it had one.
+        """End the job of a kernel whose keeper is out of reach; returns False if it has no engine.
 
-        When this returns, the engine has said that nothing of it runs any more. Raises
+        When this returns, the engine has said that no process of the job runs any more. Raises
         `KeeperUnavailable`.
         """
         work = self._works.get(kernel_id)
         if work is None:
             return False
-        work.give_up()  # whoever submits has the lock for as long as an image is pulled
+        work.give_up()  # a submission has the lock, for as long as an image is pulled
         async with work.lock:
             await self._cancel_all(work, await self._engine(work.chosen))
             self._over(work, HostUnusable("The job was ended while its keeper was out of reach"))
         return True
 
     def is_out(self, kernel_id: str) -> bool:
-        """Whether a kernel has a job that may run, as far as that is known."""
+        """Whether a kernel has a job whose end was not seen yet, as far as is known here."""
         work = self._works.get(kernel_id)
         return work is not None and work.is_out
 
     async def rest(self, kernel_id: str) -> None:
-        """End the job of a kernel that is dead, once all of its log is here.
+        """End the job of a dead kernel, once the mirror has all of its log.
 
-        A launch gets another job. Raises `KeeperUnavailable` if the log is not whole, or the engine
-        does not answer: the job may run then, and this is to be called again.
+        The kernel's next launch gets another job. Raises `KeeperUnavailable` if the mirror is not
+        complete, or the engine does not answer: the job may run then; call this again.
         """
         work = self._works[kernel_id]
         if work.is_out:
-            # The log first: it is in the job, and nobody can fetch the rest of it afterwards.
+            # The log first: it is in the job, and cannot be fetched after the job's end.
             await self._keepers.rest(kernel_id)
             async with work.lock:
-                # Before the job is ended: a launch that comes meanwhile, or after a failure, has no
-                # use for this job, and `is_out` stays true until the engine has ended it.
+                # Set before the job is ended: a launch that comes meanwhile, or after a failure,
+                # must not use this job. `is_out` stays true until the engine has ended it.
                 work.over = work.over or HostUnusable("The job was ended: its kernel is dead")
                 await self._cancel_all(work, await self._engine(work.chosen))
                 work.is_out = False
-        # Where no job was out this is the first call. Else the keeper may have dialled in once more
+        # If no job was out, this is the first call. Otherwise the keeper may have dialled in again
         # while its job was being ended.
         await self._keepers.rest(kernel_id)
 
     async def _cancel_all(self, work: Work, engine: Engine) -> None:
-        """End all jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
+        """End all jobs of a kernel. Raises `KeeperUnavailable`, also if another replica has it."""
         await self._cancel(work, engine, await engine.find(work.keeper_id))
 
     async def _cancel(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
-        """End these jobs of a kernel. Raises `KeeperUnavailable`, if it is another's for one."""
+        """End these jobs. Raises `KeeperUnavailable`, also if another replica has the kernel."""
         for job in jobs:
-            # Before each: to end one may take long, in which another replica may have the kernel.
+            # Checked before each: to end a job may take long, and another replica may take the
+            # kernel meanwhile.
             await self._service.check_own(work.kernel_id)
             await engine.cancel(job)
 
     # Jobs
 
     async def _submit(self, work: Work) -> None:
-        """See to it that a job of this kernel is there, or is not to be. Raises `HostUnusable`."""
-        # The lock is held from the look at the engine to the end of the submission: so nobody else
-        # submits a second job, or ends this one, between the two.
+        """Submit a job if a launch wants one and none is there. Raises `HostUnusable`.
+
+        That is also raised if there is no job, and none is wanted.
+        """
+        # The lock is held from the question to the engine to the end of the submission: no other
+        # task submits a second job, or ends this one, between the two.
         async with work.lock:
             engine = await self._engine(work.chosen)
             may_be = work.is_out or work.is_wanted
             if may_be and await self._is_there(work, engine):
                 return
-            # Read after the look, not before: a launch may have come, or may have been given up.
+            # Read after the engine's answer: a launch may have come meanwhile, or was given up.
             if not work.is_wanted:
                 why = work.over or HostUnreachable(f"{work.name} is not there")
                 self._declare_ended(work, why)
@@ -258,19 +263,19 @@ class Engines:
             await self._submit_anew(work, engine)
 
     async def _is_there(self, work: Work, engine: Engine) -> bool:
-        """Whether a job of a kernel is alive; what is left of others is removed."""
+        """Whether a job of a kernel is alive. If not, the kernel's jobs are ended and removed."""
         jobs = await engine.find(work.keeper_id)
         if (job := work.alive(jobs)) is not None:
             work.on_job(job)
             return True
-        # One of an earlier generation says nothing of how this one has ended.
+        # A job of an earlier generation says nothing about how the newest has ended.
         own = [job for job in jobs if job.generation >= work.generation]
         if work.is_out and self._may_live(work, engine, own):
             return True
         if work.is_out and work.over is None:
             await self._ended(work, engine, own[-1] if own else None)
-        # All, also one whose end was seen while the engine still lists it as running: a job of the
-        # next generation beside it would be two keepers of one kernel.
+        # All jobs are ended, also one that the engine still lists as running although its end was
+        # seen: with a job of the next generation beside it the kernel would have two keepers.
         await self._cancel(work, engine, jobs)
         work.is_out = False
         return False
@@ -285,7 +290,7 @@ class Engines:
         """
         if work.is_wanted or not work.has_joined:
             return False
-        # What another replica has submitted may be in the same engine of another machine.
+        # A job that another replica has submitted may be in the same kind of engine elsewhere.
         is_known = work.was_seen or self._service.is_alone
         if jobs or (engine.absent_is_ended and is_known):
             return self._keepers.is_connected(work.kernel_id)
@@ -311,12 +316,13 @@ class Engines:
             )
             await work.submit(engine.submit(order))
         except KeeperUnavailable as error:
-            # An engine that has refused leaves nothing. If none has answered, there may be a job:
-            # it is over, so that the next launch, or `rest`, ends it and does not wait for it.
+            # An engine that has refused leaves no job. If it has not answered, there may be one: it
+            # counts as over, so that the next launch, or `rest`, ends it and does not wait for it.
             work.is_out, work.over = isinstance(error, HostUnreachable), error
             self._joining.fail(work.keeper_id, error)
             raise
-        # Wanted no more: a keeper that is lost from now on is looked for, and gets no second job.
+        # No job is wanted any more: if its keeper is lost from now on, it is looked for, and no
+        # second job is submitted.
         work.is_out, work.is_wanted, work.was_seen = True, False, True
         told = (work.kernel_id, engine.name, work.generation)
         about(logger, kernel_id=work.kernel_id).info(
@@ -324,7 +330,7 @@ class Engines:
         )
 
     async def _ended(self, work: Work, engine: Engine, job: Job | None) -> None:
-        """The job of a kernel has ended: the engine says why, and what it has left is removed."""
+        """Note why the job of a kernel has ended, as the engine explains it, and remove the job."""
         if job is None:
             self._over(work, HostUnusable(f"The job is gone: {engine.name} does not know it"))
             return
@@ -334,8 +340,9 @@ class Engines:
             await self._cancel(work, engine, [job])
 
     def _over(self, work: Work, why: KeeperUnavailable) -> None:
-        # In this order: whoever waits for the keeper fails before the kernel is launched anew. No
-        # await is between these lines, so that nobody sees a job that is over and a keeper to come.
+        # In this order: calls that wait for the keeper fail before the kernel is launched anew.
+        # Nothing is awaited here: no task sees a job that is over and a keeper that is still
+        # expected.
         about(logger, kernel_id=work.kernel_id).warning(
             "kernel %s: %s", work.kernel_id, why.message
         )
@@ -350,9 +357,10 @@ class Engines:
     # Engines
 
     async def _engine(self, found: Chosen) -> Engine:
-        """An engine, which is watched from now on."""
-        # Nothing awaits between the second look and the entry: there is one engine for each key,
-        # and one watch, which goes on without kernels, too: jobs of earlier servers may be there.
+        """The engine of a choice; it is made, and watched from now on, if need be."""
+        # Nothing is awaited between the second check and the entry: there is one engine, and one
+        # watch, for each key. The watch goes on without kernels: there may be jobs of earlier
+        # servers.
         key = found.key
         if key not in self._engines:
             service = await self._service.name()
@@ -384,14 +392,14 @@ class Engines:
                     async for jobs in watch:
                         await self._see(key, engine, jobs)
                         troubles.on_seen(loop.time())
-            except Exception as raised:  # jobs must not be unseen for good, whatever it is
+            except Exception as raised:  # whatever was raised, the watch has to begin again
                 error = raised
             await asyncio.sleep(troubles.on_end(error))
 
     async def _see(self, key: tuple[str, str], engine: Engine, jobs: Sequence[Job]) -> None:
-        # The list is a moment old, and gets older while the works are looked at. A kernel that is
-        # assigned meanwhile is not in `works`: if it is adopted, its job counts as a stranger until
-        # the next list, which ends nothing before its time (`Strangers`).
+        # The list is a moment old, and gets older while this awaits. A kernel that is assigned
+        # meanwhile is not in `works`: if it is adopted, its job counts as a stranger until the next
+        # list, but is not ended for that long (`Strangers`).
         now = asyncio.get_running_loop().time()
         works = [each for each in self._works.values() if each.chosen.key == key]
         troubles: list[KeeperUnavailable] = []
@@ -401,7 +409,7 @@ class Engines:
                 await self._see_one(work, engine, own)
             except KeeperUnavailable as error:  # the jobs of others are seen all the same
                 troubles.append(error)
-        # Read behind the loop, in which a job of a later generation may have been found.
+        # Read after the loop, which may have found a job of a later generation.
         known = {each.keeper_id: each.generation for each in works}
         others = {job.keeper_id for job in jobs} - known.keys()
         known |= await self._service.generations(others) if others else {}
@@ -411,7 +419,8 @@ class Engines:
             if job.is_alive:
                 text = "job %s of %s is of no kernel of this server (%s), and is ended"
                 logger.warning(text, job.where, engine.name, job.keeper_id)
-            # This may take as long as a process to end: what happens to others is seen meanwhile.
+            # In a task: to end a job takes as long as its processes do, and other jobs are to be
+            # seen meanwhile.
             self._ending.add(job.where)
             self._begin(self._end_stranger(engine, job), f"end {job.where}")
         if troubles:
@@ -426,7 +435,7 @@ class Engines:
             self._ending.discard(job.where)
 
     async def _see_one(self, work: Work, engine: Engine, jobs: Sequence[Job]) -> None:
-        # Whoever has the lock looks at the engine, too, and may have the lock for as long as an
+        # The task that has the lock asks the engine itself, and may have the lock for as long as an
         # image is pulled: the watch of all jobs does not wait for that.
         if work.lock.locked():
             return
@@ -436,23 +445,23 @@ class Engines:
         if not work.is_out or work.over is not None:  # `rest` ends one that is over
             return
         async with work.lock:
-            # The list is older than this moment: a job may have been submitted since. So the engine
-            # is asked for this one, unless the kernel has gone while earlier works were looked at.
+            # A job may have been submitted since the list was made. So the engine is asked for this
+            # kernel's jobs, unless the kernel has gone while this waited.
             if self._works.get(work.kernel_id) is work:
                 await self._is_there(work, engine)
 
     # Kernels that are gone
 
     def _let_go(self, work: Work) -> None:
-        """Another replica has a kernel, and its job."""
-        # The job is left as it is. One that was just submitted is of an earlier generation than the
-        # other replica's invitation, if it invites a keeper: then that replica ends it.
+        """Leave a kernel, which another replica has taken, with its job."""
+        # The job is left as it is. If the other replica invites a keeper for a job of its own, this
+        # one is of an earlier generation, even if it was just submitted: that replica ends it.
         if self._works.get(work.kernel_id) is work:
             del self._works[work.kernel_id]
         work.give_up()
 
     def _part_with(self, work: Work) -> None:
-        """A kernel is gone: its keeper ends by itself, or its job is ended a little later."""
+        """Leave a kernel that is gone: its keeper ends by itself, or its job is ended later."""
         if self._works.get(work.kernel_id) is work:
             del self._works[work.kernel_id]
         if work.is_out:
@@ -475,13 +484,13 @@ class Engines:
         self._parting.discard(work)
 
     async def close(self) -> None:
-        """See nothing any more. The jobs go on; those of kernels that are gone are ended."""
+        """Stop watching. The jobs go on; only those of kernels that are gone are ended."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        # Those whose `_end_late` was cancelled, in its pause or in the middle, are in `_parting`
-        # still. The next server has no record of them, and would end them as strangers.
+        # Jobs whose `_end_late` was cancelled, in its pause or in the middle, are still in
+        # `_parting`. The next server has no record of them, and would end them as strangers, later.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_SECONDS):
                 await asyncio.gather(*map(self._end_quietly, [*self._parting]))

@@ -1,8 +1,8 @@
-"""Runs in a job, by its own Python: becomes the keeper that came on stdin.
+"""The program of a job, which the job's own Python runs: it becomes the keeper that came on stdin.
 
 The text of this file comes on the interpreter's stdin (`bundle.program`), so it imports nothing but
 the standard library and `pythons`. One line of JSON follows, the order, and then the bytes of the
-keeper's zip. What is wrong is told on stderr, in a line that begins with `MARK`.
+keeper's zip. An error is written to stderr, in a line that begins with `MARK`.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from ..hosts.pythons import MARK, Failed, check_python
 
 PIPE_BYTES = 2**14
-"""What is written to a pipe that nobody reads yet: any pipe has room for it."""
+"""How many bytes can be written to a pipe before it is read: any pipe has room for so many."""
 
 RUN = (
     "import runpy, sys; "
@@ -24,7 +24,7 @@ RUN = (
 
 
 def main(read: BinaryIO) -> None:
-    """Become the keeper that comes behind the order. Returns only if that fails."""
+    """Become the keeper whose zip follows the order. Does not return: exits if that fails."""
     try:
         check_python()
         line = read.readline()
@@ -39,12 +39,15 @@ def main(read: BinaryIO) -> None:
 
 
 def bring(read: BinaryIO, size: int) -> str:
-    """The path of the zip, which was read: in a directory of its own, where others cannot write."""
+    """Read the zip and store it in a new directory, where others cannot write; returns its path.
+
+    Raises `Failed` and `OSError`.
+    """
     data = read.read(size)
     if len(data) != size:
         raise Failed("host_unreachable", "the connection ended before the keeper was there")
-    # The directory is 0700. Python imports from the zip for as long as the keeper runs, so that who
-    # could write there could have it run anything.
+    # The directory is 0700. Python imports from the zip for as long as the keeper runs: a user who
+    # could write there could have the keeper run any code.
     path = os.path.join(tempfile.mkdtemp(prefix="kernelkeep-"), "keeper.zip")
     with open(path, "wb") as file:
         file.write(data)
@@ -55,8 +58,8 @@ def become(module: str, bundle: str, document: bytes) -> None:
     """Execute the keeper in place of this program. The join document is on its stdin."""
     if len(document) > PIPE_BYTES:
         raise Failed("host_unusable", "the join document is too long")
-    # Written whole before anybody reads: the reader is this process, after the exec. The writing
-    # end is closed, so that the keeper reads the end of the document.
+    # The whole document is written before it is read, by this same process, after the exec. The
+    # writing end is closed, so that the keeper reads the end of the document.
     reading, writing = os.pipe()
     os.write(writing, document)
     os.close(writing)
@@ -66,7 +69,7 @@ def become(module: str, bundle: str, document: bytes) -> None:
 
 
 def tell(code: str, text: str) -> None:
-    """Say what is wrong, and end."""
+    """Write the error for the server to stderr, and exit."""
     sys.stderr.write(MARK + json.dumps({"failed": code, "text": text}) + "\n")
     sys.exit(1)
 

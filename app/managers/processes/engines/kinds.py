@@ -24,15 +24,17 @@ OnWords = Callable[[str, str], None]
 
 
 class Kind(NamedTuple):
-    """One kind of engines."""
+    """One kind of engines, such as Docker."""
 
     options: type[Any]
+    """The struct of its options."""
     options_of: Callable[[KernelSpec], EngineOptions | None]
-    """Raises `KernelStartFailed`."""
+    """Returns a kernelspec's options for this kind, or None. Raises `KernelStartFailed`."""
     engine: Callable[[str, str, OnWords], Engine]
-    """Makes an engine: of `EngineOptions.engine`, the service's name, and who is told words."""
+    """Makes an engine from `EngineOptions.engine`, the service's name, and a callback, which is
+    called with a kernel's id and what the engine says of the kernel's job."""
     measure: Measure = number
-    """How much the values of its options are."""
+    """Returns the values of its options as numbers."""
 
 
 KINDS: Final[Mapping[str, Kind]] = {
@@ -57,12 +59,12 @@ class Chosen(NamedTuple):
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """The same for the next server."""
+        """The engine and the options as JSON, for the next server (`chosen` reads them)."""
         return {"engine": self.kind, "options": msgspec.to_builtins(self.options)}
 
     @property
     def key(self) -> tuple[str, str]:
-        """Which engine it is, among those of all kinds."""
+        """The key of the engine among all: its kind, and `EngineOptions.engine`."""
         return self.kind, self.options.engine
 
 
@@ -76,9 +78,9 @@ def engine_of(spec: KernelSpec) -> str | None:
 def chosen(spec: KernelSpec, left: Mapping[str, Any]) -> Chosen | None:
     """The engine that has a kernel's job; None if it has none.
 
-    ``left`` is what an earlier server has noted of the process that it left, if it has: that is
-    where it is, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
-    cannot be.
+    ``left`` is what an earlier server has noted of a process that it has left; else it is empty.
+    Such a process is where it was launched, whatever the kernelspec says by now. Raises
+    `KernelStartFailed` for invalid options.
     """
     if left:
         kind = KINDS.get(str(left.get("engine")))

@@ -41,19 +41,19 @@ ABSENT: Final = 404
 EXISTS: Final = 409
 
 LOOK_SECONDS: Final = 5.0
-"""After which pods are looked at again that tell nothing new: some have waited for too long."""
+"""After how long without a change pods are looked at again: some may have waited for too long."""
 
 TOGETHER_SECONDS: Final = 0.1
 
 MAX_EVENTS: Final = 20
-"""Of how many pods that wait the events are asked for, at a look."""
+"""For how many waiting pods the events are asked for, at each look."""
 
 END_SECONDS: Final = 30.0
-"""How long a pod may take to go when its time to end is over."""
+"""How long a pod may take to go after its grace period is over."""
 
 MAX_GONE: Final = 1000
-"""How many pods are remembered that are gone, and how many that were given up: those of kernels
-that another replica has are seen here, too, and ended there."""
+"""How many pods that are gone are remembered, and how many that were given up. This bounds the
+tables: pods of other replicas' kernels are seen here, too, and removed only by those replicas."""
 
 
 class KubernetesEngine:
@@ -63,7 +63,8 @@ class KubernetesEngine:
     """
 
     absent_is_ended = False
-    """As `Engine.absent_is_ended`: an object may be deleted while its node is away, and runs on."""
+    """As `Engine.absent_is_ended`: a pod may be deleted while its node is away, and runs on there.
+    """
 
     def __init__(self, key: str, service: str, on_words: Callable[[str, str], None]) -> None:  # noqa: ARG002
         cluster = msgspec.json.decode(key, type=Cluster)
@@ -73,7 +74,7 @@ class KubernetesEngine:
         self._api = KubernetesApi(cluster)
         self._watch = PodWatch(self._api, f"{SERVICE}={service}", self._on_gone)
         self._waits = Waits()
-        # All by the names of pods.
+        # All of these by the names of pods.
         self._events: dict[str, list[dict[str, Any]]] = {}
         self._given_up: dict[str, HostUnusable] = {}
         self._gone: dict[str, Mapping[str, Any]] = {}
@@ -82,14 +83,14 @@ class KubernetesEngine:
     # The verbs
 
     async def submit(self, order: Order) -> None:
-        """As `Engine.submit`. The pod waits for its secret, which is the pod's."""
+        """As `Engine.submit`. The pod waits for its secret, which is deleted with the pod."""
         options: KubernetesOptions = order.options
         named = Named(
             *(self._service, order.keeper_id, order.kernel_id, order.owner, order.generation)
         )
         share = Share(order.limits.memory, order.limits.cpu)
         try:
-            # At each submission: the operator may change the file while the server runs.
+            # Read at each submission: the operator may change the file while the server runs.
             template = await asyncio.to_thread(read_template, options.template)
             pod = pod_of(template, options, named, share)
         except InvalidTemplate as error:
@@ -97,18 +98,18 @@ class KubernetesEngine:
         try:
             answer = await self._api.ask("POST", "pods", body=pod)
         except BaseException:
-            # Without an answer there may be a pod. The name is this keeper's alone.
+            # Without an answer there may be a pod. No other keeper's pod has its name.
             await self._delete_quietly(named.name)
             raise
-        # The pod first, the secret then: the secret names the pod by its uid, and is collected with
-        # the pod, even if this server dies between the two. The kubelet starts no container before
-        # it can mount the secret, so that a pod left alone here never runs anything.
+        # The pod first, then the secret: the secret names the pod as its owner, by the uid, and is
+        # collected with the pod. The kubelet starts no container before it can mount the secret: if
+        # this server dies between the two, the pod never runs anything.
         uid = await self._uid(named, answer)
         try:
             secret = secret_of(named, self._namespace, uid, order.stdin)
             answer = await self._api.ask("POST", "secrets", body=secret)
-            # One that exists is this try's or the one before, whose answer was lost: the name has
-            # the generation, for which there is one secret.
+            # A secret that exists already was created by an earlier try, whose answer was lost: its
+            # name has the generation, for which there is one secret.
             if answer.status >= 400 and answer.body.get("reason") != "AlreadyExists":
                 raise refused(answer)
         except BaseException:
@@ -116,14 +117,14 @@ class KubernetesEngine:
             raise
 
     async def find(self, keeper_id: str) -> list[Job]:
-        """As `Engine.find`. A pod that is gone is there as one that has ended, if it has."""
+        """As `Engine.find`. A pod that is gone counts as ended, unless it was last seen running."""
         selector = f"{SERVICE}={self._service},{KEEPER}={keeper_id}"
         answer = await self._api.ask("GET", "pods", params={"labelSelector": selector})
         there, _ = listed(answer, self.name)
         jobs = [self._job(pod) for pod in there.values()]
         names = {job.where for job in jobs if job is not None}
-        # How one has ended that is gone, only the watch tells: it may be a moment behind the list.
-        # What the watch has not told by then counts as a pod that nobody has seen ending.
+        # Only the watch tells how a pod that is gone has ended, and it may be a moment behind the
+        # list: it is waited for. After that, the pod counts as one whose end was not seen.
         behind = [name for name in self._watch.pods if name not in names]
         await self._watch.until_told([name for name in behind if self._is_of(name, keeper_id)], 1.0)
         ended = Sight(JobState.ENDED)
@@ -132,24 +133,24 @@ class KubernetesEngine:
         return sorted(found, key=lambda job: job.generation)
 
     async def watch(self) -> AsyncGenerator[Sequence[Job], None]:
-        """As `Engine.watch`: a list, and then one stream of what changes."""
+        """As `Engine.watch`: a list, and then one stream of changes."""
         async with contextlib.aclosing(self._watch.changes(LOOK_SECONDS)) as changes:
             async for _ in changes:
-                # `PodWatch` changes its pods during this await. Nothing awaits behind it up to the
-                # list that is told, which so is of one moment.
+                # `PodWatch` may change its pods during this await. Nothing is awaited from there to
+                # the `yield`: so the list is of one moment.
                 await self._ask_events()
                 self._waits.keep(self._watch.pods)
                 jobs = [self._job(pod) for pod in self._watch.pods.values()]
                 yield [job for job in jobs if job is not None]
-                await asyncio.sleep(TOGETHER_SECONDS)  # what happens at once is looked at once
+                await asyncio.sleep(TOGETHER_SECONDS)  # changes that come together make one list
 
     async def cancel(self, job: Job) -> None:
-        """As `Engine.cancel`: its keeper is told to end, and later killed.
+        """As `Engine.cancel`: the keeper gets SIGTERM, and after the grace period SIGKILL.
 
         Raises `HostUnreachable` if the pod's node does not say that it has gone.
         """
         name = job.where
-        # Until it is gone: the watch, which tells of that as well, need not remember this pod.
+        # For as long as this runs: the watch, which sees the pod go as well, need not remember it.
         self._cancelled.add(name)
         try:
             answer = await self._api.ask("DELETE", f"pods/{name}")
@@ -166,7 +167,7 @@ class KubernetesEngine:
         """As `Engine.explain`."""
         if (why := self._given_up.get(job.where)) is not None:
             return why  # the pod itself says only that it waits
-        # The API server first, then what the watch has seen last: a pod that is there knows more.
+        # First the pod itself, if it is still there; else the watch's last sight of it.
         answer = await self._api.ask("GET", f"pods/{job.where}")
         if answer.status < 400:
             return why_ended(answer.body)
@@ -174,7 +175,7 @@ class KubernetesEngine:
         return HostUnusable("The pod is gone") if pod is None else why_ended(pod)
 
     async def joined(self, keeper_id: str, generation: int) -> None:
-        """As `Engine.joined`: the secret was read, and works no more."""
+        """As `Engine.joined`: the pod's secret is deleted. It has been used, and works no more."""
         try:
             answer = await self._api.ask("DELETE", f"secrets/{name_of(keeper_id, generation)}")
         except KeeperUnavailable as error:
@@ -194,7 +195,7 @@ class KubernetesEngine:
         """As `Engine.close`."""
         await self._api.close()
 
-    # What they take
+    # Helpers
 
     async def _uid(self, named: Named, answer: Answer) -> str:
         """The uid of the pod, which was created now, or by a request whose answer was lost."""
@@ -215,21 +216,22 @@ class KubernetesEngine:
         return job is not None and job.keeper_id == keeper_id
 
     def _job(self, pod: Mapping[str, Any]) -> Job | None:
-        """The job of a pod that there is."""
+        """The job of a pod that is there; one that has waited for too long counts as ended."""
         name, patience = waits_for(pod)
         sight = seen(pod, self._events.get(name, ()))
         now = asyncio.get_running_loop().time()
         if (why := self._waits.see(name, sight, patience, now)) is not None:
-            # Told as ended while its object waits on: whoever sees that deletes it. It may begin in
-            # that moment, and nobody takes its keeper in then (`Joining.fail`).
+            # It is listed as ended while the pod still waits; `Engines` then deletes it. If the pod
+            # begins to run just now, its keeper is not taken in (`Joining.fail`).
             _remember(self._given_up, name, why)
             sight = Sight(JobState.ENDED)
         return job_of(pod, sight)
 
     def _on_gone(self, pod: Mapping[str, Any]) -> None:
-        """A pod is gone from the API server. If it ran till then, that says nothing of its process.
+        """Remember a pod that is gone from the API server, unless it was running until then.
 
-        A node that is there says how the container ended before its pod goes.
+        A node that is not away tells how the container has ended before its pod goes. So if the pod
+        was last seen running, its process may live on.
         """
         name, _ = waits_for(pod)
         self._events.pop(name, None)
@@ -238,16 +240,16 @@ class KubernetesEngine:
         _remember(self._gone, name, pod)
 
     async def _ask_events(self) -> None:
-        """Have the events of pods that wait and do not say themselves what for."""
-        # The pods of this moment: any of them may be gone from the watch behind the first await.
+        """Read the events of pods that wait and whose status does not say why."""
+        # A copy as of now: any of these pods may be gone from the watch after the first await.
         waiting = {
             name: pod
             for name, pod in self._watch.pods.items()
             if (sight := seen(pod)).state is JobState.WAITING and not sight.trouble
         }
         self._events = {name: self._events.get(name, []) for name in waiting}
-        # What waits is told without its events if they cannot be had: the first failure ends the
-        # look, in which the ends of other pods are not seen.
+        # If events cannot be read, pods are listed without them. The first failure ends the loop:
+        # while it runs, the ends of other pods are not seen.
         with contextlib.suppress(KeeperUnavailable):
             for name, pod in [*waiting.items()][:MAX_EVENTS]:
                 uid = (pod.get("metadata") or {}).get("uid")
@@ -257,9 +259,9 @@ class KubernetesEngine:
                 self._events[name] = [each for each in items if isinstance(each, dict)]
 
     async def _until_gone(self, name: str, deleted: Answer) -> None:
-        """Return when a pod is gone that was deleted."""
-        # DELETE of a pod answers with the pod as it is then, and not with a Status. By its uid it
-        # is told from another of the same name, which somebody may have made.
+        """Return when a pod that was deleted is gone. Raises `HostUnreachable` if it stays."""
+        # The answer to the DELETE of a pod is the pod as it is then, and not a Status. The uid
+        # tells it from another pod of the same name, which may have been created meanwhile.
         metadata = deleted.body.get("metadata") or {}
         uid, grace = metadata.get("uid"), metadata.get("deletionGracePeriodSeconds")
         seconds = END_SECONDS + (grace if isinstance(grace, int) else 0)

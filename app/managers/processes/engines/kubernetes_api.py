@@ -1,6 +1,6 @@
-"""One Kubernetes API server, as it is asked: each request has a bound, and is tried again.
+"""Requests to one Kubernetes API server: each has a bound, and is tried again if that may help.
 
-What is used of kr8s is here: its credentials and its requests, and not its objects.
+Of the package kr8s this module uses the credentials and the requests, and not the objects.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ CALL_SECONDS: Final = 20.0
 """How long the API server may take for an answer, with all tries."""
 
 TRY_SECONDS: Final = 8.0
-"""How long it may take for one of them."""
+"""How long the API server may take for one try."""
 
 AGAIN: Final = frozenset((429, 500, 502, 503, 504))
-"""What passes by itself. A POST that is tried again may find what the first try has made."""
+"""The statuses after which a request is tried again, as their cause may pass. The second try of a
+POST may find the object that the first has created."""
 
 TRIES: Final = 3
 PAUSE: Final = 0.3
@@ -38,7 +39,8 @@ LONGEST_PAUSE: Final = 5.0
 
 ANSWER_BYTES: Final = 2**27
 LINE_BYTES: Final = 2**23
-"""What is read of an answer, and of one object in a stream: etcd stores objects of 1.5 MiB."""
+"""How many bytes are read of an answer, and of one object in a stream. etcd stores objects of 1.5
+MiB at most."""
 
 REFUSED: Final = 401
 
@@ -60,10 +62,10 @@ class KubernetesApi:
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """What is answered about a path of the namespace; a status of 4xx is an answer, too.
+        """The answer to a request for a path of the namespace; a status of 4xx is an answer, too.
 
-        Raises `HostUnreachable` if there is no answer, and other `HostUnusable` if the credentials
-        are not taken.
+        Raises `HostUnreachable` if there is no answer, and another `HostUnusable` if the API server
+        refuses the credentials.
         """
         content = None if body is None else msgspec.json.encode(body)
         try:
@@ -84,7 +86,7 @@ class KubernetesApi:
     async def _try(
         self, method: str, path: str, params: Mapping[str, str] | None, content: bytes | None
     ) -> tuple[Answer, float]:
-        """One answer, and after how many seconds it is to be asked again, if it says that."""
+        """One answer, and the seconds after which it asks for another try (Retry-After), or 0."""
         async with asyncio.timeout(TRY_SECONDS), self._response(method, path, params, content) as r:
             data = await _all(r, self.name)
             pause = r.headers.get("Retry-After", "")
@@ -105,10 +107,10 @@ class KubernetesApi:
     async def lines(self, path: str, params: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
         """The lines of a stream, as they come. Raises `HostUnreachable`.
 
-        A status that is none of success comes as a line, too: the object that was answered.
+        After a status of failure the body, a Status object, comes as a line, too.
         """
         # The bound is for the head of the response alone: the stream itself may be silent for as
-        # long as it was asked for, and whoever reads it has a bound for that (`PodWatch`).
+        # long as it was asked for, and its reader has a bound for that (`PodWatch`).
         async with contextlib.AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(TRY_SECONDS):
@@ -144,8 +146,9 @@ class KubernetesApi:
                 if response.status_code != REFUSED:
                     yield response
                     return
-            # The credentials may have been renewed: kr8s reads them again when it is to raise. The
-            # request may come twice here, but was refused the first time, and had no effect.
+            # The credentials may have been renewed: with ``raise_for_status`` kr8s reads them again
+            # after a 401. The request is sent a second time, but the first was refused, and had no
+            # effect.
             async with api.call_api(method, raise_for_status=True, **where) as response:
                 yield response
         except kr8s.ServerError as error:
@@ -160,9 +163,9 @@ class KubernetesApi:
             raise HostUnusable(f"{self.name} cannot be used: {error}") from error
 
     async def _api(self) -> Api:
-        """The client, whose credentials were found. Raises `HostUnusable`."""
-        # A program of the operator's may be run for the credentials: once for all who ask. Each
-        # waits within its own bound, and the first that gives up leaves the turn to the next.
+        """The client of kr8s, with its credentials. Raises `HostUnusable`."""
+        # A program of the operator's may be run for the credentials: once for all callers. Each
+        # waits within its own bound; if the first gives up, the next one runs the program.
         async with self._opening:
             if self._opened is None:
                 self._opened = await self._open()
@@ -186,7 +189,7 @@ class KubernetesApi:
         except (kr8s.ServerError, kr8s.APITimeoutError, httpx.HTTPError) as error:
             text = text_of(str(error)) or type(error).__name__
             raise HostUnreachable(f"{self.name} cannot be reached: {text}") from error
-        except Exception as error:  # of files that people have written, and of programs they name
+        except Exception as error:  # kubeconfigs and programs of people's may raise anything
             text = f"The credentials for {self.name} cannot be used: {error}"
             raise HostUnusable(text) from error
 
@@ -207,5 +210,5 @@ async def _all(response: httpx.Response, name: str) -> bytes:
 
 
 def _is_conflict(answer: Answer) -> bool:
-    """Whether two requests have changed the same, like a quota's count, in the same moment."""
+    """Whether two requests have changed the same object at once, such as a quota's count."""
     return answer.status == 409 and answer.body.get("reason") == "Conflict"

@@ -1,4 +1,4 @@
-"""What a kernelspec says about the pods of its kernels."""
+"""The options of a kernelspec for the pods of its kernels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _Id = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class Cluster(msgspec.Struct, frozen=True):
-    """One namespace of a cluster, and who this service is there."""
+    """One namespace of a cluster, and the credentials (``kubeconfig`` and ``context``) for it."""
 
     kubeconfig: str
     context: str
@@ -67,9 +67,9 @@ class KubernetesOptions(
 ):
     """The options of ``kernelkeep-kubernetes`` (``metadata.kernel_provisioner.config``).
 
-    ``template`` is a file on the server's machine, with a pod's manifest in YAML or JSON. What the
-    other options say comes before what that says. Without a ``kubeconfig`` the credentials are
-    those that kubectl would find, or else of the pod's service account.
+    ``template`` is a file on the server's machine, with a pod's manifest in YAML or JSON. The other
+    options override it. Without a ``kubeconfig`` the credentials are those that kubectl would find,
+    or else those of the service account of the pod in which this server runs.
     """
 
     image: _Image
@@ -137,7 +137,7 @@ def kubernetes_options(spec: KernelSpec) -> KubernetesOptions | None:
 
 
 def measure(_name: str, value: Value) -> Decimal:
-    """As `Measure`: every number is a quantity."""
+    """A `Measure`: each value is a quantity, as ``requests`` and ``limits`` have them."""
     try:
         return quantity("" if isinstance(value, bool) else value)
     except InvalidQuantity:

@@ -1,8 +1,8 @@
 """The pod of a kernel, made from the operator's template and the kernelspec's options.
 
-A template is filled as an object: a placeholder is replaced inside of one text of it, so that no
-value can become a field. The values of placeholders are made of letters, digits and hyphens, so
-that they mean the same in a command of the template's, too.
+A template is filled as an object, and not as text: placeholders are replaced in each string of it,
+so that no value can become a field. The values of placeholders are made of letters, digits and
+hyphens, so that they are safe in a shell command of the template, too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ PROGRAM: Final = (
     "exec(compile(read.read(int(read.readline() or 0)), 'kernelkeep', 'exec'), "
     "{'__name__': '__main__'})"
 )
-"""The file becomes stdin, whose program reads the rest of it, as in jobs of other engines."""
+"""The program of the container: it opens the mounted file as its stdin, and then runs the program
+that comes there, as jobs of other engines do."""
 
 JOIN_VOLUME: Final = "kernelkeep-join"
 TMP_VOLUME: Final = "kernelkeep-tmp"
@@ -67,9 +68,9 @@ class InvalidTemplate(ValueError):
 
 
 class Named(NamedTuple):
-    """Whose pod it is: of which service, keeper and kernel, and in which generation.
+    """The service, keeper and kernel of a pod, its owner, and its generation.
 
-    The ``owner`` of one that is nobody's yet is empty.
+    ``owner`` is empty for a warm kernel, which has no owner yet.
     """
 
     service: str
@@ -80,12 +81,12 @@ class Named(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The pod's name, and its secret's: the same whenever this pod is asked for."""
+        """The name of the pod and of its secret; the same for each try to create them."""
         return name_of(self.keeper_id, self.generation)
 
     @property
     def labels(self) -> dict[str, str]:
-        """What pods are found again by."""
+        """The labels by which a pod is found again."""
         return {
             SERVICE: self.service,
             KEEPER: self.keeper_id,
@@ -95,7 +96,7 @@ class Named(NamedTuple):
         }
 
     def values(self, image: str) -> dict[str, str]:
-        """The placeholders of a template."""
+        """The values of a template's placeholders, by their names."""
         return {
             "kernel_id": slug(self.kernel_id),
             **({"owner": slug(self.owner)} if self.owner else {}),
@@ -106,7 +107,7 @@ class Named(NamedTuple):
 
 
 class Share(NamedTuple):
-    """What the owner's limits leave to one pod; None for no limit."""
+    """The owner's limits, which no pod may exceed: bytes, and processors. None for no limit."""
 
     memory: int | None = None
     cpu: float | None = None
@@ -120,7 +121,7 @@ def name_of(keeper_id: str, generation: int) -> str:
 def slug(text: str, length: int = 50) -> str:
     """A text as a label of the domain name system: itself if it is one, or else with a digest.
 
-    Different texts have different ones: one that ends as a digest does gets another digest.
+    Different texts get different labels. So a text that already ends like a digest gets another.
     """
     if len(text) <= length and _SLUG(text) and not _HASHED(text):
         return text
@@ -207,7 +208,7 @@ def _head(pod: dict[str, Any], options: KubernetesOptions, named: Named) -> None
     metadata.pop("generateName", None)
     spec = pod.setdefault("spec", {})
     spec["restartPolicy"] = "Never"  # what follows its end, this service says
-    # Whoever runs code in the kernel could speak to the API server as the pod's account otherwise.
+    # Otherwise code in the kernel could speak to the API server as the pod's service account.
     spec.setdefault("automountServiceAccountToken", False)
     spec.setdefault("enableServiceLinks", False)
     spec.setdefault("terminationGracePeriodSeconds", options.grace)
@@ -228,11 +229,11 @@ def _container(spec: dict[str, Any], name: str) -> dict[str, Any]:
 
 def _process(container: dict[str, Any], options: KubernetesOptions) -> None:
     container["image"] = options.image
-    # Command and arguments are all of the process: what the template or the image says of them
-    # would be run in place of the keeper, or be the program's arguments.
+    # The command and arguments of the template or the image are replaced: they would run in place
+    # of the keeper, or become arguments of `PROGRAM`.
     container["command"] = [_literal(options.python), "-c", PROGRAM, f"{MOUNTED}/{FILE}"]
     container.pop("args", None)
-    # The last that it writes is told with its end, so that nobody needs to read logs.
+    # The last of its output comes with the status of its end, so that no log has to be read.
     container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     if options.pull is not None:
         container["imagePullPolicy"] = _PULL[options.pull]
@@ -266,7 +267,7 @@ def _files(
     if not any(each["mountPath"].rstrip("/") == "/tmp" for each in mounts):
         volumes.append({"name": TMP_VOLUME, "emptyDir": {}})
         mounts.append({"name": TMP_VOLUME, "mountPath": "/tmp"})
-        # The image cannot be written, and a home that cannot breaks what kernels keep there.
+        # The container's root cannot be written, and kernels need a home that can be.
         if not any(each["name"] == "HOME" for each in container["env"]):
             container["env"].append({"name": "HOME", "value": "/tmp"})
 
@@ -288,7 +289,7 @@ def _resources(container: dict[str, Any], options: KubernetesOptions, share: Sha
 
 
 def _written(number: float) -> str:
-    """A limit of an owner's as a quantity: in thousandths, if it is no whole number."""
+    """An owner's limit as a quantity: in thousandths (``m``), if it is no whole number."""
     return str(number) if number == int(number) else f"{max(1, int(number * 1000))}m"
 
 
@@ -307,9 +308,9 @@ def _placement(spec: dict[str, Any], options: KubernetesOptions) -> None:
 
 
 def _security(spec: dict[str, Any], options: KubernetesOptions) -> None:
-    """Have what the template does not say be safe, in all containers."""
-    # All but the root that cannot be written is what the profile "restricted" of the Pod Security
-    # Standards asks for, so that a namespace that enforces it takes these pods.
+    """Set safe defaults for what the template does not say, in all containers."""
+    # The profile "restricted" of the Pod Security Standards asks for all of this except the
+    # read-only root: so a namespace that enforces the profile takes these pods.
     context = spec.setdefault("securityContext", {})
     if options.user is not None:
         context["runAsUser"] = options.user
@@ -318,7 +319,7 @@ def _security(spec: dict[str, Any], options: KubernetesOptions) -> None:
     context.setdefault("runAsNonRoot", True)
     context.setdefault("runAsUser", ANYBODY)
     context.setdefault("runAsGroup", context["runAsUser"] or ANYBODY)
-    # A secret's file is root's: others read it by this group.
+    # The file of a secret belongs to root: the container's user reads it by this group.
     context.setdefault("fsGroup", context["runAsGroup"])
     context.setdefault("fsGroupChangePolicy", "OnRootMismatch")
     context.setdefault("seccompProfile", {"type": "RuntimeDefault"})
@@ -332,7 +333,7 @@ def _security(spec: dict[str, Any], options: KubernetesOptions) -> None:
 
 
 def secret_of(named: Named, namespace: str, uid: str, data: bytes) -> dict[str, Any]:
-    """The secret that a pod waits for: it goes with the pod, which has this ``uid``."""
+    """The secret that a pod waits for. It is deleted with its owner, the pod with this ``uid``."""
     owner = {"apiVersion": "v1", "kind": "Pod", "name": named.name, "uid": uid}
     metadata = {
         "name": named.name,
@@ -352,7 +353,7 @@ def secret_of(named: Named, namespace: str, uid: str, data: bytes) -> dict[str, 
 
 
 def owned_by(owner: str) -> dict[str, Any]:
-    """What is to be changed of a pod that is this owner's from now on."""
+    """The patch of a pod that gets an owner: its label and its annotation."""
     return {"metadata": {"labels": {OWNER: slug(owner)}, "annotations": {OWNER: owner}}}
 
 

@@ -1,4 +1,4 @@
-"""How long pods have waited, and which of them are given up."""
+"""Pods that wait: for how long each has waited, and which of them are given up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .kubernetes_words import HOPELESS, Sight, why_not_begun
 __all__ = ["TROUBLE_SECONDS", "Waits"]
 
 TROUBLE_SECONDS: Final = 60.0
-"""How long an image or a container may fail before its pod is given up: registries come back."""
+"""How long an image or a container may fail before its pod is given up: a registry may come back.
+"""
 
 
 class _Wait(NamedTuple):
@@ -21,9 +22,9 @@ class _Wait(NamedTuple):
 
 
 class Waits:
-    """The pods that wait, by their names. A moment is one of a monotonic clock.
+    """The pods that wait, by their names. ``now`` is in seconds of this server's monotonic clock.
 
-    Since when a pod waits is since when it was seen: clocks of other machines are not asked.
+    A pod's wait begins when this server first sees the pod: clocks of other machines may differ.
     """
 
     def __init__(self, trouble_seconds: float = TROUBLE_SECONDS) -> None:
@@ -31,12 +32,15 @@ class Waits:
         self._waits: dict[str, _Wait] = {}
 
     def see(self, name: str, sight: Sight, patience: float, now: float) -> HostUnusable | None:
-        """Why a pod is given up that is seen now; None if it is not."""
+        """See a pod now; returns the error with which it is given up, or None if it is not.
+
+        ``patience`` is how many seconds the pod may wait.
+        """
         if sight.state is not JobState.WAITING:
             self._waits.pop(name, None)
             return None
-        # Trouble that has passed and comes again has its whole time again; the wait as a whole goes
-        # on from its beginning.
+        # If a trouble passes and comes again, its time begins again; the time of the whole wait
+        # does not.
         since, trouble = self._waits.get(name, _Wait(now, None))
         trouble = (now if trouble is None else trouble) if sight.trouble else None
         self._waits[name] = _Wait(since, trouble)

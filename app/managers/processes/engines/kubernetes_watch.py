@@ -16,25 +16,28 @@ from .kubernetes_words import Answer, text_of
 __all__ = ["PodWatch", "listed"]
 
 STREAM_SECONDS: Final = 240
-"""How long one stream lasts, as the API server is asked."""
+"""How long the API server is asked to keep one stream open."""
 
 LATE_SECONDS: Final = 30.0
-"""How much later a stream is given up that has not ended then: its connection is dead."""
+"""How much longer a stream may last before it is given up: then its connection is dead."""
 
 PAUSE_SECONDS: Final = 0.5
-"""The pause behind each stream: one that a proxy ends at once would be asked for without end."""
+"""The pause after each stream: if a proxy ended each stream at once, this server would spin."""
 
 TOO_OLD: Final = 410
-"""The status for a ``resourceVersion`` of which the changes since are not known any more: whoever
-watches lists anew (Kubernetes API concepts, "Efficient detection of changes")."""
+"""The status for a ``resourceVersion`` since which the API server does not know the changes any
+more: the client has to list anew (Kubernetes API concepts, "Efficient detection of changes")."""
 
 
 class _TooOld(Exception):
-    """The API server does not know any more what has changed since then."""
+    """The API server does not know any more what has changed since ``resourceVersion``."""
 
 
 class PodWatch:
-    """The pods with a label, by their names. ``on_gone`` is given what was known last of one."""
+    """The pods with a label, by their names.
+
+    ``on_gone`` is called with the last known state of a pod that is gone.
+    """
 
     def __init__(
         self, api: KubernetesApi, label: str, on_gone: Callable[[Mapping[str, Any]], None]
@@ -48,18 +51,18 @@ class PodWatch:
         self.pods: dict[str, Mapping[str, Any]] = {}
 
     async def changes(self, seconds: float) -> AsyncGenerator[None, None]:
-        """Say when `pods` have changed, and after so many seconds without that.
+        """Yield when `pods` have changed, and after so many seconds without a change.
 
         Raises `HostUnreachable` when the API server is away.
         """
         while True:
-            # The list has a version, from which the stream goes on: no change is between the two.
+            # The stream begins at the version of the list: no change is missed between the two.
             await self._list()
             following = asyncio.get_running_loop().create_task(self._follow(), name="watch pods")
             try:
                 while not following.done():
-                    # Cleared before whoever reads this looks: what changes while they are at work
-                    # sets the event again, and they look once more.
+                    # Cleared before the `yield`: a change that comes while the caller works sets
+                    # the event again, and leads to another `yield`.
                     self._changed.clear()
                     yield
                     changed = asyncio.ensure_future(self._changed.wait())
@@ -76,27 +79,28 @@ class PodWatch:
                 await asyncio.wait({following})
 
     async def until_told(self, names: Collection[str], seconds: float) -> None:
-        """Return when this has told of the end of these pods, or not within so many seconds."""
+        """Return when these pods are gone from `pods`, after so many seconds at the latest."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while not self.pods.keys().isdisjoint(names):
                     await self._went.wait()
 
     async def _list(self) -> None:
-        """Have all pods of now."""
+        """List all pods, and take them in place of those that were known."""
         answer = await self._api.ask("GET", "pods", params={"labelSelector": self._label})
         pods, self._version = listed(answer, self._api.name)
-        # Those that have gone while nothing was watched are told as any other, by what was known of
-        # them last. How they ended meanwhile nobody tells.
+        # `on_gone` is called for pods that have gone while nothing was watched, too, with their
+        # last known state: how they have ended is not known.
         before, self.pods = self.pods, pods
         for name, pod in before.items():
             if name not in self.pods:
                 self._on_gone(pod)
 
     async def _follow(self) -> None:
-        """Take in what changes, in one stream after another. Raises `_TooOld`, `HostUnreachable`.
+        """Take in changes, by one stream after another. Raises `_TooOld` and `HostUnreachable`.
 
-        A stream that breaks is resumed where it was, unless two have told nothing.
+        After a stream that breaks, the next one goes on from the last version. If two streams in a
+        row break without a change, this raises.
         """
         broken = 0
         while True:
@@ -143,14 +147,14 @@ class PodWatch:
         if kind == "DELETED":
             self.pods.pop(pod, None)
             self._on_gone(found)
-            self._went.set()  # who waits looks again, and waits for the next if it was another
+            self._went.set()  # `until_told` checks `pods` again, and may wait for the next event
             self._went = asyncio.Event()
         else:
             self.pods[pod] = found
         self._changed.set()
 
     def _on_error(self, status: Mapping[str, Any]) -> None:
-        """The API server refuses the stream, or ends it. Raises."""
+        """Raise `_TooOld` or `HostUnreachable` for a Status that ends a stream."""
         if status.get("code") == TOO_OLD:
             raise _TooOld
         message = text_of(status.get("message"))
@@ -158,9 +162,10 @@ class PodWatch:
 
 
 def listed(answer: Answer, name: str) -> tuple[dict[str, Mapping[str, Any]], str]:
-    """The pods of a list by their names, and its version. Raises `HostUnusable`.
+    """The pods of a list by their names, and the list's version. Raises `HostUnusable`.
 
-    That a pod is not in a list means much: what is no list must not be taken for an empty one.
+    A pod that is not in a list counts as gone. So an answer that is no list raises an error, and is
+    never taken for an empty list.
     """
     if answer.status >= 400:
         raise HostLoginRefused(f"{name} does not tell its pods: {answer.message}")
@@ -173,7 +178,7 @@ def listed(answer: Answer, name: str) -> tuple[dict[str, Mapping[str, Any]], str
 
 
 def name_in(pod: object) -> str | None:
-    """The name of a pod; None for what is no pod."""
+    """The name of a pod; None if the object is no pod."""
     metadata = pod.get("metadata") if isinstance(pod, dict) else None
     name = metadata.get("name") if isinstance(metadata, dict) else None
     return name if isinstance(name, str) else None

@@ -1,6 +1,6 @@
-"""What Kubernetes says of pods, in words for people: why one waits, what is wrong, how it ended.
+"""What Kubernetes says of pods, in words for people: why a pod waits, fails to start, or ended.
 
-Everything is read as what an API server may send: a field may be absent, or of another type.
+Objects of the API server are not trusted: any field may be absent, or of another type.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ Pod = Mapping[str, Any]
 
 
 class Answer(NamedTuple):
-    """What the API server has answered: the status, and the object."""
+    """An answer of the API server: the HTTP status, and the object in the body."""
 
     status: int
     body: dict[str, Any]
 
     @property
     def message(self) -> str:
-        """What a Status says, in words."""
+        """The message of a Status object, or the HTTP status as a text."""
         return text_of(self.body.get("message")) or f"status {self.status}"
 
 
 class Sight(NamedTuple):
-    """What is to be seen of a pod that waits or runs."""
+    """The state of a pod, and what there is to tell people about it."""
 
     state: JobState
     words: str = ""
     trouble: str = ""
-    """What keeps it from running, in one word of the API's; empty for nothing, or for a queue."""
+    """The API's word for what keeps the pod from running; empty for nothing, or a mere queue."""
 
 
 _IMAGE: Final = frozenset(
@@ -73,13 +73,13 @@ _CONTAINER: Final = frozenset(
 _NOTHING: Final = frozenset(("ContainerCreating", "PodInitializing", ""))
 
 HOPELESS: Final = frozenset(("InvalidImageName", "ErrImageNeverPull"))
-"""Troubles that do not pass: others are given time."""
+"""Troubles that do not pass by themselves; others are given time (`Waits`)."""
 
 _QUOTA: Final = re.compile(r"exceeded quota|quota exceeded", re.I)
 
 
 def text_of(found: object) -> str:
-    """A text of an API server's, in one piece that is not too long."""
+    """A text of the API server in one line, of `WORDS` characters at most; empty for no text."""
     return " ".join(found.split())[:WORDS] if isinstance(found, str) else ""
 
 
@@ -104,7 +104,10 @@ def _container(pod: Pod) -> Mapping[str, Any]:
 
 
 def _now(container: Mapping[str, Any], state: str) -> Mapping[str, Any] | None:
-    """What is told of a container that is in this state now: waiting, running or terminated."""
+    """The details of a container's present state, if that is ``state``; else None.
+
+    The states are ``waiting``, ``running`` and ``terminated``.
+    """
     found = _map(container.get("state"))
     return _map(found[state]) if state in found else None
 
@@ -113,7 +116,7 @@ def _now(container: Mapping[str, Any], state: str) -> Mapping[str, Any] | None:
 
 
 def job_of(pod: Pod, sight: Sight) -> Job | None:
-    """The job that a pod is; None for a pod that is none of this service's."""
+    """The job of a pod; None for a pod without the labels of a job."""
     metadata = _map(pod.get("metadata"))
     labels = _map(metadata.get("labels"))
     try:
@@ -125,15 +128,15 @@ def job_of(pod: Pod, sight: Sight) -> Job | None:
 
 
 def seen(pod: Pod, events: Sequence[Mapping[str, Any]] = ()) -> Sight:
-    """What a pod does, by its own status and, if it waits, what its newest ``events`` tell."""
+    """The sight of a pod, by its own status and, if it waits, by its newest ``events``."""
     status = _map(pod.get("status"))
     phase = str(status.get("phase", "Pending"))
     container = _container(pod)
     runs = _now(container, "running") is not None
     if _now(container, "terminated") is not None:
         return Sight(JobState.ENDED)
-    # A controller sets the phase, too, for a pod whose node is away. That the container runs is the
-    # last word of its kubelet then: no end was seen (`_lost` tells what the phase says).
+    # A controller sets the phase of a pod whose node is away. If the container's status says that
+    # it runs, that is the last word of its kubelet, and no end was seen (`_lost` has the words).
     if phase in ("Failed", "Succeeded") and not runs:
         return Sight(JobState.ENDED)
     if disruption := _disruption(pod):
@@ -145,7 +148,7 @@ def seen(pod: Pod, events: Sequence[Mapping[str, Any]] = ()) -> Sight:
 
 
 def _disruption(pod: Pod) -> str:
-    """Why a pod is about to be ended by the cluster, or by somebody; empty if it is not."""
+    """Words for a pod that is about to be ended by the cluster or a person; empty if it is not."""
     status = _map(pod.get("status"))
     condition = _conditions(status).get("DisruptionTarget", {})
     message = text_of(condition.get("message"))
@@ -158,9 +161,9 @@ def _disruption(pod: Pod) -> str:
 
 
 def _lost(pod: Pod, status: Mapping[str, Any], container: Mapping[str, Any], phase: str) -> str:
-    """Whether the pod's node may be away. That says nothing about the process."""
+    """Words for a pod whose node may be away, which says nothing about its process; or empty."""
     ready = _conditions(status).get("Ready", {})
-    # A kubelet that is there tells both of the same moment.
+    # A kubelet sets both at once: if they differ, a controller has set the one of the pod.
     away = container.get("ready") is True and ready.get("status") == "False"
     if phase in ("Unknown", "Failed") or away or status.get("reason") == "NodeLost":
         node = text_of(_map(pod.get("spec")).get("nodeName")) or "of the pod"
@@ -201,7 +204,7 @@ def _what(reason: str, container: Mapping[str, Any]) -> str:
 
 
 def _newest(events: Sequence[Mapping[str, Any]]) -> str:
-    """The newest event of a pod, a warning rather than another."""
+    """The newest warning among a pod's events, or else the newest event, as a text."""
 
     def when(event: Mapping[str, Any]) -> str:
         found = event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp")
@@ -216,11 +219,11 @@ def _newest(events: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-# One that has ended, or cannot begin
+# A pod that has ended, or cannot begin
 
 
 def why_ended(pod: Pod) -> HostUnusable:
-    """How a pod ended."""
+    """The error that tells how a pod has ended."""
     status = _map(pod.get("status"))
     terminated = _now(_container(pod), "terminated") or {}
     said = str(terminated.get("message") or "").strip()[-WORDS:]
@@ -243,7 +246,7 @@ def why_ended(pod: Pod) -> HostUnusable:
 
 
 def why_not_begun(sight: Sight, seconds: float) -> HostUnusable:
-    """Why a pod is given up that has waited for so long."""
+    """The error for a pod that is given up, as it has waited for so many seconds."""
     if sight.trouble in _IMAGE:
         return ImageUnusable(sight.words)
     if sight.trouble:
@@ -280,7 +283,7 @@ def _evicted(pod: Pod, status: Mapping[str, Any]) -> str:
 
 
 def refused(answer: Answer) -> HostUnusable:
-    """Why the API server does not take what it was asked to create."""
+    """The error for a pod or a secret that the API server has refused to create or change."""
     if answer.status == 403 and _QUOTA.search(answer.message):
         return QuotaMet(f"The quota of the namespace is met: {answer.message}")
     return HostUnusable(f"Kubernetes refuses the pod: {answer.message}")

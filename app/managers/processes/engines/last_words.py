@@ -1,4 +1,4 @@
-"""What jobs of all engines say of their end, and what engines say of it in the same words."""
+"""The last output of a job, and what all engines say of a job's end in the same words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..hosts.pythons import MARK
 __all__ = ["WORDS", "is_full", "is_without_program", "own_word", "with_exit"]
 
 WORDS: Final = 2000
-"""How many characters of an engine's, or of a job's, are told: the model of a kernel has them."""
+"""How many characters of an engine's words, or of a job's output, go into a kernel's model."""
 
 _NO_PROGRAM: Final = re.compile(r"executable file.* not found|no such file or directory", re.I)
 _FULL: Final = re.compile(r"no space left on device|disk quota exceeded", re.I)
@@ -27,10 +27,10 @@ class _Told(msgspec.Struct):
 
 
 def own_word(said: str) -> HostUnusable | None:
-    """What the program of a job has said of its end (`job.tell`), if it has."""
+    """The error that a job's program has written (`job.tell`), if its output has one."""
     for line in said.splitlines():
         if line.startswith(MARK):
-            # The kernel of the job may have written such a line as well, and anything behind it.
+            # The job's kernel may write such lines, too, with any text.
             try:
                 told = msgspec.json.decode(line.removeprefix(MARK), type=_Told)
             except msgspec.MsgspecError:
@@ -40,12 +40,12 @@ def own_word(said: str) -> HostUnusable | None:
 
 
 def is_full(text: str) -> bool:
-    """Whether a disk has no room."""
+    """Whether a text says that a disk has no room."""
     return _FULL.search(text) is not None
 
 
 def is_without_program(text: str) -> bool:
-    """Whether the program of a container is not in its image."""
+    """Whether a text says that the program of a container is not in its image."""
     return _NO_PROGRAM.search(text) is not None
 
 

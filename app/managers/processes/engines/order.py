@@ -1,6 +1,6 @@
-"""What a job's process is given on its stdin: its program, the keeper, and the join document.
+"""The stdin of a job's process: its program, the keeper, and the join document.
 
-Nothing of it is ever in a command, a variable, a label or a file of the engine's. The command of
+Nothing of this is ever in a command, a variable or a label, which others may see. The command of
 each job is an interpreter with a constant program, which reads the rest from its stdin.
 """
 
@@ -24,7 +24,7 @@ _SENT: Final = program(job.__file__)
 
 
 def stdin_of(document: bytes) -> bytes:
-    """All that a job reads, with this join document."""
+    """All bytes that a job reads from its stdin; its keeper joins with this ``document``."""
     brought = bundle()
     order = {"module": MODULE, "size": len(brought.data), "document": document.decode()}
     head = b"%d\n%s%s\n" % (len(_SENT), _SENT, json.dumps(order).encode())

@@ -1,4 +1,7 @@
-"""How much a value is: a number, or a quantity as Kubernetes has them (500m, 0.5, 2Gi, 1e3)."""
+"""Values of options as numbers: plain ones, and quantities as Kubernetes writes them.
+
+A quantity is a number with a suffix or an exponent: 500m, 0.5, 2Gi, 1e3.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,11 @@ from typing import Final
 __all__ = ["InvalidQuantity", "Measure", "Value", "least", "number", "quantity"]
 
 Value = bool | int | float | str
-"""What whoever starts a kernel can say of one option."""
+"""A value that a request to start a kernel can give for an option of the kernel's engine."""
 
 Measure = Callable[[str, Value], Decimal]
-"""How much the value of the option of this name is. Raises `ValueError`, saying what it is not."""
+"""Called with an option's name and a value; returns the value as a number, to compare it with
+others. Raises `ValueError`, whose text says what the value is not, if it is no number."""
 
 _QUANTITY: Final = re.compile(
     r"(\+?[0-9]{1,18}(?:\.[0-9]{0,9})?|\+?\.[0-9]{1,9})"
@@ -26,11 +30,11 @@ _DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "
 
 
 class InvalidQuantity(ValueError):
-    """A value is no quantity."""
+    """A value that is not a quantity."""
 
 
 def quantity(written: str | float) -> Decimal:
-    """The number that a quantity means. Raises `InvalidQuantity`."""
+    """The number that a quantity stands for: 0.5 for 500m. Raises `InvalidQuantity`."""
     found = _QUANTITY(str(written))
     if found is None:
         raise InvalidQuantity(f"{str(written)[:40]!a} is no quantity, like 500m, 2 or 4Gi")
@@ -43,14 +47,20 @@ def quantity(written: str | float) -> Decimal:
 
 
 def least(written: str | float | None, most: str | float) -> str | float:
-    """The lesser of two quantities as it was written; ``most`` if there is one only."""
+    """The lesser of two quantities, as it is written; ``most`` if ``written`` is None.
+
+    Raises `InvalidQuantity`.
+    """
     if written is None or quantity(written) > quantity(most):
         return most
     return written
 
 
 def number(_name: str, value: Value) -> Decimal:
-    """How much a number is. Raises `ValueError` for what is none."""
+    """A `Measure` for options that are plain numbers: the value itself, in the option's own unit.
+
+    Raises `ValueError` for a boolean or a text.
+    """
     if isinstance(value, bool | str):
         raise ValueError("not a number")
     return Decimal(str(value))

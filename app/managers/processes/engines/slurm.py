@@ -40,28 +40,28 @@ __all__ = ["SlurmEngine"]
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS: Final = 20.0
-"""How long a command may take: those of Slurm's give up by themselves earlier, as it is set up."""
+"""How long a command may take. Slurm's commands give up earlier by themselves, as configured."""
 
 SUBMIT_SECONDS: Final = 60.0
-"""How long sbatch may take, which tries again if Slurm has much to do."""
+"""How long sbatch may take, which tries again by itself while Slurm is busy."""
 
 LOOK_SECONDS: Final = 3.0
-"""How often the queue is looked at, for all kernels."""
+"""The pause between two looks at the queue; a look is for all kernels."""
 
 RECORDS_SECONDS: Final = 30.0
-"""How long is believed what is told of jobs that are not in the queue any more."""
+"""How long the accounting's records of jobs that have left the queue are used again."""
 
 RECORDS_AT_ONCE: Final = 500
-"""Names in one question: one argument of a command has 128 KiB at most (Linux)."""
+"""How many jobs one sacct is asked for: an argument of a command has 128 KiB at most (Linux)."""
 
 RECORDS_DAYS: Final = 30
-"""How long ago a job may have begun: without a start, sacct tells of today's jobs alone."""
+"""For how many days back sacct is asked: by default it tells of today's jobs only."""
 
 END_SECONDS: Final = 90.0
-"""How long a job may take to end: ``KillWait`` of Slurm's configuration, and then some."""
+"""How long a job may take to end: more than ``KillWait`` of Slurm's configuration."""
 
 ENDING_SECONDS: Final = 2.0
-"""For how long a job is looked at again that is just ending: what it ends by is told then."""
+"""How long `find` waits for a job that is just ending, until Slurm tells how it has ended."""
 
 NO_ACCOUNTING: Final = "accounting storage is disabled"
 
@@ -70,7 +70,7 @@ _Result = TypeVar("_Result")
 
 
 class _View(NamedTuple):
-    """The jobs of this service, as they were at a moment."""
+    """The jobs of this service at one moment: as Slurm tells them, by name, and as `Job`s."""
 
     seen: Mapping[str, Seen]
     jobs: Sequence[Job]
@@ -79,21 +79,21 @@ class _View(NamedTuple):
 class SlurmEngine:
     """The jobs of this service that share the directory ``shared``.
 
-    A job is known by its name, which has the service's, the directory's, the keeper's and the
-    generation. Those that were submitted, and whose end nobody has seen to, have a file in the
-    directory, too: how these have ended is asked of the accounting, when the controller has
-    forgotten them, as it does after some minutes.
+    A job is known by its name, which has the names of the service, the directory and the keeper,
+    and the generation. A job that was submitted, and was not `cancel`led yet, has a file in the
+    directory, too. The controller forgets jobs some minutes after their end: then the accounting is
+    asked how they have ended.
     """
 
     absent_is_ended = False
-    """As `Engine.absent_is_ended`: a job is told as ended when its node says so, or answers."""
+    """As `Engine.absent_is_ended`: an end counts if the job's node tells it, or no node is away."""
 
     def __init__(self, shared: str, service: str, on_words: Callable[[str, str], None]) -> None:  # noqa: ARG002
         self.name = "Slurm"
         digest = hashlib.sha256(shared.encode()).hexdigest()[:8]
         self._prefix = f"kernelkeep-{service}-{digest}-"
         self._files = JobFiles(shared, self._prefix)
-        # Of its own: a network's file system may hold up whoever asks, and nobody else.
+        # A thread of its own: a network file system may block it, and must block no other thread.
         self._disk = DaemonThreads(1, "slurm")
         self._commands = Commands()
         self._waits = SlurmWaits()
@@ -103,14 +103,14 @@ class SlurmEngine:
         self._failure: KeeperUnavailable | None = None
         self._failed = 0.0
         self._submitting: set[str] = set()
-        self._dismissed: set[str] = set()  # jobs that were seen to, and that squeue still tells
+        self._dismissed: set[str] = set()  # jobs that were cancelled, and that squeue still lists
         self._has_accounting = True
         self._records: tuple[frozenset[str], float, dict[str, Seen]] = (frozenset(), 0.0, {})
 
     # The verbs
 
     async def submit(self, order: Order) -> None:
-        """As `Engine.submit`: it may wait in the queue for long."""
+        """As `Engine.submit`: the job may then wait in the queue for long."""
         options: SlurmOptions = order.options
         name = self._name(order.keeper_id, order.generation)
         words = [
@@ -118,7 +118,7 @@ class SlurmEngine:
             "--parsable",
             f"--job-name={name}",
             f"--comment=kernel={quote(order.kernel_id)} owner={quote(order.owner)[:300]}",
-            # Of what this server has in its environment, a job gets nothing, but that of a login.
+            # The job gets the environment of a login, and nothing of this server's.
             "--export=NONE",
             "--no-requeue",
             "--nodes=1",
@@ -133,7 +133,7 @@ class SlurmEngine:
         self._submitting.add(name)  # before its file is there (`_look_now`)
         try:
             await self._on_disk(self._files.write, name, order.stdin)
-            # Before sbatch: a look may see the job in the queue before sbatch has ended.
+            # Before sbatch: `_look_now` may see the job in the queue before sbatch has ended.
             self._waits.begin(name, options.pending_timeout, _now())
             answer = await self._commands.run(
                 *words, seconds=SUBMIT_SECONDS, given=script(options.python)
@@ -153,8 +153,8 @@ class SlurmEngine:
             view = await self._look()
             jobs = [job for job in view.jobs if job.keeper_id == keeper_id]
             jobs.sort(key=lambda job: job.generation)
-            # While a job completes, Slurm has not said by what: whoever asks why a kernel has ended
-            # waits a little for that, and no longer, as an epilogue may take minutes.
+            # While a job completes, Slurm does not tell yet how it has ended. A caller that asks
+            # why a kernel has ended waits for that, but not for long: an epilogue may take minutes.
             newest = self._seen(view, jobs[-1]) if jobs else None
             if newest is None or newest.state != "COMPLETING" or _now() >= until:
                 return jobs
@@ -167,9 +167,9 @@ class SlurmEngine:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def cancel(self, job: Job) -> None:
-        """As `Engine.cancel`. Raises `HostUnreachable` if its node does not tell of its end."""
+        """As `Engine.cancel`. Raises `HostUnreachable` if the job's node does not tell its end."""
         name = self._name(job.keeper_id, job.generation)
-        # What ``job`` says may be old, and `Job.where` a name: the id is looked up.
+        # ``job`` may be out of date, and its ``where`` be a name: the id is looked up.
         view = await self._look()
         seen = view.seen.get(name)
         if seen is not None and not seen.is_over:
@@ -178,7 +178,7 @@ class SlurmEngine:
         if lost := self._lost(view, name):
             raise HostUnreachable(lost)
         # The files go last: as long as they are there, the next server looks for this job. squeue
-        # tells the job for some minutes more, and nobody is to see to its end again.
+        # lists the job for some minutes more, and this server must not see its end again.
         await self._on_disk(self._files.remove, name)
         self._dismissed.add(name)
 
@@ -187,8 +187,8 @@ class SlurmEngine:
         name = self._name(job.keeper_id, job.generation)
         if (why := self._waits.why(name)) is not None:
             return why
-        # What the keeper has written is there when Slurm tells the end, except on a network's file
-        # system that is late: then Slurm's words have to do.
+        # The keeper's output is in the file when Slurm tells the end, unless a network file system
+        # is late: then only Slurm's words are told.
         said = await self._on_disk(self._files.tail, name)
         seen = self._view.seen.get(name) or Seen("", name, FORGOTTEN)
         if seen.job_id and seen.exit is None:
@@ -201,7 +201,7 @@ class SlurmEngine:
         return why_ended(seen, said)
 
     async def joined(self, keeper_id: str, generation: int) -> None:
-        """As `Engine.joined`: its stdin was read."""
+        """As `Engine.joined`: the file with the job's stdin is removed."""
         try:
             name = self._name(keeper_id, generation)
             await self._on_disk(self._files.remove, name, "in")
@@ -212,7 +212,7 @@ class SlurmEngine:
         """As `Engine.close`."""
         self._disk.shutdown()
 
-    # What they take
+    # Helpers
 
     def _name(self, keeper_id: str, generation: int) -> str:
         return f"{self._prefix}{keeper_id}-{generation}"
@@ -221,27 +221,28 @@ class SlurmEngine:
         return view.seen.get(self._name(job.keeper_id, job.generation))
 
     def _lost(self, view: _View, name: str) -> str:
-        """Why a job that is over may live all the same; empty if it does not."""
+        """Why the processes of a job that is over may live all the same; empty if they do not."""
         alive = (job for job in view.jobs if job.is_alive)
         words = (job.words for job in alive if self._name(job.keeper_id, job.generation) == name)
         return next(words, "")
 
     async def _look(self) -> _View:
-        """The jobs as they are now. Whoever asks while others wait gets the same
-        answer as they do, and is told as they are that there is none.
+        """The jobs as they are now. Callers that wait at the same time share one answer, or error.
+
+        Raises `KeeperUnavailable`.
         """
-        # The answer has to be of a look that began after this call. One that is under way is of no
-        # use, as its squeue may have answered: so the next number is wanted. The first of those who
-        # wait for their turn makes that look, and the others find it done.
+        # The answer has to be of a look that began after this call. A look that is under way does
+        # not count, as its squeue may have answered already: so the next number is wanted. The
+        # first caller that gets its turn makes that look, and the others find it done.
         wanted, asked = self._looks + 1, _now()
         async with self._looking:
-            # A failure, in contrast, holds for all who waited for it: each of them would wait for
-            # its own otherwise, one after the other.
+            # A failure counts for all callers that waited for it, also if it began before their
+            # call: otherwise each would wait for a failure of its own, one after the other.
             if self._failure is not None and self._failed >= asked:
                 raise type(self._failure)(self._failure.message)
             if self._done < wanted:
-                # `_done` is set behind the look alone. One that is cancelled leaves a number that
-                # is never done, and the next in turn makes another.
+                # `_done` is set only after the look. If this caller is cancelled, its number is
+                # never done, and the next caller in turn makes another look.
                 number = self._looks = self._looks + 1
                 try:
                     self._view = await self._look_now()
@@ -252,15 +253,16 @@ class SlurmEngine:
             return self._view
 
     async def _look_now(self) -> _View:
-        # In this order: a job that is in the queue has its file already, and one that has a file
-        # and is not being submitted any more was in the queue.
+        # In this order: first the files, then the jobs that are being submitted, then the queue. A
+        # job with a file that is not being submitted any more was in the queue before; if it is not
+        # there now, it has left the queue.
         began = _now()
         files = await self._on_disk(self._files.names)
         submitting = frozenset(self._submitting)
         seen = {each.name: each for each in await self._queue()}
         absent = [name for name in files if name not in seen and name not in submitting]
-        # What the accounting believes to be running is absent from the queue all the same: it is
-        # told late of ends. Such a job is forgotten, and counts as ended if no node is missed.
+        # The accounting may say that a job which is absent from the queue is running, as it learns
+        # of ends late. Such a job is `FORGOTTEN`, and counts as ended if no node is away.
         records = await self._recorded(absent)
         for name in absent:
             record = records.get(name)
@@ -268,9 +270,10 @@ class SlurmEngine:
             seen[name] = record if record and is_over else Seen("", name, FORGOTTEN)
         is_unsure = any(each.is_over and not each.is_sure for each in seen.values())
         away = await self._away() if is_unsure else frozenset()
-        # No await from here on: what is dismissed, submitted or given up while the commands ran is
-        # in these tables, and the view is made of them in one piece. Those that were submitted
-        # meanwhile are in no list yet, and so are kept by the moment at which this look began.
+        # Nothing is awaited from here on: jobs that were dismissed, submitted or given up while the
+        # commands ran are in these tables, and the view is made of them in one turn of the loop.
+        # Jobs that were submitted meanwhile are in no list yet: `keep` leaves those that are newer
+        # than the beginning of this look.
         self._dismissed &= seen.keys()
         self._waits.keep({*seen, *submitting}, began)
         shown = [each for each in seen.values() if each.name not in self._dismissed]
@@ -287,7 +290,10 @@ class SlurmEngine:
         return Job(seen.job_id or seen.name, *labels, state, words)
 
     async def _queue(self) -> list[Seen]:
-        """The jobs that the controller knows, which are those of some minutes. Raises."""
+        """The jobs that the controller knows: those that have not ended long ago.
+
+        Raises `HostUnreachable`.
+        """
         answer = await self._commands.run(
             *("squeue", "--noheader", "--states=all", f"--user={os.geteuid()}"),
             f"--format={QUEUE_FIELDS}",
@@ -307,7 +313,7 @@ class SlurmEngine:
         return frozenset(answer.output.split())
 
     async def _recorded(self, names: Sequence[str]) -> dict[str, Seen]:
-        """What the accounting knows of these jobs, now or a little before."""
+        """The accounting's records of these jobs, `RECORDS_SECONDS` old at the most."""
         asked, when, records = self._records
         if asked != frozenset(names) or _now() - when >= RECORDS_SECONDS:
             records = await self._ask_records(names)
@@ -315,7 +321,7 @@ class SlurmEngine:
         return records
 
     async def _ask_records(self, names: Sequence[str]) -> dict[str, Seen]:
-        """What the accounting knows of these jobs; nothing where there is none, or none answers."""
+        """The accounting's records of these jobs; empty if there is no accounting, or it fails."""
         records: dict[str, Seen] = {}
         for begin in range(0, len(names) if self._has_accounting else 0, RECORDS_AT_ONCE):
             answer = await self._commands.run(
@@ -329,8 +335,8 @@ class SlurmEngine:
             if NO_ACCOUNTING in answer.complaint:
                 self._has_accounting = False  # for good: Slurm is set up without
                 return {}
-            # An accounting that fails is taken for one that knows nothing, and is asked again when
-            # the records are too old (`RECORDS_SECONDS`).
+            # If sacct fails, its output has no records; it is asked again when these are too old
+            # (`RECORDS_SECONDS`).
             records |= recorded(answer.output, self._prefix)
         return records
 
@@ -340,7 +346,7 @@ class SlurmEngine:
         if answer.status != 0:
             kind = HostUnreachable if answer.is_of_nobody else HostUnusable
             raise kind(f"The job {job_id} could not be cancelled: {answer.complaint}")
-        # scancel returns when the controller has noted the wish. The processes get SIGTERM, and
+        # scancel returns when the controller has noted the request. The processes get SIGTERM, and
         # after ``KillWait`` SIGKILL.
         pause = 0.1
         try:
@@ -356,12 +362,13 @@ class SlurmEngine:
             raise HostUnreachable(f"The job {job_id} {text}") from None
 
     async def _withdraw(self, name: str, error: BaseException) -> None:
-        """Have nothing left of a job that was not submitted, or maybe was.
+        """Cancel a job whose submission has failed with ``error``, and remove its files.
 
-        One that begins all the same finds no stdin, and ends.
+        If the job begins all the same, it finds no stdin, and ends.
         """
-        # After a refusal there is no job. After anything else there may be: sbatch was killed, or
-        # its answer lost, or the caller has given up. By name, as there is no id.
+        # After a refusal there is no job. After any other error there may be one: sbatch was
+        # killed, or its answer lost, or the caller was cancelled. It is cancelled by its name, as
+        # its id is not known.
         if isinstance(error, HostUnreachable) or not isinstance(error, KeeperUnavailable):
             words = ("scancel", f"--user={os.geteuid()}", f"--name={name}")
             with contextlib.suppress(KeeperUnavailable):
@@ -370,12 +377,12 @@ class SlurmEngine:
             await self._on_disk(self._files.remove, name)
 
     async def _on_disk(self, work: Callable[..., _Result], *arguments: Any) -> _Result:
-        """Do what may block, one at a time. Raises `HostUnreachable` if it does not end, too."""
+        """Do work that may block, in the one thread. Raises `HostUnreachable` if it is late."""
         asked = asyncio.get_running_loop().run_in_executor(self._disk, partial(work, *arguments))
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                # What has not begun by then is cancelled, and never begins. What has begun goes on
-                # in its thread, with or without effect, and holds up the others until it ends.
+                # Work that has not begun by then is cancelled, and never begins. Work that has
+                # begun goes on in the thread, and holds up all other work until it ends.
                 return await asked
         except TimeoutError:
             text = f"The directory {self._files.directory} does not answer"

@@ -15,7 +15,7 @@ from ..hosts.errors import EngineNotInstalled, HostUnreachable, HostUnusable
 __all__ = ["Answer", "Commands"]
 
 OUTPUT_BYTES: Final = 2**25
-"""What a command may say: more is no list of this service's jobs."""
+"""How many bytes a command may write: more cannot be a list of this service's jobs."""
 
 ERROR_BYTES: Final = 2**14
 
@@ -23,11 +23,11 @@ KILL_SECONDS: Final = 5.0
 """How long the end of a command that was killed is waited for."""
 
 AT_ONCE: Final = 4
-"""How many commands run at a time: the controller has others to serve. The wait for a turn is not
-within the bound of a command, but each of those ahead has one."""
+"""How many commands run at a time, as the controller has others to serve. The wait for a turn does
+not count towards a command's bound; but each command ahead has a bound."""
 
 _PASSED: Final = ("PATH", "SLURM_CONF")
-"""What the commands get of this server's environment."""
+"""The variables of this server's environment that the commands get."""
 
 _AWAY: Final = re.compile(
     r"unable to contact|connect failure|connection (refused|timed out|reset)|timed out"
@@ -37,7 +37,7 @@ _AWAY: Final = re.compile(
 
 
 class Answer(NamedTuple):
-    """What a command has said: its exit status, its output, its complaints in one line."""
+    """The result of a command: its exit status, its stdout, and its stderr in one line."""
 
     status: int
     output: str
@@ -45,7 +45,7 @@ class Answer(NamedTuple):
 
     @property
     def is_of_nobody(self) -> bool:
-        """Whether it complains that the controller is away, and not of what it was asked."""
+        """Whether the command complains that the controller is away, and not of its arguments."""
         return self.status != 0 and _AWAY.search(self.complaint) is not None
 
 
@@ -64,10 +64,10 @@ class Commands:
         given: bytes = b"",
         env: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Run a command, which may take so many seconds and is ``given`` its stdin.
+        """Run a command, which may take so many seconds; ``given`` is its stdin.
 
-        Raises `HostUnreachable` for one that does not end or says too much, and
-        `EngineNotInstalled` and `HostUnusable` for one that cannot be run.
+        Raises `HostUnreachable` if the command does not end in time or writes too much,
+        `EngineNotInstalled` if it is not installed, and `HostUnusable` if it cannot be run.
         """
         async with self._turns:
             try:
@@ -84,7 +84,7 @@ class Commands:
                 raise EngineNotInstalled(text) from None
             except OSError as error:
                 raise HostUnusable(f"{command[0]} cannot be run: {error}") from error
-            # Whoever is cancelled leaves no command behind; its turn ends when it has ended.
+            # If this is cancelled, the command is killed; its turn lasts until it has ended.
             try:
                 return await _conversation(process, command[0], given, seconds)
             finally:
@@ -93,11 +93,12 @@ class Commands:
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill a command and what it has started; one that the kernel holds ends by itself later."""
+    """Kill a command and its process group, and wait `KILL_SECONDS` for its end."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # it is the leader of its session
-    # A pipe is closed at its end, and the loop reads no further while nobody takes what has come.
-    # What a process of another session goes on to write is read in vain until the time is over.
+    # The loop closes a pipe only when its end was read, and stops reading while the buffer is full.
+    # So both pipes are read to their ends; a process that the command has started in another
+    # session may keep them open until the time is over.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(KILL_SECONDS):
             await asyncio.gather(_to_its_end(process.stdout), _to_its_end(process.stderr))
@@ -118,7 +119,7 @@ async def _conversation(
     try:
         async with asyncio.timeout(seconds):
             if process.stdin is not None:
-                # One that has ended already reads nothing, which uvloop takes for a fault.
+                # A command that has ended already reads nothing; uvloop raises an error for that.
                 with contextlib.suppress(OSError, RuntimeError):
                     process.stdin.write(given)
                     process.stdin.close()

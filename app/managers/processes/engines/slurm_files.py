@@ -1,8 +1,8 @@
-"""The directory that a service and its jobs share: what jobs read, and what they write.
+"""The directory that a service and its Slurm jobs share: the files with their stdin and output.
 
-Of each job there are two files, which are named as the job: ``.in`` is its stdin, and goes when its
-keeper has joined; ``.out`` is what it writes, and says as long as it is there that the job was
-submitted, and that nobody has seen to its end.
+Each job has two files there, which are named as the job: ``.in`` is its stdin, and is removed when
+its keeper has joined; ``.out`` is its output. As long as ``.out`` is there, the job was submitted,
+and no server has seen to its end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FULL: Final = (28, 122)
 class JobFiles:
     """The files of jobs whose names begin with ``prefix``, in one directory.
 
-    All of it blocks, as a network's file system does. Raises `HostUnusable`.
+    All methods block, as the directory may be on a network file system. Raises `HostUnusable`.
     """
 
     def __init__(self, directory: str, prefix: str) -> None:
@@ -34,15 +34,16 @@ class JobFiles:
         self._prefix = prefix
 
     def path(self, name: str, end: str) -> str:
-        """A file of a job, as the job has it."""
+        """The path of a job's file; ``end`` is ``in`` or ``out``."""
         return f"{self.directory}/{name}.{end}"
 
     def write(self, name: str, stdin: bytes) -> None:
-        """Have the files of a new job, which nobody else can read. Leaves none if that fails."""
+        """Make the files of a new job, which no other user can read; none is left if that fails."""
         try:
             with self._opened(make=True) as directory:
-                # ``.out`` first: a server that is killed between the two leaves a job that the next
-                # one looks for, and removes, and no secret that nobody knows.
+                # ``.out`` first: if the server is killed between the two, the next one looks for
+                # the job, and removes its file. The other way round a secret would be left that no
+                # server removes.
                 for end, data in (("out", b""), ("in", stdin)):
                     _write(directory, f"{name}.{end}", data)
         except OSError as error:
@@ -56,16 +57,16 @@ class JobFiles:
         """Remove files of a job: all, or those with these ends."""
         try:
             with self._opened() as directory:
-                for end in ends or ("in", "out"):  # the secret first, for the same reason
+                for end in ends or ("in", "out"):  # the secret first, for the reason in `write`
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(f"{name}.{end}", dir_fd=directory)
         except FileNotFoundError:
-            pass  # and so is the directory
+            pass  # the directory is gone, and the files with it
         except OSError as error:
             raise HostUnusable(f"A job's files stay in {self.directory}: {error}") from error
 
     def names(self) -> list[str]:
-        """The jobs that were submitted, and whose end nobody has seen to."""
+        """The names of the jobs that were submitted, and whose end no server has seen to."""
         try:
             with self._opened() as directory:
                 found = os.listdir(directory)
@@ -77,7 +78,7 @@ class JobFiles:
         return [name.removesuffix(".out") for name in own if name.endswith(".out")]
 
     def tail(self, name: str) -> str:
-        """The last that a job has written; empty if that cannot be read."""
+        """The last `TAIL_BYTES` of a job's output; empty if it cannot be read."""
         try:
             with self._opened() as directory:
                 # The job's processes may put anything in its place: a link, or a pipe that nobody
@@ -97,8 +98,8 @@ class JobFiles:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # Of the open directory, below which all files are opened then: what its name leads to
-            # may change meanwhile.
+            # The open directory is checked, and all files are opened relative to it: its path may
+            # lead elsewhere meanwhile.
             status = os.fstat(directory)
             if status.st_uid != os.geteuid():
                 raise HostUnusable(f"{self.directory}, which jobs share, is another user's")

@@ -1,4 +1,4 @@
-"""What a kernelspec says about the Slurm jobs of its kernels, and how that is asked for."""
+"""A kernelspec's options for the Slurm jobs of its kernels, and sbatch's arguments for them."""
 
 from __future__ import annotations
 
@@ -107,14 +107,14 @@ def _bytes(written: str | int) -> int:
 
 
 def measure(name: str, value: Value) -> Decimal:
-    """As `Measure`: a limit of time in seconds, memory in bytes."""
+    """A `Measure`: ``time`` in seconds, ``memory`` in bytes, other options as plain numbers."""
     if name == "memory":
         return Decimal(LIMITS["memory"](value))
     return _seconds(str(value)) if name == "time" else number(name, value)
 
 
 def _seconds(written: str) -> Decimal:
-    """The time that is written as Slurm has it. Raises `ValueError`."""
+    """A time limit in Slurm's notation (`_TIME`), in seconds. Raises `ValueError`."""
     if not re.fullmatch(_TIME, written):
         raise ValueError("not a time, like 90, 12:00:00 or 2-12")
     days, is_in_days, rest = written.rpartition("-")
@@ -127,9 +127,9 @@ def _seconds(written: str) -> Decimal:
 
 
 def arguments(options: SlurmOptions, limits: ProcessLimits) -> list[str]:
-    """What sbatch is asked for, in words that each begin with the name of an option of its.
+    """The arguments of sbatch, such as ``--mem=1024K``, for these options.
 
-    What the owner may take is the most that is asked for.
+    The owner's ``limits`` bound memory and processors.
     """
     words = {
         "partition": options.partition,

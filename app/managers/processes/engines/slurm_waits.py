@@ -1,4 +1,4 @@
-"""How long jobs of Slurm's have waited, and which of them are given up."""
+"""Slurm jobs that wait: for how long each has waited, and which of them are given up."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from .slurm_words import WAITING, Seen, is_hopeless, why_not_begun
 __all__ = ["HOPELESS_SECONDS", "SlurmWaits"]
 
 HOPELESS_SECONDS: Final = 6.0
-"""How long a job may wait for what does not come by itself: at first Slurm may be mistaken."""
+"""How long a job may wait for a hopeless reason (`slurm_words.HOPELESS`): at first Slurm may be
+mistaken."""
 
 
 class SlurmWaits:
-    """The jobs that wait, by their names, each for at most as long as was said at first.
+    """The jobs that wait, by their names. ``now`` is in seconds of a monotonic clock.
 
-    A moment is one of a monotonic clock. One that an earlier server has submitted waits for as long
-    as it likes: no kernel waits for it.
+    A job of this server may wait for the ``patience`` that `begin` was given. A job that an earlier
+    server has submitted has no bound: no kernel waits for it.
     """
 
     def __init__(self) -> None:
@@ -27,19 +28,19 @@ class SlurmWaits:
         self._given_up: dict[str, JobNotStarted] = {}
 
     def begin(self, name: str, patience: float, now: float) -> None:
-        """A job is submitted now."""
+        """Note that a job is submitted now, which may wait ``patience`` seconds."""
         self._since[name] = now, patience
 
     def see(self, seen: Seen, now: float) -> None:
-        """Look at a job, which is given up when it has waited for too long."""
+        """See a job now; it is given up if it has waited for too long (`why`)."""
         name = seen.name
         if seen.state not in WAITING:
-            # It does not wait again: it was submitted with --no-requeue.
+            # A job that has begun does not wait again, as it was submitted with --no-requeue.
             self._since.pop(name, None)
             self._hopeless_since.pop(name, None)
             return
-        # If the reason becomes one that passes, the next hopeless one has the whole time again. A
-        # job that was given up stays so until its end is seen.
+        # If the reason changes to one that is not hopeless, the time of the next hopeless one
+        # begins again. A job that was given up stays so until its end is seen.
         since, patience = self._since.get(name, (now, float("inf")))
         hopeless = self._hopeless_since.setdefault(name, now) if is_hopeless(seen) else None
         if hopeless is None:
@@ -49,11 +50,14 @@ class SlurmWaits:
             self._given_up.setdefault(name, why_not_begun(seen, now - since))
 
     def why(self, name: str) -> JobNotStarted | None:
-        """Why a job was given up; None if it was not."""
+        """The error with which a job was given up; None if it was not."""
         return self._given_up.get(name)
 
     def keep(self, names: Collection[str], before: float) -> None:
-        """Forget all jobs but these, of those that were submitted before this moment."""
+        """Forget jobs that are not among ``names``, except those submitted after ``before``.
+
+        Such a job may not be listed yet.
+        """
         for name in [name for name in self._since if self._since[name][0] < before]:
             if name not in names:
                 del self._since[name]

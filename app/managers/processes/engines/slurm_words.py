@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, in words for people: why one waits, when it ends, how it has ended."""
+"""Slurm's output about jobs, read and put in words: why a job waits, when and how it ends."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 QUEUE_FIELDS: Final = "%i|%T|%S|%e|%N|%m|%j|%r"
-"""What squeue is asked for. The last may have any character."""
+"""The fields that squeue is asked for (its ``--format``). The last one may have any character."""
 
 RECORD_FIELDS: Final = "JobIDRaw,State,ExitCode,NodeList,JobName"
-"""What sacct is asked for."""
+"""The fields that sacct is asked for."""
 
 ANNOUNCED_SECONDS: Final = 600.0
-"""How long before its time limit the end of a job is told."""
+"""How long before its time limit the end of a job is announced to the kernel's users."""
 
 WAITING: Final = frozenset(
     ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT")
@@ -60,7 +60,8 @@ ENDED: Final = frozenset(
 TOLD_BY_NODE: Final = frozenset(("COMPLETED", "FAILED", "OUT_OF_MEMORY"))
 
 FORGOTTEN: Final = "FORGOTTEN"
-"""A word of our own: the job is not in the queue any more, and nobody says how it has ended."""
+"""A state that Slurm does not have: the job has left the queue, and no record tells how it ended.
+"""
 
 HOPELESS: Final = frozenset(
     (
@@ -70,7 +71,7 @@ HOPELESS: Final = frozenset(
         *("QOSMaxCpuPerJobLimit", "QOSMaxMemoryPerJob", "QOSMaxWallDurationPerJobLimit"),
     )
 )
-"""Why a job waits that no other job's end changes."""
+"""Reasons for which a job waits for ever, whichever other jobs end."""
 
 _QUOTA: Final = re.compile(r"accounting/QOS policy|temporarily unable to accept job", re.I)
 _NO_PROGRAM: Final = (126, 127)
@@ -100,13 +101,14 @@ class Seen(NamedTuple):
 
     @property
     def is_sure(self) -> bool:
-        """Whether its node has said how it has ended. Otherwise it is the controller's word, who
-        may have given up a node that it does not reach.
+        """Whether the job's node has said how the job has ended.
+
+        Otherwise the controller says so, which may have given up a node that it does not reach.
         """
         return self.state in TOLD_BY_NODE
 
 
-# What is read
+# Reading the output of Slurm's commands
 
 
 def labels_of(name: str, prefix: str) -> tuple[str, int] | None:
@@ -120,7 +122,10 @@ def labels_of(name: str, prefix: str) -> tuple[str, int] | None:
 
 
 def queued(output: str, prefix: str) -> list[Seen]:
-    """The jobs of a list of squeue's whose names begin so; those of others may be anything."""
+    """The jobs in the output of squeue whose names begin with ``prefix``, by their ids.
+
+    Lines about other jobs are skipped, whatever they are.
+    """
     found = []
     for line in output.splitlines():
         fields = line.split("|", 7)
@@ -133,7 +138,7 @@ def queued(output: str, prefix: str) -> list[Seen]:
 
 
 def recorded(output: str, prefix: str) -> dict[str, Seen]:
-    """The newest jobs of each name in a list of sacct's."""
+    """The newest job of each name in the output of sacct, if the name begins with ``prefix``."""
     found: dict[str, Seen] = {}
     for line in output.splitlines():
         fields = line.split("|")
@@ -173,16 +178,19 @@ def _date(moment: float) -> str:
         return "some day"
 
 
-# What it means
+# Saying what it means
 
 
 def is_hopeless(seen: Seen) -> bool:
-    """Whether a job waits for what does not come by itself."""
+    """Whether a job waits for a reason that does not pass by itself (`HOPELESS`)."""
     return seen.state == "PENDING" and seen.reason in HOPELESS
 
 
 def sight(seen: Seen, away: AbstractSet[str], now: float) -> tuple[JobState, str]:
-    """What a job does, and what there is to say of it. ``away`` are nodes that do not answer."""
+    """The state of a job, and words about it for people, or none.
+
+    ``away`` has the nodes that do not answer the controller; ``now`` is in seconds since the epoch.
+    """
     if seen.is_over and not seen.is_sure:
         lost = away if seen.state == FORGOTTEN else away & {seen.node}
         return (JobState.RUNNING, _why_lost(seen, lost)) if lost else (JobState.ENDED, "")
@@ -202,7 +210,7 @@ def sight(seen: Seen, away: AbstractSet[str], now: float) -> tuple[JobState, str
 
 
 def _why_lost(seen: Seen, lost: AbstractSet[str]) -> str:
-    """Why the processes of a job may live that is over."""
+    """Why the processes of a job that is over may live: these nodes do not answer."""
     nodes = ", ".join(sorted(lost)[:3]) + (" and others" if len(lost) > 3 else "")
     if seen.state == FORGOTTEN:
         text = f"Slurm does not know the job any more, and does not reach {nodes}"
@@ -223,13 +231,13 @@ def _why_waiting(seen: Seen) -> str:
 
 
 def why_not_begun(seen: Seen, seconds: float) -> JobNotStarted:
-    """Why a job is given up that has waited for so long."""
+    """The error for a job that is given up, as it has waited for so many seconds."""
     text = f"The job has waited for {seconds:.0f} s, and is given up"
     return JobNotStarted(f"{text}: {seen.reason or seen.state}")
 
 
 def refused(answer: Answer) -> HostUnusable:
-    """Why sbatch has not submitted a job."""
+    """The error for a job that sbatch has not submitted, by its answer."""
     text = answer.complaint[:WORDS] or f"sbatch has ended with status {answer.status}"
     if _QUOTA.search(text):
         return QuotaMet(f"Slurm has no further job of this service: {text}")
@@ -239,7 +247,7 @@ def refused(answer: Answer) -> HostUnusable:
 
 
 def why_ended(seen: Seen, said: str) -> HostUnusable:
-    """How a job has ended, which has ``said`` this last."""
+    """The error that tells how a job has ended; ``said`` is the last of its output."""
     if told := own_word(said):
         return told
     job = f"The job {seen.job_id}".rstrip()

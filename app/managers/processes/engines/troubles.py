@@ -16,11 +16,11 @@ LONGEST_PAUSE: Final = 30.0
 """Seconds before an engine is watched again: twice as many after each failure in a row."""
 
 LASTING_SECONDS: Final = 60.0
-"""For how long an engine is to be seen before its troubles are over: what breaks again and again
-is told once."""
+"""How long an engine has to be watched without trouble before its troubles count as over. So a
+watch that breaks again and again is logged once."""
 
 MOST_SAID: Final = 8
-"""How many different troubles are told: a text may have something in it that is new each time."""
+"""How many different troubles are logged: a text may have a part that is new each time."""
 
 
 class Troubles:
@@ -37,7 +37,7 @@ class Troubles:
         self._since: float | None = None  # since when the engine is seen
 
     def on_seen(self, now: float) -> None:
-        """The engine has told its jobs, and all of them were looked at."""
+        """Note that the engine has told its jobs, and that all of them were seen to."""
         self._pause = SHORTEST_PAUSE
         if self._since is None:
             self._since = now
@@ -46,7 +46,10 @@ class Troubles:
             self._said.clear()
 
     def on_end(self, error: Exception | None) -> float:
-        """The engine is not seen any more, for this reason; returns after how long to try again."""
+        """Note that the watch has ended, with this error; returns the pause before the next one.
+
+        The pause is in seconds. Without an error the stream has ended by itself.
+        """
         self._since = None
         self._say(error)
         pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""What a server knows of the job of one kernel."""
+"""A server's record of the job of one kernel."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Work", "kernel_of"]
 
 
 def kernel_of(keeper_id: str) -> str:
-    """The kernel whose job has this keeper."""
+    """The id of the kernel whose job has this keeper."""
     return keeper_id.partition(".")[0]
 
 
 class Work:
     """The job of one kernel, in all its generations.
 
-    ``left`` is what an earlier server has noted of it (`noted`), if one has. ``on_words`` is told
-    what the engine says.
+    ``left`` is what an earlier server has noted of the job (`noted`), or empty. ``on_words`` is
+    called with what the engine says of the job, when that has changed.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Work:
         # Not the kernel's id alone: another kernel may have the same id, once this one is gone.
         self.keeper_id = str(left.get("keeper_id") or f"{kernel_id}.{secrets.token_hex(4)}")
         self.generation = int(left.get("job", 0))
-        """Of the newest job; 0 before the first."""
+        """The generation of the newest job; 0 before the first."""
         self.is_out = bool(left)
         """Whether a job was submitted, or may have been, whose end was not seen yet."""
         self.has_joined = bool(left)
@@ -54,15 +54,15 @@ class Work:
         self.is_wanted = False
         """Whether a launch waits for a keeper, so that a job may be submitted."""
         self.was_tried = False
-        """Whether a job was submitted, or could not be, since one is wanted."""
+        """Whether a submission was tried since a launch wants a job."""
         self.over: KeeperUnavailable | None = None
         """Why the newest job has ended, if it has."""
         self.submission: asyncio.Task[None] | None = None
-        """While a job is being submitted, which may take long."""
+        """The task that submits a job, which may take long; None if there is none."""
         self.lock = asyncio.Lock()
         self._on_words = on_words
         self.words = ""
-        """What the engine says of it now."""
+        """What the engine says of the job now, for people; empty for nothing."""
 
     @property
     def name(self) -> str:
@@ -71,19 +71,19 @@ class Work:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """The same for the next server."""
+        """The data by which the next server finds the job."""
         return {**self.chosen.as_json, "job": self.generation, "keeper_id": self.keeper_id}
 
     async def submit(self, submission: Coroutine[Any, Any, None]) -> None:
         """Submit a job. Raises what the engine does, and `HostUnusable` after a `give_up`."""
-        # A task of its own, which `give_up` can cancel without the caller: that is the attempt to
-        # connect, which others share.
+        # A task of its own, which `give_up` can cancel without cancelling the caller: the caller is
+        # the attempt to connect, which others share.
         task = self.submission = asyncio.get_running_loop().create_task(submission, name="submit")
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            # Its end is waited for: the engine removes meanwhile what it has made, and the caller
-            # has the lock until then.
+            # The end of the task is waited for: in it the engine removes what it has made so far,
+            # and the caller has the lock until then.
             task.cancel()
             await asyncio.wait({task})
             raise
@@ -94,15 +94,15 @@ class Work:
         task.result()
 
     def give_up(self) -> None:
-        """Submit no job, if one is being submitted."""
+        """Cancel the submission of a job, if there is one."""
         if self.submission is not None:
             self.submission.cancel()
 
     def alive(self, jobs: Sequence[Job]) -> Job | None:
-        """The job of this kernel that may run, of those that the engine tells.
+        """The newest of these jobs that is this kernel's, and may run; None if there is none.
 
-        One whose end was seen is not: an engine may list it as running or being removed for a while
-        yet, and a list may have been made before that end.
+        A job whose end was seen does not count: the engine may list it as running or being removed
+        for a while yet, and a list may have been made before that end.
         """
         for job in reversed(jobs):  # the newest first
             is_over = job.generation == self.generation and self.over is not None
@@ -111,9 +111,9 @@ class Work:
         return None
 
     def on_job(self, job: Job) -> None:
-        """The engine has a job of this kernel that is alive."""
-        # A later one than the record says: the server before was killed between the submission and
-        # the record of the process.
+        """Note that the engine has this job of the kernel, which is alive."""
+        # The generation may be later than the one that was noted: an earlier server was killed
+        # between the submission of the job and the record of the process.
         if job.generation > self.generation:
             self.generation, self.over = job.generation, None
         self.is_out = self.was_seen = True

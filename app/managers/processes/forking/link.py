@@ -113,11 +113,11 @@ class ForkLink:
 
     async def _open(self, recipe: Recipe, keeper: Runner) -> None:
         try:
-            # `_end` cancels this task while it waits. Behind the last await in there nothing is
-            # awaited up to `add_reader`, so `_end` finds a connection, or there is none.
+            # `_end` may cancel this task while it waits. Nothing is awaited between the last await
+            # in `_have_run` and `add_reader`: so `_end` finds the connection, or there is none.
             self._process, control = await _have_run(recipe, keeper)
         except (OSError, KeeperUnavailable) as error:
-            # Not called here: `_end` would cancel the task that runs this.
+            # Called by the loop, and not from here: `_end` would cancel this task.
             self._loop.call_soon(self._end, f"its fork server cannot be executed: {error}")
             return
         self._control = control
@@ -157,8 +157,8 @@ class ForkLink:
                 pid: int = await answer
                 return pid
         except TimeoutError:
-            # A fork may come of it still. Its kernel ends: nobody writes to the pipe at which it
-            # waits, and the caller closes that.
+            # The fork may still be made. Such a kernel ends: nothing is written to the pipe at
+            # which it waits, and the caller closes the pipe.
             self.kill()
             raise CannotFork("its fork server does not answer, and was killed") from None
         except OSError as error:
@@ -240,8 +240,8 @@ class ForkLink:
 
     def _end(self, reason: str) -> None:
         self._bound.cancel()
-        # The process's end, a refusal, `kill` and `close` may all come, in any order: the first
-        # counts.
+        # The end of the process, a refusal, `kill` and `close` may all call this, in any order: the
+        # first call counts.
         if self.ended.done():
             return
         self.ended.set_result(None)
@@ -250,8 +250,8 @@ class ForkLink:
             self._control.close()
             self._control = None
         else:
-            # The keeper may have launched the process although its answer has not come. The process
-            # then finds nobody at the address that it was given, and exits.
+            # The keeper may have launched the process although its answer has not come. Such a
+            # process finds no listener at the address that it was given, and exits.
             self._opening.cancel()
         if not self.ready.done():
             self.ready.set_exception(CannotFork(reason))
@@ -281,8 +281,8 @@ class _Process:
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
-    # Closed only when nobody has this object any more. `close` polls the descriptor in a thread,
-    # and after an earlier close its number could be another file's by the time of a `kill`.
+    # The descriptor is closed only when nothing refers to this object any more: `ForkLink.close`
+    # polls it in a thread, and after an earlier close its number could be another file's by then.
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):
             os.close(self.pidfd)
@@ -304,8 +304,8 @@ async def _have_run(recipe: Recipe, keeper: Runner) -> tuple[_Process, socket.so
         while True:
             if process.pidfd in await _readable(listener.fileno(), process.pidfd):
                 raise ProcessLookupError(f"process {process.pid} has ended")
-            # Both may be readable, and a connection may be gone again before it is taken. The end
-            # of the process is looked at first: nothing more comes of one that has ended.
+            # Both may be readable, and a connection may be gone before it is accepted. The end of
+            # the process is checked first: a process that has ended serves no forks.
             with contextlib.suppress(BlockingIOError):
                 control, _ = listener.accept()
                 if _peer(control) == process.pid:

@@ -79,11 +79,11 @@ it; ``automatic``, from the second start on if that can be; or never."""
 
 
 class Forking:
-    """What all kernels of a server share for being forked: the fork servers and the options.
+    """The fork servers and the options for forking, which all kernels of a server share.
 
     ``names`` is the option ``fork_kernels``: names of kernelspecs that do not ask for forking
-    themselves, or the word for all or for none. ``env`` has the variables of every kernel, which
-    those of its kernelspec override.
+    themselves, or ``auto``, or ``none``. ``env`` has the variables of every kernel, which those of
+    its kernelspec override.
     """
 
     def __init__(self, servers: ForkServers, names: Iterable[str], env: Mapping[str, str]) -> None:
@@ -120,11 +120,12 @@ class Forking:
             logger.warning("kernels of %s are not forked but started: %s", spec.display_name, error)
 
     def came_up(self, manager: AsyncKernelManager | None, in_vain: Recipe | None) -> None:
-        """Bring up the fork server that waited until this kernel was ready.
+        """Note that a kernel is ready, and start the fork server that was to wait for that.
 
-        Before, its imports would have competed with the kernel's for the processor. ``in_vain`` is
-        what the kernel was forked from before, without coming up. As it has come up by being
-        started, the forking is at fault, and is given up.
+        Earlier, the imports of the fork server would have competed with the kernel's for the
+        processor. ``in_vain`` is the recipe from which the kernel was forked before, and did not
+        come up. As it has come up now by being started, the fault is in the forking, which is given
+        up for the recipe.
         """
         if in_vain is not None:
             self.servers.give_up(in_vain, "a kernel came up only when it was not forked")
@@ -134,7 +135,7 @@ class Forking:
             self.servers.bring_up(recipe)
 
     def forked_by_itself(self, manager: AsyncKernelManager | None) -> Recipe | None:
-        """What a kernel's process was forked from automatically; None if it was not."""
+        """The recipe from which a kernel's process was forked automatically; None if it was not."""
         provisioner = manager.provisioner if manager is not None else None
         return provisioner.forked_from if isinstance(provisioner, KeptForkProvisioner) else None
 
@@ -233,7 +234,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             self.explain(reason)
         kept = await super().launch_process(cmd, env)
         try:
-            # The process has run without them for a moment, in which its interpreter starts.
+            # The process has run without limits for a moment, in which its interpreter starts.
             self.limit(kept.pid)
         except BaseException:
             await self.keepers.forget(self.kernel_id)
@@ -242,9 +243,9 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
 
     async def _fork(self, cmd: list[str], env: Mapping[str, str]) -> Kept:
         recipe = self.plan(cmd, env)
-        # Until `finally` both ends are open here. So the write below raises nothing if the kernel
-        # has died meanwhile: the keeper tells that. And a kernel for which nothing is written finds
-        # the end of the pipe, and ends.
+        # Until `finally` both ends of the pipe are open here. So the write below does not raise if
+        # the kernel has died meanwhile: the keeper tells its end. A kernel for which nothing is
+        # written reads the end of the pipe, and ends.
         reads, writes = os.pipe()
         output = -1
         try:
@@ -254,12 +255,13 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
             pid = await self.fork(recipe, order)
             try:
                 kept = await self._adopt(pid)
-                # The kernel begins only now that the keeper knows it. Had this server ended before,
-                # the pipe would be closed and the kernel would end: none runs that nobody knows.
+                # The kernel begins only now that the keeper has its process. If this server had
+                # ended before, the pipe would be closed, and the kernel would end: so no kernel
+                # runs that no keeper knows.
                 os.write(writes, b"\n")
             except BaseException:
-                # The kernel ends when the pipe is closed, but the keeper may know it although its
-                # answer did not come.
+                # The kernel ends when the pipe is closed, but the keeper may have its process
+                # although its answer did not come.
                 await self.keepers.forget(self.kernel_id, pid)
                 raise
             return kept
@@ -292,7 +294,7 @@ class KeptForkProvisioner(ForkOptions, KeeperProvisioner):
         """The recipe to fork a process from. Raises `CannotFork` if it cannot be forked now."""
         self.brings_up = self.forked_from = None
         if self.confinement is not None:
-            # All forks of a fork server are of its own user, and see what it sees.
+            # A fork has the fork server's user, and sees the files that the fork server sees.
             raise CannotFork("it is isolated from the kernels of other owners")
         if not self.keepers.is_newest_for(self.kernel_id):
             # Fork servers are the newest keeper's, which would be the parent of the process.
@@ -364,7 +366,7 @@ def new_provisioner(
 
 
 def check_limit(name: str, value: object) -> None:
-    """Raise `ValueError` if there is no such resource limit, or the value is none of a limit."""
+    """Raise `ValueError` if there is no such resource limit, or it cannot have this value."""
     if not hasattr(resource, f"RLIMIT_{name}"):
         raise ValueError(f"there is no resource limit {name[:40]}")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:

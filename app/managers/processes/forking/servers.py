@@ -62,7 +62,7 @@ class _Family:
         self._turn = 0
 
     def living(self) -> list[ForkLink]:
-        """Those that fork or will; none if they have all ended."""
+        """The servers that fork, or will once they are ready."""
         return [server for server in self.servers if server.alive]
 
     def next(self) -> ForkLink | None:
@@ -81,9 +81,9 @@ class _Family:
 class ForkServers:
     """The fork servers of one service. Make it inside a running event loop, and `close` it there.
 
-    Those of ``asked`` recipes are started when they are first needed, or with `prepare`, and stay.
-    Those of automatic recipes are started with `bring_up`, and end when they have forked nothing
-    for ``idle_seconds``.
+    Servers of ``asked`` recipes are started when they are first needed, or by `prepare`, and stay.
+    Those of automatic recipes are started by `bring_up`, and end when they have forked nothing for
+    ``idle_seconds``. ``on_forked`` is called after each fork.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class ForkServers:
         keeper.on_lost.append(self._on_keeper_lost)
 
     async def fork(self, recipe: Recipe, order: Order, *, asked: bool = True) -> int:
-        """Fork a kernel, once a server is ready for it: its process id.
+        """Fork a kernel, once a server is ready; returns the kernel's process id.
 
-        Raises `CannotFork`, and `NotForkedYet` if the kernel that is started instead is to
-        `bring_up` a server.
+        Raises `CannotFork`; and `NotForkedYet` if a server is to be started by `bring_up`, once the
+        kernel that is started instead is ready.
         """
         family = self._asked(recipe) if asked else self._brought_up(recipe)
-        # Between the choice of a server and the packet that it is sent nothing is awaited: it has
-        # not ended, nor been retired, since it was chosen.
+        # Nothing is awaited between the choice of a server and the packet that is sent to it: so
+        # the server has not ended, nor was it retired, since it was chosen.
         server = await self._ready(family)
         self._start_another(family)
         family.used_at = asyncio.get_running_loop().time()
@@ -144,7 +144,7 @@ class ForkServers:
             logger.debug("no fork server: %s", error)
 
     def give_up(self, recipe: Recipe, reason: str) -> None:
-        """Have the kernels of a recipe started for a while: forked ones do not come up."""
+        """Fork no kernels from a recipe for a while, as forked ones do not come up."""
         family = self._families.get(recipe)
         if family is not None:
             self._refuse(family, reason)
@@ -175,14 +175,14 @@ class ForkServers:
         """The server whose turn it is."""
         living = family.living()
         if not any(server.ready.done() for server in living):
-            # Without a bound here, for `READY_SECONDS` bounds `ready`. `asyncio.wait` leaves the
-            # future alone when it is cancelled: other kernels wait for the same server.
+            # An asked recipe needs no bound here: `READY_SECONDS` bounds `ready`. If this wait is
+            # cancelled, `asyncio.wait` does not cancel the future, for which other kernels wait.
             ready = {living[0].ready}
             await asyncio.wait(ready, timeout=None if family.asked else LOADING_SECONDS)
             if not living[0].ready.done():
                 raise NotForkedYet("its fork server is not ready yet")
             living[0].ready.result()
-        # Looked for anew: the server that was waited for may have been retired meanwhile.
+        # Chosen again: the server that was waited for may have been retired meanwhile.
         server = family.next()
         if server is None:
             raise CannotFork(family.refusal or "its fork servers have ended")
@@ -204,7 +204,7 @@ class ForkServers:
         return family
 
     def _drop_unused(self) -> None:
-        """Make room for a family: those of automatic recipes come and go."""
+        """Forget families of automatic recipes that have no server, to make room for another."""
         now = asyncio.get_running_loop().time()
         for recipe, family in [*self._families.items()]:
             is_refused = family.refusal and now < family.retry_at
@@ -224,12 +224,12 @@ class ForkServers:
         task.add_done_callback(self._tasks.discard)
 
     async def _supervise(self, family: _Family, server: ForkLink) -> None:
-        """See a server through its life, which has no bound; have another started beside it."""
+        """Wait for a server to be ready, and to end; start another beside it once it is ready."""
         try:
             await server.ready
         except CannotFork as error:
             if not self._closed and not server.retired:
-                # One that was retired while it imported has done nothing wrong.
+                # A server that was retired during its imports is at no fault.
                 self._refuse(family, str(error))
         else:
             logger.info("fork server %d is ready", server.pid)
@@ -241,7 +241,7 @@ class ForkServers:
         self._links.discard(server)
 
     async def _await_end(self, family: _Family, server: ForkLink) -> None:
-        """Return when a server has ended; one of an automatic recipe that is not used is ended."""
+        """Return when a server has ended; end it if it is automatic and was not used for long."""
         loop = asyncio.get_running_loop()
         family.used_at = loop.time()
         while not server.ended.done():
@@ -250,7 +250,7 @@ class ForkServers:
                 logger.info("fork server %d ends: it has nothing to do", server.pid)
                 server.retire()
                 continue
-            # Who is asked for stays, and who is retired ends as soon as it can.
+            # A server of an asked recipe stays, and a retired one ends as soon as it can.
             pause = None if family.asked or server.retired else left
             await asyncio.wait({server.ended}, timeout=pause)
 
@@ -260,13 +260,12 @@ class ForkServers:
                 self._start(family)
 
     def _replace(self, family: _Family, server: ForkLink, reason: str) -> None:
-        """Have others in place of the family's servers; now if the recipe is asked.
+        """Retire the family's servers; start another at once if the recipe is asked.
 
         For an automatic recipe the next kernel that is ready brings one up.
         """
-        # Several kernels may have asked the same server at once, and each is told that it is
-        # outdated.
-        if server.alive:  # nobody else has found out
+        # Several kernels may have asked the same server at once, and each gets `Outdated`.
+        if server.alive:  # this is the first of them
             logger.info("fork server %d is replaced: %s", server.pid, reason)
             for each in family.living():
                 each.retire()
@@ -279,7 +278,7 @@ class ForkServers:
         logger.warning("kernels are not forked but started: %s", reason)
 
     def _on_keeper_lost(self) -> None:
-        """The next keeper is not their parent, and kernels that they fork would be nobody's."""
+        """Kill all servers: the next keeper is not their parent, nor that of kernels they fork."""
         for family in self._families.values():
             for server in family.living():
                 server.kill()

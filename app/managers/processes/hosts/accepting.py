@@ -1,5 +1,5 @@
-"""Connections of strangers, who have not shown yet who they are: how many there may be at a time,
-and what is logged of those that are sent away.
+"""Connections of strangers, which have not shown yet who dials: a bound on their number, and a
+bound on the lines that are logged about those that are refused.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ __all__ = ["Accepting"]
 logger = logging.getLogger(__name__)
 
 STRANGERS: Final = 256
-"""How many connections of strangers there may be."""
+"""How many connections of strangers there may be at a time."""
 
 ACCEPT_SECONDS: Final = 1.0
-"""When connections are taken again after one could not be, for want of descriptors perhaps."""
+"""The pause after a connection could not be accepted, as when no descriptors are left."""
 
 LOGGED_SECONDS: Final = 1.0
-"""How often a line about a stranger is logged at most; the others are counted."""
+"""The least time between two log lines about strangers; the strangers between are counted."""
 
 
 class Accepting:
     """Takes connections on ``server``, which listens, and awaits ``receive`` with each.
 
-    ``receive`` gets the connection and its address. It finds out in a time that it bounds who has
-    dialled in; the connection is a stranger's until it returns, and is its own to close. ``whose``
-    names whom the connections are meant for. Make it in a running event loop, and `close` it there.
+    ``receive`` gets the connection and its address. It finds out who has dialled in, within a bound
+    of its own, and closes the connection; until it returns, the connection counts as a stranger's.
+    ``whose`` is the name, for the log, of those who are to dial in. Make it in a running event
+    loop, and `close` it there.
     """
 
     def __init__(
@@ -43,15 +44,14 @@ class Accepting:
         self._receive = receive
         self._whose = whose
         self.strangers: set[asyncio.Future[None]] = set()
-        """Connections that are being looked at."""
+        """The tasks that receive strangers."""
         self._logged_at = -LOGGED_SECONDS
         self._unlogged = 0
         self._accepting = self._loop.create_task(self._accept(), name=f"{whose} that dial in")
 
     async def close(self) -> None:
-        """Listen no more; whoever has not shown who it is, is cut off."""
-        # No stranger comes behind this: `_accept` is cancelled in the same turn, and takes no
-        # further connection.
+        """Listen no more; connections of strangers are cut off."""
+        # No stranger is added after this: `_accept` is cancelled in the same turn of the loop.
         tasks = {self._accepting, *self.strangers}
         for task in tasks:
             task.cancel()
@@ -66,8 +66,8 @@ class Accepting:
                 logger.warning("a connection of %s failed: %s", self._whose, error)
                 await asyncio.sleep(ACCEPT_SECONDS)
                 continue
-            # Turned away, and not left in the backlog, where they would take the room of keepers
-            # that come later. Those that are being looked at are gone soon.
+            # Too many are closed, and not left in the backlog, where they would take the room of
+            # connections that come later. The strangers that are being received are gone soon.
             if len(self.strangers) >= STRANGERS:
                 connection.close()
                 self.log(address, "too many others are being looked at")
@@ -77,7 +77,7 @@ class Accepting:
             task.add_done_callback(self.strangers.discard)
 
     def log(self, address: Any, why: str) -> None:
-        """Log why a stranger was sent away; a flood of them leaves one line a second."""
+        """Log why a stranger was refused; a flood of them leaves one line in `LOGGED_SECONDS`."""
         now = self._loop.time()
         if now - self._logged_at < LOGGED_SECONDS:
             self._unlogged += 1

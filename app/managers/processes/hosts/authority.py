@@ -1,18 +1,18 @@
-"""Who vouches for whom on connections between hosts: the certificates of keepers and of replicas.
+"""The certificates of connections between hosts: of keepers and replicas, and their authority.
 
 The authority is this service's own, in its state directory or in the registry that its replicas
-share, and signs nothing for anybody else. A certificate says in which role it may be shown: as a
-keeper's, or as a replica's; each end looks at the role, so that neither passes for the other.
+share, and signs nothing for other services. A certificate says in which role it may be shown: as a
+keeper's, or as a replica's; each end checks the role, so that neither passes for the other.
 
-A keeper trusts what the join document names. It needs no more than Python's own ``ssl`` for that,
-which makes no keys: so this server makes a keeper's key along with its certificate. Whoever has the
-authority's key could impersonate any keeper anyhow, so that the server has seen a key gives nobody
-anything. It is sent over TLS alone, kept by the keeper in a file of its own, and of no use after
-the certificate's short life.
+A keeper trusts the certificates that the join document names. It needs no more than Python's own
+``ssl`` for that, which makes no keys: so this server makes a keeper's key along with its
+certificate. That the server has seen the key gives it nothing: with the authority's key it could
+impersonate any keeper anyhow. The key is sent over TLS alone, stored by the keeper in a file of its
+own, and of no use after the certificate's short life.
 
-Clocks may differ. What a keeper checks by its own clock begins a day in the past and ends years
-in the future; the short lives of keepers' certificates are checked by the clock that they were made
-by.
+Clocks may differ. Certificates that a keeper checks, by its own clock, begin a day in the past and
+end years in the future. The short lives of keepers' certificates are checked by the server, whose
+clock they were made by.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ SERVER_NAME: Final = "service.kernelkeep.internal"
 """The name that this service's own certificate is for, whatever the address that is dialled."""
 
 PAST: Final = datetime.timedelta(days=1)
-"""How long before they are made certificates are valid: other clocks may be behind."""
+"""How long before its making a certificate is valid already: other clocks may be behind."""
 
 LONG: Final = datetime.timedelta(days=3650)
 
@@ -67,19 +67,19 @@ _CERTIFICATE: Final = re.compile(
 
 
 class Credential(NamedTuple):
-    """Which keeper a certificate is of, and of which generation."""
+    """The keeper that a certificate is for, and its generation."""
 
     keeper_id: str
     generation: int
 
     @property
     def uri(self) -> str:
-        """The name in a certificate."""
+        """The name (a URI) that the keeper's certificate has."""
         return f"kernelkeep:keeper:{self.keeper_id}:{self.generation}"
 
 
 def credential_of(certificate: dict[str, Any] | None) -> Credential | None:
-    """Who a certificate names that TLS has verified (`ssl.SSLSocket.getpeercert`), if any does."""
+    """The keeper that a verified certificate (`ssl.SSLSocket.getpeercert`) names, or None."""
     for kind, name in (certificate or {}).get("subjectAltName", ()):
         if kind == "URI" and (found := _CREDENTIAL(name)):
             return Credential(found[1], int(found[2]))
@@ -95,7 +95,7 @@ def replica_of(certificate: dict[str, Any] | None) -> str | None:
 
 
 def replica_in(pem: str) -> str | None:
-    """As `replica_of`, of a certificate in a file. Raises `ValueError` for what is none."""
+    """As `replica_of`, for a certificate as PEM. Raises `ValueError` if it is no certificate."""
     from cryptography import x509
 
     extensions = x509.load_pem_x509_certificate(pem.encode()).extensions
@@ -122,10 +122,11 @@ def certificates(pem: str) -> list[str]:
 
 
 def takes(theirs: str, ours: str) -> bool:
-    """Whether an end with the certificates ``ours`` takes one with ``theirs``, as PEM.
+    """Whether an end with the certificates ``ours`` accepts an end with ``theirs``, as PEM.
 
-    The first certificate of each is its own; the others are those that it trusts, and shows along
-    with its own. A certificate that cannot be read or checked here is taken: TLS tells later.
+    The first certificate of each end is its own; the others are those that it trusts, and shows
+    along with its own. A certificate that cannot be read or checked here counts as accepted: the
+    TLS handshake decides later.
     """
     from cryptography import x509
 
@@ -161,7 +162,8 @@ def _has_signed(issuer: x509.Certificate, certificate: x509.Certificate) -> bool
 class Signer:
     """The key of an authority and its certificate, as PEM (`new_authority`).
 
-    Raises `ValueError` for what is none, and `ImportError` without the package cryptography.
+    Raises `ValueError` for a text that is no such key and certificate, and `ImportError` without
+    the package cryptography.
     """
 
     def __init__(self, pem: bytes) -> None:
@@ -177,7 +179,7 @@ class Signer:
 
     @property
     def own(self) -> str:
-        """The authority's certificate, by which those that it has signed are known."""
+        """The authority's certificate as PEM; an end that trusts it accepts those it has signed."""
         return _pem(self._certificate)
 
     def issue(self, credential: Credential, seconds: float) -> str:
@@ -234,13 +236,13 @@ class Signer:
 
 
 class Authority(Signer):
-    """The authority of a service that keepers dial: it signs, and tells who has dialled.
+    """The authority of a service that keepers dial: it signs, and has the server's TLS context.
 
-    Its key is in ``directory``, which is made with it if need be; or ``pem`` is the key and its
+    Its key is in ``directory``, where both are made if need be; or ``pem`` is the key with its
     certificate, as the replicas of a registry share them. ``server_file`` is the operator's: a
-    private key, this server's certificate, and behind it those that vouch for it. Without it the
-    server's certificate is the authority's. Raises `EngineNotInstalled`, and `HostUnusable` for
-    files that cannot be used.
+    private key, this server's certificate, and then the certificates that vouch for it. Without it
+    the authority signs the server's certificate. Raises `EngineNotInstalled`, and `HostUnusable`
+    for files that cannot be used.
     """
 
     def __init__(
@@ -274,7 +276,7 @@ class Authority(Signer):
                 if pem is not None and server_file is None:
                     server.unlink()
             self.context.load_verify_locations(cadata=own)
-            # A keeper that joins has none yet; one that has another authority's is refused.
+            # A keeper that joins has no certificate yet; one of another authority is refused.
             self.context.verify_mode = ssl.CERT_OPTIONAL
             self.context.num_tickets = 0  # nothing is resumed: each connection shows a certificate
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
@@ -373,15 +375,19 @@ def _pem(certificate: x509.Certificate) -> str:
 
 
 def write_private(path: Path, data: bytes, *, anew: bool = False) -> None:
-    """Write a file (0600), never there without its content; ``anew``: not in another's place."""
-    # In the same directory, so that it can take the name in one step. A crash leaves a file that
-    # nobody reads.
+    """Write a file of mode 0600, which appears with all of its content at once. Raises `OSError`.
+
+    With ``anew`` it raises `FileExistsError` if there is a file of this name.
+    """
+    # The temporary file is in the same directory, so that it can get the name in one step. A crash
+    # leaves a temporary file behind, which is never read.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            # Before it gets its name: after a loss of power no name leads to half a key.
+            # Synced before it gets its name: after a loss of power the name never leads to a part
+            # of the content.
             file.flush()
             os.fsync(descriptor)
         if anew:

@@ -1,9 +1,9 @@
-"""Runs on a host, by its own Python: sees to it that a keeper listens there, and tells where.
+"""The program that a host's own Python runs: it has a keeper listen there, and tells where.
 
 This server sends the text of this file to the interpreter's stdin (`bundle.program`), so it imports
 nothing but the standard library and `pythons`. It reads one line of JSON, the order, and answers in
-lines that begin with `MARK`: a login may print other ones. Behind the answer ``send`` the bytes of
-the keeper's zip are read.
+lines that begin with `MARK`: a login may print other lines. After the answer ``send`` it reads the
+bytes of the keeper's zip.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def main(read: BinaryIO, tell: Callable[..., None]) -> None:
         os.makedirs(base, mode=0o700, exist_ok=True)
         for name in ("", "runtime", "output", "logs", "keeper"):
             os.makedirs(os.path.join(state, name), mode=0o700, exist_ok=True)
-        # Behind the making: what is looked at is what is there, whoever has made it.
+        # Checked after the directories are made: `base` may have been made by another user.
         check_owner(base)
         address = os.path.join(state, "keeper", "socket")
         if len(os.fsencode(address)) > 103:
@@ -54,7 +54,7 @@ def main(read: BinaryIO, tell: Callable[..., None]) -> None:
 
 
 def passed() -> dict[str, str]:
-    """The variables that are passed on. The keeper has no other: kernels can read its own."""
+    """The variables for the keeper and its kernels. It gets no others: kernels can read its own."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -63,7 +63,7 @@ def passed() -> dict[str, str]:
 
 
 def check_owner(base: str) -> None:
-    """Raise `Failed` if others could put their own program in the place of the keeper."""
+    """Raise `Failed` if another user could replace the keeper's program."""
     status = os.stat(base)
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise Failed("host_unusable", f"{base} belongs to, or can be written by, another user")
@@ -77,8 +77,8 @@ def bring(base: str, order: dict[str, Any], read: BinaryIO, tell: Callable[..., 
         data = read.read(order["size"])
         if len(data) != order["size"]:
             raise Failed("host_unreachable", "the connection ended before the keeper was there")
-        # Several servers may bring it at once, and a keeper may be starting from it: it is put in
-        # its place whole.
+        # Several servers may bring the zip at once, and a keeper may be starting from it: so the
+        # file is replaced as a whole.
         temporary = f"{path}.{os.getpid()}"
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -111,7 +111,7 @@ def start(state: str, bundle: str, module: str) -> None:
             os.truncate(log, 0)
         process = subprocess.Popen(
             [sys.executable, "-m", module, state],
-            cwd=state,  # paths in what it is asked are relative to this
+            cwd=state,  # paths in requests to the keeper are relative to this
             env={**passed(), "PYTHONPATH": bundle},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -123,9 +123,9 @@ def start(state: str, bundle: str, module: str) -> None:
     assert process.stdout is not None
     with process.stdout:
         told = process.stdout.readline().decode("utf-8", "replace").strip()
-    process.returncode = 0  # it outlives this process, and nobody needs a warning of that
-    # Two that start a keeper at once are told apart by the keeper's lock; `wait_for` is for the one
-    # that came second.
+    process.returncode = 0  # the keeper outlives this process: Popen must not warn
+    # If two programs start a keeper at once, the keeper's lock decides; the second program gets
+    # ``taken``, and `wait_for` waits for the other's keeper.
     if told not in ("ready", "taken"):  # taken: another listens soon
         raise Failed("host_unusable", told or f"the keeper does not start; see {log}")
 
@@ -142,8 +142,8 @@ def wait_for(address: str, log: str) -> None:
 def listens(address: str) -> bool:
     """Whether a process listens on this socket."""
     with socket.socket(socket.AF_UNIX) as probe:
-        # A keeper that is stopped takes no connections. Behind a full backlog this would wait for
-        # ever, and each attempt of the server would leave one more process that does.
+        # A keeper whose process is stopped accepts no connections. With a full backlog a blocking
+        # connect would wait for ever, and each attempt of the server would leave such a process.
         probe.setblocking(False)
         try:
             probe.connect(address)

@@ -24,8 +24,8 @@ _PARTS: Final = ("__init__.py", "keeper/*.py", "protocol/*.py")
 _LONG_AGO: Final = (1980, 1, 1, 0, 0, 0)
 
 
-# Read when this server starts. Its files may be another version's by the time when they are sent:
-# the program, the keeper and what this server asks of the two must be of one version.
+# The sources are read when this server starts. By the time they are sent, an upgrade may have
+# replaced the files: but the program, the keeper and this server's requests must be of one version.
 _SOURCES: Final = tuple(
     (path.relative_to(_ROOT).as_posix(), path.read_bytes())
     for pattern in _PARTS
@@ -35,7 +35,7 @@ _PYTHONS: Final = Path(pythons.__file__).read_bytes()
 
 
 class Bundle(NamedTuple):
-    """The zip's bytes, and a digest that names them: the same modules have the same."""
+    """The zip's bytes, and their SHA-256; equal modules make equal bytes."""
 
     data: bytes
     digest: str
@@ -53,9 +53,9 @@ def bundle() -> Bundle:
 
 
 def program(file: str) -> bytes:
-    """The text of a program that runs on a host, from its file, with what it imports of `pythons`.
+    """The text of a program that runs on a host: that of `pythons`, and that of its own ``file``.
 
-    Call it when this server starts, as `_SOURCES` says.
+    Call it when this server starts, for the reason at `_SOURCES`.
     """
     own, count = _IMPORTS_PYTHONS.subn(b"", Path(file).read_bytes())
     assert count == 1, "it would not run there"

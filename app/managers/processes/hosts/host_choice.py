@@ -1,4 +1,4 @@
-"""Which of several hosts gets a kernel: one that is there, and has the least to do."""
+"""The choice of a host, out of several, for a kernel: one that answers, and has the least to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRACE_SECONDS: Final = 1.5
 """How much longer than the first host to answer the others may take."""
 
 AWAY_SECONDS: Final = 30.0
-"""For how long a host that could not be used is the last that is tried."""
+"""For how long a host that could not be used is tried only after all others."""
 
 
 class HostChoice:
@@ -38,10 +38,11 @@ class HostChoice:
         self._failed: dict[str, float] = {}  # when, by the loop's clock
 
     async def choose(self, options: SSHOptions) -> str:
-        """The host for a kernel, which is to be assigned before anything else is awaited.
+        """The host for a kernel. Assign the kernel to its keeper before anything else is awaited.
 
-        It is one that can be reached, with the fewest kernels of this server, and of several with
-        the least load for each processor. Raises `KeeperUnavailable` if there is none.
+        The host is one that can be reached, with the fewest kernels of this server; of several such
+        hosts it is the one with the least load for each processor. Raises `KeeperUnavailable` if no
+        host can be used.
         """
         if len(options.hosts) == 1:
             return options.hosts[0]
@@ -49,18 +50,19 @@ class HostChoice:
         now = asyncio.get_running_loop().time()
         late = {key for key in places if now - self._failed.get(key, -AWAY_SECONDS) < AWAY_SECONDS}
         failures: dict[str, KeeperUnavailable] = {}
-        # Before anything is awaited: from now on no keeper is left that this choice looks at.
+        # Before anything is awaited: from now on no keeper of these hosts is taken out, though it
+        # may have no kernel (`RemoteKeepers.is_looked_at`).
         self._looks.update([*places])
         try:
             for keys in in_turn({key: self._keepers.count(key) for key in places}, late):
                 loads = await self._look({key: options.at(places[key]) for key in keys}, failures)
                 if loads:
-                    # Starts that came together have counted the same: they are counted anew.
+                    # Kernels are counted again: other starts may have got hosts meanwhile.
                     found = min(loads, key=lambda key: (self._keepers.count(key), loads[key]))
                     return places[found]
         finally:
             self._looks.subtract([*places])
-            # When the kernel is assigned, which is no turn of the loop later.
+            # In the loop's next turn, by which the caller has assigned the kernel.
             asyncio.get_running_loop().call_soon(self._leave, [*places])
         raise no_host({places[key]: failures[key] for key in places if key in failures})
 
@@ -86,7 +88,7 @@ class HostChoice:
                     waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
-                    # They are tried behind the others for a while, as those that refuse are.
+                    # Hosts that are late are tried last for a while, as hosts that refuse are.
                     self._failed.update({looks[look]: loop.time() for look in waiting})
                     break
                 for look in done:
@@ -100,8 +102,7 @@ class HostChoice:
                         self._failed.pop(key, None)
                         until = until or loop.time() + GRACE_SECONDS
         finally:
-            # A look that is cancelled leaves the connection to be made: others may wait for it,
-            # too.
+            # If a look is cancelled, the attempt to connect goes on: other callers may wait for it.
             for look in waiting:
                 look.cancel()
             if waiting:
@@ -126,7 +127,10 @@ class HostChoice:
 
 
 def in_turn(counts: Mapping[str, int], late: set[str]) -> list[list[str]]:
-    """Which are tried together, and after which others: by how many kernels each has."""
+    """The keys in groups that are tried one after the other, those with the fewest kernels first.
+
+    Keys that are ``late`` come after all others.
+    """
 
     def turn(key: str) -> tuple[bool, int]:
         return key in late, counts[key]
@@ -135,7 +139,7 @@ def in_turn(counts: Mapping[str, int], late: set[str]) -> list[list[str]]:
 
 
 def no_host(failures: Mapping[str, KeeperUnavailable]) -> KeeperUnavailable:
-    """The error for hosts none of which can be used; of their kind, if that is one."""
+    """The error when no host can be used; of the hosts' kind of error, if all have the same."""
     kinds = {type(error) for error in failures.values()}
     kind = kinds.pop() if len(kinds) == 1 else HostUnusable
     told = "; ".join(f"{host}: {error.message}" for host, error in failures.items())

@@ -1,10 +1,10 @@
-"""Which keepers on other hosts may dial in: one file for each, in a directory of this service's.
+"""The keepers on other hosts that may dial in: a file for each, in a directory of this service.
 
-A join secret has 256 bits and works once. Its digest is stored, never the secret. A keeper whose
-answer is lost with the connection may show the secret again: it is bound to the one who showed it
-first, by a *nonce* that this one has made and keeps.
+A join secret has 256 bits and works once. Its digest is stored, never the secret. If the answer to
+a keeper is lost with the connection, the keeper may show its secret again: the secret is bound to
+the keeper that showed it first, by a *nonce* which that keeper has made and keeps.
 
-Where several replicas are one service, these invitations are in what they share (`Replicas`).
+If several replicas are one service, the invitations are in their registry (`Replicas`).
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ _KEEPER_ID: Final = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,99}").fullmatch
 
 
 class Refused(Exception):
-    """A keeper may not dial in: a code and a text for it; whether it is to end what it has.
+    """A keeper may not dial in. ``code`` and the text are sent to it.
 
-    ``addresses`` are where it may, if another replica has it.
+    If it ``ends``, the keeper is to end its kernels and itself. ``addresses`` are those of the
+    replica that it may dial instead, if there is one.
     """
 
     def __init__(
@@ -75,19 +76,20 @@ def new_secret() -> str:
 
 
 def digest(secret: str) -> str:
-    """What is stored of a secret."""
+    """The digest of a secret or a nonce, which is stored in its place."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def unknown(secret: str) -> Refused:
-    """The refusal of a secret for which there is no keeper."""
-    # Compared all the same: how long that takes tells nobody whether there is such a keeper.
+    """The refusal of a keeper whose id is not invited."""
+    # A digest is compared all the same, so that the time does not tell whether there is such a
+    # keeper.
     hmac.compare_digest(digest(secret), digest(""))
     return Refused(*_UNKNOWN)
 
 
 class Invited(msgspec.Struct, kw_only=True):
-    """What is stored of a keeper: the newest generation, and its secret, as digests."""
+    """The stored invitation of a keeper: its newest generation; secret and nonce as digests."""
 
     keeper_id: str
     generation: int
@@ -96,9 +98,10 @@ class Invited(msgspec.Struct, kw_only=True):
     has_joined: bool = False
 
     def shows(self, secret: str, nonce: str, *, is_over: bool) -> bool:
-        """A keeper shows a secret; returns whether that has changed what is to be stored.
+        """Accept a keeper's secret; returns whether this object has changed, and is to be stored.
 
-        Raises `Refused`: it is another one, was shown by another, or its time ``is_over``.
+        Raises `Refused` if the secret is another one, if another keeper has shown it before, or if
+        its time ``is_over``.
         """
         if not hmac.compare_digest(digest(secret), self.secret):
             raise Refused(*_UNKNOWN)
@@ -112,43 +115,42 @@ class Invited(msgspec.Struct, kw_only=True):
         return True
 
     def comes(self, generation: int) -> bool:
-        """A keeper comes with its certificate; returns whether that changes what is to be stored.
+        """Accept a keeper with a certificate; returns whether this object is to be stored.
 
-        Raises `Refused` for one of another generation.
+        Raises `Refused` if the certificate is of another generation.
         """
         if generation != self.generation:
             raise Refused("keeper_replaced", "another keeper is in its place", ends=True)
         if self.has_joined:
             return False
-        # The keeper has its certificate for sure: it has shown it. So the secret works no more, not
-        # even for the one that has shown it first.
+        # The keeper has shown its certificate, and so has received it: its secret works no more.
         self.has_joined, self.nonce = True, ""
         return True
 
 
 class _Filed(Invited, kw_only=True):
-    """What a file holds."""
+    """The content of an invitation's file; ``expires`` is in seconds since the epoch."""
 
     expires: float
 
 
 class Book(Protocol):
-    """The invitations of a service. Whatever cannot be read or stored raises `OSError`."""
+    """The invitations of a service. All methods raise `OSError` if it cannot be read or stored."""
 
     async def invite(self, keeper_id: str, seconds: float) -> tuple[Credential, str]:
-        """Expect a keeper; any earlier one with this id is to end. Its credential and its secret.
+        """Invite a keeper, for so many seconds; returns its credential and its secret.
 
-        Raises `ValueError` for an id that none can have.
+        Earlier keepers of this id are to end. Raises `ValueError` for an invalid id.
         """
 
     async def join(self, keeper_id: str, secret: str, nonce: str) -> Credential:
-        """Who shows a join secret. Raises `Refused`."""
+        """The credential of a keeper that shows its join secret. Raises `Refused`."""
 
     async def check(self, credential: Credential) -> None:
-        """See to it that a keeper which has shown its certificate may dial in. Raises `Refused`."""
+        """Check that a keeper, which has shown its certificate, may dial in. Raises `Refused`."""
 
     async def forget(self, keeper_id: str) -> None:
-        """Expect a keeper no more: one that dials in is to end."""
+        """Delete a keeper's invitation: if the keeper dials in later, it is told to end."""
 
 
 class OwnBook:
@@ -183,8 +185,8 @@ class Invitations:
     def __init__(self, directory: Path, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._clock = clock
-        # Each method reads a file and writes what follows from that, in a thread of its own. A
-        # keeper that dials in while its id is invited anew would write the old generation back.
+        # Each method reads a file, and then writes it, in some thread. Without the lock a keeper
+        # that dials in while its id is invited anew could write the old generation back.
         self._lock = threading.Lock()
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -210,7 +212,7 @@ class Invitations:
     def join(self, keeper_id: str, secret: str, nonce: str) -> Credential:
         """As `Book.join`."""
         with self._lock:
-            # A stranger says this id: it names a file only if it is one that a keeper can have.
+            # The id comes from a stranger: it becomes a file's name only if it is a valid one.
             invited = self._read(keeper_id) if _KEEPER_ID(keeper_id) else None
             if invited is None:
                 raise unknown(secret)
@@ -224,7 +226,7 @@ class Invitations:
             invited = self._read(credential.keeper_id)
             if invited is None:
                 raise Refused(*FORGOTTEN, ends=True)
-            # Written at the first coming only; keepers dial in often.
+            # Written at the first time only, as keepers dial in often.
             if invited.comes(credential.generation):
                 self._write(invited)
 
@@ -243,7 +245,7 @@ class Invitations:
             return None
         except msgspec.MsgspecError as error:
             raise OSError(f"{self._path(keeper_id)} is damaged: {error}") from None
-        # A file system that does not tell upper and lower case apart finds other files, too.
+        # A file system that ignores case may have found the file of another id.
         return invited if invited.keeper_id == keeper_id else None
 
     def _write(self, invited: _Filed) -> None:

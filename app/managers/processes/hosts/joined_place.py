@@ -24,10 +24,10 @@ __all__ = ["JoinedPlace", "Submit"]
 logger = logging.getLogger(__name__)
 
 Submit = Callable[[], Awaitable[None]]
-"""Sees to it that a keeper runs where it is wanted: finds it, or invites and starts one.
+"""Finds a running keeper, or invites and starts one if it is wanted.
 
-It is called each time that the keeper has to be waited for, and returns soon. It raises
-`HostUnusable` where there can be none."""
+It is called each time before the keeper is waited for, and returns soon. It raises `HostUnusable`
+if there can be no keeper."""
 
 
 class JoinedPlace:
@@ -64,12 +64,12 @@ class JoinedPlace:
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:  # noqa: ARG002
         """As `Place.find`. Nothing is drained. Raises `HostUnusable`, too."""
-        # Before anything is noted of the keeper: an earlier place of it that is closed only now
-        # leaves that alone.
+        # Before anything is noted of the keeper in `Joining`: if an earlier place of the same
+        # keeper is closed only now, its `unfollow` leaves those notes alone.
         self._joining.follow(self._keeper_id, self._tell)
         while True:
-            # A keeper may have come before anybody looks for it, as after a start of the server:
-            # then no other is started beside it.
+            # A keeper may have dialled in before this looks for it, as after a start of the server:
+            # then no other keeper is started beside it.
             if self._submit is not None and not self._joining.has_come(self._keeper_id):
                 await self._submit()
             guest = await self._joining.arrived(self._keeper_id, self.name, self.patience)
@@ -79,7 +79,7 @@ class JoinedPlace:
             try:
                 await self._meet(link)
             except LinkLost:
-                # It dials in again by itself. `Connection` bounds how long that goes on.
+                # The keeper dials in again by itself. `Connection` bounds how long that goes on.
                 continue
             except BaseException:
                 await link.close()

@@ -1,8 +1,8 @@
-"""Keepers on other hosts that dial in: who is expected, who has come, and who waits for them.
+"""Keepers on other hosts that dial in: which are expected, which have come, and who waits for them.
 
-An engine starts a keeper somewhere and hands it a *join document*: where this server is, how to
-know it, and a secret that works once. The keeper dials in, again and again for as long as it has
-kernels, whichever server of this state directory is there.
+An engine starts a keeper somewhere and hands it a *join document*: the addresses of this server,
+the certificate by which it is known, and a secret that works once. The keeper dials in, again and
+again for as long as it has kernels, whichever server of this state directory is there.
 
 Several servers may be one service, as replicas of each other. A keeper may dial any of them, and is
 sent to the one that has its kernels (`Replicas`).
@@ -40,14 +40,14 @@ MAX_HELD: Final = 4096
 """How many keepers may wait to be taken in."""
 
 LOOK_SECONDS: Final = 0.1
-"""How long after a change among replicas is looked which keepers that concerns."""
+"""How long after a change among the replicas the waiting keepers are checked (`_look`)."""
 
 ENDED: Final = Refused("keeper_replaced", "another keeper is in its place", ends=True)
 LATER: Final = Refused("later", "nobody waits for this keeper now")
 
 
 class Invitation(NamedTuple):
-    """What an engine hands to a keeper that it starts, in a secret way: the ``document``."""
+    """An invitation of a keeper. The engine hands it the ``document``, which has a secret."""
 
     keeper_id: str
     generation: int
@@ -55,10 +55,10 @@ class Invitation(NamedTuple):
 
 
 class Replicas(Book, Service, Protocol):
-    """Several servers that are one service: the invitations that they share, and each other.
+    """What the replicas of one service share: invitations, an authority, and their addresses.
 
-    ``on_change`` is called when a replica or a kernel may have changed. ``authority`` is the key
-    that all have, with its certificate, as PEM; None for a replica that does not listen.
+    ``on_change`` is called when a replica or a kernel may have changed. ``authority`` is the shared
+    key with its certificate, as PEM; None for a replica that does not listen for keepers.
     """
 
     on_change: Callable[[], None]
@@ -66,17 +66,20 @@ class Replicas(Book, Service, Protocol):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where keepers dial any of them."""
+        """The addresses at which keepers dial the replicas."""
 
     def having(self, keeper_id: str) -> Sequence[str]:
-        """Where the replica listens that has a keeper; nothing if it is this one, or unknown."""
+        """The addresses of the replica that has a keeper's kernel.
+
+        Empty if that is this replica, or is not known.
+        """
 
 
 class Joining:
     """The keepers that dial in to one server. Make it in a running event loop; `close` it there.
 
-    ``authority`` is None where this server does not listen for keepers. ``life`` is for how many
-    seconds a keeper lives without a server. The server may be one of several ``replicas``.
+    ``authority`` is None if this server does not listen for keepers. ``life`` is how many seconds a
+    keeper lives without a server. The server may be one of several ``replicas``.
     """
 
     def __init__(
@@ -97,7 +100,7 @@ class Joining:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._open: dict[str, asyncio.WriteTransport] = {}
         self._failures: dict[str, KeeperUnavailable] = {}
-        self._generations: dict[str, int] = {}  # the newest, of those that were invited from here
+        self._generations: dict[str, int] = {}  # the newest that this server itself has invited
         self._listener: Listener | None = None
         self._replicas = replicas
         self._told: dict[str, Callable[[Sequence[str]], None]] = {}
@@ -126,18 +129,19 @@ class Joining:
     def follow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
         """Call ``tell`` with the addresses that keepers dial: now, and when they change.
 
-        Whoever does this last has the keeper: `unfollow` with another ``tell`` does nothing.
+        A later call for the same keeper replaces this one: `unfollow` with the earlier ``tell``
+        does nothing then.
         """
         self._told[keeper_id] = tell
         tell(self.addresses)
 
     def unfollow(self, keeper_id: str, tell: Callable[[Sequence[str]], None]) -> None:
-        """Do not call this any more: this server leaves the keeper."""
-        if self._told.get(keeper_id) != tell:  # another has it, and what is known here is for that
+        """Call ``tell`` no more, and drop what is known of the keeper: this server leaves it."""
+        if self._told.get(keeper_id) != tell:  # a later `follow` counts: what is known is for that
             return
         del self._told[keeper_id]
-        # The kernel may have gone to another replica: then no call of `forget` comes here. When it
-        # comes back, its keeper may be a newer one, of which nothing that is known here holds.
+        # If another replica has the kernel now, no call of `forget` comes here. When the kernel
+        # comes back, its keeper may be a newer one: so nothing is remembered of this one.
         self._failures.pop(keeper_id, None)
         self._generations.pop(keeper_id, None)
         transport = self._open.get(keeper_id)
@@ -147,10 +151,10 @@ class Joining:
     async def invite(
         self, keeper_id: str, *, seconds: float = 3600.0, addresses: Sequence[str] = ()
     ) -> Invitation:
-        """Expect a new keeper with this id; every earlier one is to end, and is cut off.
+        """Expect a new keeper with this id; earlier keepers of this id are told to end.
 
-        Its secret works for so many ``seconds``. ``addresses`` (``host:port``) are tried before the
-        configured ones. Raises `HostUnusable`.
+        The secret works for so many ``seconds``. The keeper tries ``addresses`` (``host:port``)
+        before the configured ones. Raises `HostUnusable`.
         """
         if self._listener is None or self._authority is None:
             raise KeepersNotHeard("Keepers on other hosts cannot dial in: set agent_listen")
@@ -187,31 +191,31 @@ class Joining:
         self._send_away(keeper_id, ENDED)
 
     def fail(self, keeper_id: str, error: KeeperUnavailable) -> None:
-        """No keeper with this id will come, for this reason, until the next `invite`."""
+        """Have `arrived` raise this error for a keeper, until the next `invite`: none will come."""
         self._failures[keeper_id] = error
         self._wake(keeper_id)
 
     def has_come(self, keeper_id: str) -> bool:
-        """Whether this keeper waits to be taken in.
+        """Whether this keeper has dialled in, and waits to be taken in.
 
-        One that has failed does not: its connection may not have ended here yet.
+        Not after a `fail`, although the keeper's connection may not have ended here yet.
         """
         held = None if keeper_id in self._failures else self._held.get(keeper_id)
         return held is not None and not held[0].is_gone
 
     async def arrived(self, keeper_id: str, name: str, seconds: float) -> Guest:
-        """The next connection of a keeper, which has been answered: it is for a link.
+        """The next connection of a keeper, which was answered, and is ready for a link.
 
-        Raises what `fail` was told, and `HostUnreachable` if it has not come in time.
+        Raises the error of a `fail`, and `HostUnreachable` if the keeper has not come in time.
         """
         try:
             async with asyncio.timeout(seconds):
                 while True:
-                    # From here to the future in `_change` nothing is awaited: what comes later
-                    # wakes that.
+                    # Nothing is awaited from here to the future in `_change`: a failure or a guest
+                    # that comes after these checks wakes the future.
                     if (failure := self._failures.get(keeper_id)) is not None:
-                        # One error for all who ask, again and again: else each time would add
-                        # its frames, and what these hold, to the error's traceback.
+                        # The same error object is raised for every caller: without this each would
+                        # add its frames, and their objects, to the traceback.
                         raise failure.with_traceback(None)
                     if (guest := self._take(keeper_id)) is not None:
                         return guest
@@ -227,19 +231,20 @@ class Joining:
             await change
         finally:
             waiting.discard(change)
-            # Another may have begun to wait since, and made a set of its own.
+            # Another caller may have begun to wait meanwhile, with a new set.
             if not waiting and self._waiting.get(keeper_id) is waiting:
                 del self._waiting[keeper_id]
 
     def _wake(self, keeper_id: str) -> None:
-        # All who wait are woken, and one takes the guest. Nobody leaves the set here: each future
-        # does that in a turn of its own.
+        # All callers that wait are woken, and one takes the guest. The set does not change during
+        # this loop: each caller removes its future in a turn of its own.
         for change in self._waiting.get(keeper_id, ()):
             if not change.done():
                 change.set_result(None)
 
     def _take(self, keeper_id: str) -> Guest | None:
-        # Out of the table before it is answered: nobody else takes it in, and its time is not up.
+        # Taken out of the table before it is answered: no other caller takes it in, and its timer
+        # does not refuse it.
         guest, timer = self._held.pop(keeper_id, (None, None))
         if guest is None or timer is None:
             return None
@@ -252,19 +257,19 @@ class Joining:
         return guest
 
     def renewed(self, guest: Guest) -> str:
-        """A new key and certificate for a keeper that was taken in.
+        """A new key and certificate, as PEM, for a keeper that was taken in.
 
-        It outlives the longest time that the keeper goes on without a server: one that dials in
-        after that time has a valid certificate still.
+        The certificate is valid for longer than the keeper lives without a server: so it is still
+        valid whenever the keeper dials in.
         """
         assert self._authority is not None
         return self._authority.issue(guest.credential, self._life)
 
     def _on_guest(self, guest: Guest) -> None:
-        """A keeper has dialled in. Its earlier connection is of no use to it any more."""
+        """Take a keeper that has dialled in; its earlier connections are cut off."""
         keeper_id = guest.credential.keeper_id
-        # The book looks at a credential in a thread or another process. A newer invitation may be
-        # stored, and told here, before the answer about this one is: it keeps its place.
+        # The book checks a credential in a thread, or in the database. The answer about this keeper
+        # may come after that about a newer invitation: then the newer keeper is expected.
         if guest.credential.generation < self._generations.get(keeper_id, 0):
             guest.refuse(ENDED)
             return
@@ -273,16 +278,16 @@ class Joining:
         if elsewhere is not None or len(self._held) >= MAX_HELD:
             guest.refuse(elsewhere or LATER)
             return
-        # `_send_away` has left no earlier guest of this id, so the timer is for the one in the
-        # table.
+        # `_send_away` has removed any earlier guest of this id and its timer: so a timer is always
+        # for the guest in the table.
         timer = self._loop.call_later(HOLD_SECONDS, self._give_up, guest)
         self._held[keeper_id] = (guest, timer)
         self._wake(keeper_id)
 
     def _elsewhere(self, guest: Guest) -> Refused | None:
-        """The refusal that sends a keeper to the replica that has it.
+        """The refusal that sends a keeper to the replica that has its kernel.
 
-        None if this one has it, or if the keeper has found no replica at those addresses.
+        None if this replica has the kernel, or if the keeper has found nobody at those addresses.
         """
         if self._replicas is None:
             return None
@@ -293,13 +298,13 @@ class Joining:
         return Refused("elsewhere", "another replica has this keeper", addresses=to)
 
     def _on_change(self) -> None:
-        """Replicas, or who has which kernel, may have changed; many changes may come at a time."""
-        # The first change of many sets the timer, and the look finds what all have come to.
+        """Have `_look` called soon: replicas, or which of them has a kernel, may have changed."""
+        # Many changes may come at once: the first sets the timer, and `_look` sees all of them.
         if self._looking is None:
             self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        """See which keepers that wait are wanted elsewhere, and what addresses there are."""
+        """Send waiting keepers to the replicas that have their kernels, and tell new addresses."""
         self._looking = None
         # A copy: `_send_away` takes guests out.
         for guest, _ in [*self._held.values()]:
@@ -325,10 +330,10 @@ class Joining:
             cut_off(transport)
 
     async def close(self) -> None:
-        """Take in no more keepers, and let none wait. Links should be closed before."""
+        """Take in no more keepers, and refuse those that wait. Close the links before."""
         if self._looking is not None:
             self._looking.cancel()
-        # The replicas tell of changes until they are closed, which is later.
+        # The replicas' object calls `on_change` until it is closed, which is later.
         if self._replicas is not None:
             self._replicas.on_change = _nothing
         if self._listener is not None:
@@ -342,4 +347,4 @@ class Joining:
 
 
 def _nothing() -> None:
-    """Nobody is told of changes any more."""
+    """Do nothing: in the place of `Replicas.on_change` after the end."""

@@ -1,6 +1,6 @@
-"""Where keepers on other hosts dial in: the socket, TLS, and what is said before there is a link.
+"""Where keepers on other hosts dial in: the socket, TLS, and the messages before there is a link.
 
-A keeper says who it is, by its certificate, or by its join secret when it comes for the first time:
+A keeper shows which one it is, by its certificate, or at its first time by its join secret:
 
     keeper  -> {"join": 1, "keeper": ID, "secret": S, "nonce": N}    or, with a certificate,
     keeper  -> {"join": 1}
@@ -8,10 +8,11 @@ A keeper says who it is, by its certificate, or by its join secret when it comes
     service -> {"refused": CODE, "text": TEXT, "ends": BOOL}
 
 With the code ``elsewhere`` come the ``addresses`` of the replica of this service that has the
-keeper. A keeper adds to what it says first which addresses are ``away``, where it found nobody.
+keeper's kernel. A keeper adds to its message the addresses that are ``away``, where it found
+nobody.
 
-Nobody has shown anything before that, so all of it is bounded: how many there are at a time, how
-long each may take, and how much it may say.
+Before these messages a connection is a stranger's, so there are bounds: on the number of such
+connections, on the time of each, and on the bytes that it may send.
 """
 
 from __future__ import annotations
@@ -35,16 +36,16 @@ JOIN: Final = 1
 """The version of these first messages."""
 
 STRANGER_SECONDS: Final = 10.0
-"""How long a keeper may take to show who it is."""
+"""How long a keeper may take to show which one it is."""
 
 CLOSE_SECONDS: Final = 3.0
-"""How long one that is sent away may take to have read why, and to end TLS."""
+"""How long a keeper that is refused may take to read the refusal, and to end TLS."""
 
 HELLO_BYTES: Final = 4096
 
 
 class _Hello(msgspec.Struct):
-    """What a keeper says first."""
+    """The first message of a keeper."""
 
     join: int
     keeper: str = ""
@@ -54,9 +55,9 @@ class _Hello(msgspec.Struct):
 
 
 class Guest:
-    """A keeper that has dialled in and shown who it is, and waits to be answered.
+    """A keeper that has dialled in and shown which one it is, and waits to be answered.
 
-    It is the `Writer` of its connection, too.
+    The object is the `Writer` of the connection, too.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Guest:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it has hung up."""
+        """Whether the keeper has hung up."""
         return self.transport.is_closing() or self.reader.at_eof()
 
     def answer(self, credential: str) -> None:
@@ -106,11 +107,11 @@ class Listener:
         self._accepting = Accepting(server, self._receive, "keepers")
 
     async def close(self) -> None:
-        """Listen no more; whoever has not shown who it is, is cut off."""
+        """Listen no more; connections of strangers are cut off."""
         await self._accepting.close()
 
     async def _receive(self, connection: socket.socket, address: Any) -> None:
-        """Find out who has dialled in."""
+        """Receive a stranger's first message, and call ``on_guest`` or refuse."""
         reader = asyncio.StreamReader(HELLO_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         transport: asyncio.Transport | None = None
@@ -130,15 +131,15 @@ class Listener:
             assert transport is not None
             _refuse(transport, refused)
             self._accepting.log(address, f"{refused} ({refused.code})")
-            # TLS ends when both ends have said so. It is a stranger's connection for as long as
-            # that takes, and counts: else refused ones could take all descriptors.
+            # TLS ends when both ends have said so. Until then the connection counts as that of a
+            # stranger: otherwise refused ones could take all descriptors.
             writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
             try:
                 await writer.wait_closed()
             except OSError:
                 pass
             except asyncio.CancelledError:
-                # The server ends. The transport closes already, and would take its time for that.
+                # The server ends: do not wait until the transport, which is closing, has closed.
                 cut_off(transport)
                 raise
         except TimeoutError:
@@ -155,8 +156,8 @@ class Listener:
                     connection.close()
                 elif not transport.is_closing():
                     cut_off(transport)
-        # It is a stranger no more, and not bounded as one. The bound of time is over as well: a
-        # guest waits as long as `Joining` lets it.
+        # The keeper is no stranger any more: neither the bound on their number nor that on their
+        # time holds for it. A guest waits as long as `Joining` lets it.
         if guest is not None:
             self._on_guest(guest)
 

@@ -1,4 +1,4 @@
-"""Building what keepers dial in to, as the options want it."""
+"""Makes the `Joining` of a server, to which keepers dial in, by the options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .joining import Joining, Replicas
 __all__ = ["check_joining", "listen_on", "new_joining", "seen_address", "written"]
 
 BACKLOG: Final = 1024
-"""Keepers that may wait to be looked at: all of them may dial at the same moment."""
+"""How many connections of keepers may wait to be accepted: all keepers may dial at one moment."""
 
 
 def check_joining(settings: Settings) -> None:
@@ -28,9 +28,10 @@ def check_joining(settings: Settings) -> None:
 
 
 def new_joining(settings: Settings, directory: Path, replicas: Replicas | None = None) -> Joining:
-    """What keepers dial in to; ``directory`` is this run's. Raises `HostUnusable`.
+    """The `Joining` of this server. Raises `HostUnusable`.
 
-    ``replicas`` are those of which this server is one.
+    ``directory`` has the files of this run of the server. ``replicas`` is what the server shares
+    with others, if it is one of several replicas.
     """
     if not settings.agent_listen:
         return Joining(directory)
@@ -51,7 +52,7 @@ def _authority(settings: Settings, pem: bytes | None) -> Authority:
 
 
 def _addresses(settings: Settings) -> list[str]:
-    """Where keepers dial, with a port or without."""
+    """The addresses that keepers dial, each with a port or without."""
     if settings.agent_addresses:
         return settings.agent_addresses
     return [seen_address(settings.agent_listen)]
@@ -66,7 +67,7 @@ def seen_address(listens: str) -> str:
 
 
 def written(host: str, port: int) -> str:
-    """The address and port in one."""
+    """The address and port as one text; an IPv6 address is in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

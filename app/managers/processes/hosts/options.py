@@ -1,4 +1,4 @@
-"""What a kernelspec says about the host that its kernels run on."""
+"""The options of a kernelspec whose kernels run on a host behind SSH."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ _Path = Annotated[str, Meta(min_length=1, pattern=r"^[^\x00]*\Z")]
 class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The options of ``kernelkeep-ssh`` (``metadata.kernel_provisioner.config``).
 
-    ``host`` is one, or several: each kernel gets one of them when it is started (`HostChoice`).
-    What is not given here, ssh's own configuration says. ``python`` is the interpreter on the host
-    that runs the keeper, ``path`` the directory there for its files, and ``directory`` the one that
-    kernels work in, unless ``root_dir`` names one with the files of this server's root directory.
-    Relative paths begin in the user's home, and so do those with ``~/``.
+    ``host`` names one host, or several: each kernel gets one of them when it is started
+    (`HostChoice`). A ``user`` or ``port`` of None is that of ssh's own configuration. ``python`` is
+    the interpreter on the host that runs the keeper, ``path`` the directory there for the keeper's
+    files, and ``directory`` the kernels' working directory, unless ``root_dir`` names a directory
+    with the files of this server's root directory. Relative paths begin in the user's home, and so
+    do those with ``~/``.
     """
 
     host: str | Annotated[list[str], Meta(min_length=1, max_length=64)]
@@ -51,9 +52,9 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
     @property
     def key(self) -> str:
-        """What tells one keeper from another, as JSON: kernels of equal keys share one."""
-        # The fields come in the struct's order, so equal options make equal texts. Where kernels
-        # work is no matter of the keeper's.
+        """The options that matter to the keeper, as JSON: kernels with the same key share one."""
+        # The fields come in the struct's order, so equal options make equal texts. The directories
+        # of kernels do not matter to the keeper.
         return msgspec.json.encode(
             msgspec.structs.replace(self, directory="~", root_dir="")
         ).decode()
@@ -69,7 +70,7 @@ class SSHOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
         return [self.host] if isinstance(self.host, str) else [*dict.fromkeys(self.host)]
 
     def at(self, host: str) -> SSHOptions:
-        """The same for one of the hosts."""
+        """These options for one of the hosts only."""
         return msgspec.structs.replace(self, host=host)
 
     @property
@@ -103,8 +104,8 @@ def read_options(spec: KernelSpec, provisioner: str, kind: type[T]) -> T | None:
 
 
 def stanza_of(spec: KernelSpec) -> Mapping[str, Any]:
-    """What a kernelspec says of its provisioner; empty if that is nothing."""
-    # What is no table names no provisioner: jupyter_client takes its own then.
+    """A kernelspec's table about its provisioner (name and config); empty if it has none."""
+    # If it is no table, it names no provisioner: jupyter_client takes its own then.
     stanza = spec.metadata.get("kernel_provisioner")
     return stanza if isinstance(stanza, dict) else {}
 

@@ -29,7 +29,7 @@ class SSHPlace:
     """As `RemotePlace.is_kernels_own`."""
 
     ends_forgotten: bool = False
-    """As `RemotePlace.ends_forgotten`: it is told by this server, when the host is back."""
+    """As `RemotePlace.ends_forgotten`: this server ends the kernels when the host is back."""
 
     def __init__(self, options: SSHOptions, service: Service) -> None:
         self.name = options.name
@@ -46,11 +46,12 @@ class SSHPlace:
             try:
                 ready, stream = await self._dial(name)
             except SocketRefused:
-                # A refusal that lasts is one of sshd's configuration; to try on would hide that for
-                # as long as `patience` lasts.
+                # The second refusal comes from sshd's configuration: further tries would only hide
+                # that until `patience` is over. The first may have another cause: a keeper that was
+                # just killed seemed to listen.
                 if refused:
                     raise
-                refused = True  # a keeper that was just killed may have seemed to listen
+                refused = True
                 continue
             link = await FarLink.over(stream.reader, stream, owner)
             if link is None:
@@ -73,8 +74,8 @@ class SSHPlace:
             ready = await bring_keeper(connection, self._options, name)
             return ready, await open_stream(connection, ready.socket)
         except BaseException:
-            # Also when this is cancelled: nobody else knows the connection so far. From
-            # `open_stream` on it ends with the stream.
+            # Also when this is cancelled: nothing else refers to the connection yet. Later it ends
+            # with the stream.
             connection.abort()
             raise
 
@@ -89,9 +90,9 @@ class SSHPlace:
 
 
 def keeper_name(service: str, key: str) -> str:
-    """What tells a keeper on its host from all others there, in 16 hexadecimal digits.
+    """The name of a keeper among all on its host: 16 hexadecimal digits.
 
-    Options of different keys have different keepers (`SSHOptions.key`), and so have services: of
-    two places that took one keeper for theirs, each would end the link of the other.
+    Services have different keepers, and so have options with different keys (`SSHOptions.key`). If
+    two places used the same keeper, each would end the link of the other.
     """
     return hashlib.sha256(f"{service} {key}".encode()).hexdigest()[:16]

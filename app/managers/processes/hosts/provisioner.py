@@ -33,7 +33,7 @@ _ANY_PYTHON: Final = re.compile(r"python(3(\.[0-9]+)?)?").fullmatch
 
 
 def elsewhere(metadata: Mapping[str, Any]) -> str:
-    """Which of this package's provisioners for other hosts a kernelspec names; empty for none."""
+    """The provisioner for other hosts, of this package, that a kernelspec names; empty for none."""
     stanza = metadata.get("kernel_provisioner")
     name = str(stanza.get("provisioner_name", "")) if isinstance(stanza, dict) else ""
     return name if name.startswith("kernelkeep-") and name != "kernelkeep-fork" else ""
@@ -46,13 +46,12 @@ def assign_host(
     service: Service,
     left: Mapping[str, object],
 ) -> None:
-    """Have a kernel on the host that its kernelspec names, if any, by the ``service``'s keeper.
+    """Assign a kernel to the ``service``'s keeper on the host that its kernelspec names, if any.
 
-    Of several hosts it is the first.
-
-    ``left`` is the `SSHProvisioner.get_provisioner_info` of a process that was left: it is where it
-    was launched, whatever the kernelspec says by now. Raises `KernelStartFailed` for options that
-    cannot be.
+    If the kernelspec names several hosts, it is the first. ``left`` is what
+    `SSHProvisioner.get_provisioner_info` has returned for a process that an earlier server has
+    left: such a process is where it was launched, whatever the kernelspec says by now. Raises
+    `KernelStartFailed` for invalid options.
     """
     key = left.get("keeper")
     options = options_of(spec) if key is None else SSHOptions.of_key(str(key))
@@ -77,16 +76,19 @@ class RemoteProvisioner(KeeperProvisioner):
 
     @property
     def directory(self) -> str:
-        """Where kernels work there. Raises `KernelStartFailed`."""
+        """The kernel's working directory on its host. Raises `KernelStartFailed`."""
         raise NotImplementedError
 
     @property
     def root_there(self) -> str:
-        """Which directory there has the files of `root_dir`; empty for none. Raises as above."""
+        """The host's directory with the files of `root_dir`; empty for none.
+
+        Raises `KernelStartFailed`.
+        """
         raise NotImplementedError
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Have the connection file written there, and make the command, for `launch_kernel`.
+        """Have the connection file written on the host; returns the options for `launch_kernel`.
 
         Raises what `Keepers.prepare` does, and `ValueError`.
         """
@@ -103,11 +105,11 @@ class RemoteProvisioner(KeeperProvisioner):
             "signature_scheme": manager.session.signature_scheme,
             "kernel_name": manager.kernel_name,
         }
-        # The keeper chooses addresses and writes the file: which ports are free there, only it
-        # knows.
+        # The keeper chooses the addresses and writes the file: only it knows which ports are free
+        # on the host.
         file, prepared = await self.keepers.remote.prepare(self.kernel_id, info)
         self.connection_info = cast(KernelConnectionInfo, prepared)
-        # Behind `prepare`, which has made a connection: before, nothing may be known of the host.
+        # After `prepare`, which has made a connection: the host may not be known before.
         host = self.keepers.remote.host_of(self.kernel_id)
         shared = self._shared = self._shared_files(host)
         extra = kwargs.pop("extra_arguments", [])
@@ -146,7 +148,7 @@ class RemoteProvisioner(KeeperProvisioner):
     def _take(self, kept: Kept) -> None:
         self._note_enforced(kept)
         self.process = kept  # type: ignore[assignment]
-        self.pid = self.pgid = None  # no process of this machine is meant
+        self.pid = self.pgid = None  # the process is not one of this machine
         self.start_time = kept.start_time
 
     async def get_provisioner_info(self) -> dict[str, Any]:
@@ -167,8 +169,8 @@ class RemoteProvisioner(KeeperProvisioner):
                 self.kernel_id, pid, started, self.output, self.process_limits
             )
         except KeeperRefuses as error:
-            # It has another process of this kernel that runs, and would not have launched that
-            # beside this one: the server before was killed before it could store that.
+            # The keeper has another process of this kernel, which it launched only after this one
+            # had ended: the server before was killed before it could store that launch.
             if "has another process" not in error.message:
                 raise
             kept = None
@@ -178,9 +180,10 @@ class RemoteProvisioner(KeeperProvisioner):
         self._take(kept)
 
     def resolve_path(self, path: str) -> str | None:
-        """The file there that a path means in the kernel's directory, if it is seen from here.
+        """The path on the host of a file that ``path`` means in the kernel's directory.
 
-        Raises what `SharedFiles.find` does.
+        None if the file is not among those that this server shares with the host. Raises what
+        `SharedFiles.find` raises.
         """
         return None if self._shared is None else self._shared.find(path, str(self.cwd))
 
@@ -208,10 +211,11 @@ class SSHProvisioner(RemoteProvisioner):
 def environment(
     host: Host, env: Mapping[str, str], inherited: Mapping[str, str], own: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of a kernel on a host: what programs there get, and what was asked for.
+    """The environment of a kernel on a host: that of programs there, and what the request gave.
 
-    ``env`` has what was asked for among the ``inherited`` variables of this machine. Those of the
-    kernelspec, its ``own``, come last; they may refer to the others.
+    ``env`` has the variables of the request, together with those that kernels of this machine
+    inherit (``inherited``), which are left out. The kernelspec's ``own`` variables come last, and
+    may refer to the others.
     """
     asked = {name: value for name, value in env.items() if inherited.get(name) != value}
     base = {**host.env, **asked}

@@ -1,19 +1,19 @@
-"""Runs where a keeper is to run, by the Python that is there: whether that can run a keeper.
+"""The check whether the Python of a host, or of a job, can run a keeper; it runs there.
 
-This server sends the text of this file ahead of that of a program that runs there, `bootstrap` or a
-job's (`bundle.program`), so it imports nothing but the standard library.
+This server sends the text of this file ahead of the program that runs there, `bootstrap` or a job's
+(`bundle.program`), so it imports nothing but the standard library.
 """
 
 import sys
 
 MARK = "kernelkeep: "
-"""What lines begin with that are for the server."""
+"""The beginning of each line of output that is an answer to the server."""
 
 OLDEST = (3, 9)
 
 
 class Failed(Exception):
-    """The keeper cannot be had: a code for the server, and a text for people."""
+    """The keeper cannot run: ``code`` is for the server, and the text for people."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)

@@ -20,7 +20,10 @@ __all__ = ["OwnService", "Service", "service_id"]
 
 
 class Service(Protocol):
-    """The service that this server is, or is one of. Whatever asks raises `KeeperUnavailable`."""
+    """The service that this server is, alone or with other replicas.
+
+    Its methods raise `KeeperUnavailable` while its name, or the registry, cannot be read.
+    """
 
     is_alone: bool
     """Whether no other server is the same service."""
@@ -29,12 +32,10 @@ class Service(Protocol):
         """The name of the service, of 16 hexadecimal digits."""
 
     async def check_own(self, kernel_id: str) -> None:
-        """Raise `KeeperUnavailable` if this server has not, or may not have, a kernel."""
+        """Raise `KeeperUnavailable` if another server of the service has, or may have, a kernel."""
 
     async def generations(self, keeper_ids: Collection[str]) -> Mapping[str, int]:
-        """Those of these keepers that another server of the service may have, and their newest
-        generations.
-        """
+        """The newest generations of those keepers that another server of the service may have."""
 
 
 class OwnService:
@@ -59,14 +60,14 @@ class OwnService:
 
 
 def service_id(state_dir: Path) -> str:
-    """The name of this state directory among all services: the same for each server of it.
+    """The service's name, which is stored in the state directory; each server of that reads it.
 
-    Raises `KeeperUnavailable` if it can be neither read nor stored.
+    Raises `KeeperUnavailable` if the name can be neither read nor stored.
     """
     path = state_dir / "service-id"
     try:
-        # The name must not change: keepers on hosts are found by it. So it is made in one step, by
-        # whoever is first, and then only read.
+        # The name must not change: keepers on hosts are found by it. So the file appears in one
+        # step, made by the first thread or server, and is only read afterwards.
         if not path.exists():
             with contextlib.suppress(FileExistsError):  # another thread was faster
                 write_private(path, secrets.token_hex(8).encode(), anew=True)

@@ -1,4 +1,4 @@
-"""The files below the server's root directory, where a kernel's host has them, too."""
+"""Paths of the files below the server's root directory on a host that has these files as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["SharedFiles", "expanded", "shares_files"]
 class SharedFiles(NamedTuple):
     """The files below ``here``, the server's root directory: on the host they are below ``there``.
 
-    Both are absolute. ``home`` is the user's, there.
+    Both are absolute. ``home`` is the user's home on the host.
     """
 
     here: Path
@@ -21,14 +21,15 @@ class SharedFiles(NamedTuple):
     home: str
 
     def directory_there(self, directory: str) -> str:
-        """Where a directory is, there. Raises `ValueError` if it is not below the root."""
+        """The host's path of a directory. Raises `ValueError` if it is not below the root."""
         return str(self.there / Path(directory).relative_to(self.here))
 
     def find(self, path: str, directory: str) -> str | None:
-        """The path there of an existing file that ``path`` means in a kernel's ``directory`` there.
+        """The host's path of an existing file that ``path`` means in a kernel's ``directory``.
 
-        A file counts only if it lies below that directory, once links are resolved. It is looked
-        for here. Raises `OSError`, `RuntimeError` and `ValueError` for a path that cannot be.
+        ``path`` and ``directory`` are paths on the host; the file is looked for on this machine. A
+        file counts only if it lies below the directory, once links are resolved. Raises `OSError`,
+        `RuntimeError` and `ValueError` for an impossible path.
         """
         wanted = _normal(Path(directory, expanded(path, self.home)))
         try:
@@ -45,15 +46,16 @@ class SharedFiles(NamedTuple):
 
 
 def _normal(path: str | Path) -> str:
-    """An absolute path without ``..`` and needless slashes, which a kernelspec or a caller may say.
+    """An absolute path without ``..`` and needless slashes, as kernelspecs and requests may have.
 
-    Two slashes at the beginning are one, too: POSIX leaves their meaning open, and so does Python.
+    Two slashes at the beginning become one, which `os.path.normpath` does not do, as POSIX leaves
+    their meaning open.
     """
     return "/" + os.path.normpath(path).lstrip("/")
 
 
 def expanded(path: str, home: str) -> str:
-    """A path on a host whose user's home this is: relative ones begin there, as ``~/`` does."""
+    """A path on a host, with ``~`` replaced by the user's ``home`` there."""
     return str(Path(home, path[1:].lstrip("/"))) if path == "~" or path[:2] == "~/" else path
 
 

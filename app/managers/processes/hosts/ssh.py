@@ -1,6 +1,6 @@
-"""A host behind SSH: the connection to it, the keeper that is started there, and the way to that.
+"""A host behind SSH: the connection to it, the start of a keeper there, and a stream to that.
 
-Nothing of a caller's is ever in a command. The one command that is run on the host is the
+No value of a client's request is ever in a command. The one command that is run on the host is the
 interpreter with a constant program, which reads everything else from its stdin.
 """
 
@@ -39,7 +39,7 @@ CONNECT_SECONDS: Final = 10.0
 """How long a host may take to let the user in."""
 
 START_SECONDS: Final = 25.0
-"""How long it may take to have a keeper there."""
+"""How long it may take until a keeper listens on the host."""
 
 MAX_LINES: Final = 200
 """How many lines a login may print before the answer."""
@@ -62,7 +62,7 @@ class SocketRefused(HostUnusable):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """What the bootstrap tells in the end: where the keeper listens, and what `Host` has."""
+    """The last answer of the bootstrap: the path of the keeper's socket, and fields of `Host`."""
 
     socket: str
     home: str
@@ -81,7 +81,7 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class _Answer(msgspec.Struct):
-    """A line of the bootstrap's: one of these three."""
+    """An answer of the bootstrap: ``send``, ``failed`` with a text, or ``ready``."""
 
     send: bool = False
     failed: str = ""
@@ -114,8 +114,8 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
     way = Way(options.name, await asyncio.to_thread(_config_files, options))
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
-            # Own bounds of ssh's configuration (ConnectTimeout) may be longer: a start must not
-            # wait so.
+            # ssh's configuration may have a longer bound (ConnectTimeout), for which a kernel's
+            # start must not wait.
             return await way.connect(options.hosts[0], given)
     except asyncssh.HostKeyNotVerifiable as error:
         raise HostKeyRefused(
@@ -126,7 +126,8 @@ async def connect(options: SSHOptions) -> SSHClientConnection:
     except TimeoutError:
         raise HostUnreachable(f"{way.at} does not answer within {CONNECT_SECONDS:g} s") from None
     except (OSError, ValueError, OverflowError, asyncssh.Error) as error:
-        # A line of the configuration, such as a port beyond all, a key, or a file that is named.
+        # The error is of ssh's configuration: a wrong line, such as an impossible port, or a file
+        # that it names, such as a key.
         if (
             isinstance(error, ValueError | OverflowError)
             or getattr(error, "filename", None) is not None
@@ -143,9 +144,9 @@ def _config_files(options: SSHOptions) -> list[str] | None:
 
 
 async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, name: str) -> Ready:
-    """Have the keeper of this name run on the host. Raises `HostUnusable`.
+    """Have a keeper run on the host, if none does. Raises `HostUnusable`.
 
-    It is the name of a directory there: each keeper has one of its own.
+    ``name`` is that of the keeper's directory there (`place.keeper_name`).
     """
     import asyncssh
 
@@ -156,8 +157,8 @@ async def bring_keeper(connection: SSHClientConnection, options: SSHOptions, nam
             try:
                 return await _converse(process, options, name)
             finally:
-                # Not waited for, as `async with` would: a host that has gone silent closes nothing,
-                # and by then the time is up, so that nothing would bound the wait.
+                # The end is not waited for, as `async with` would do: a host that has gone silent
+                # closes nothing, and the bound may be over by now.
                 process.close()
     except TimeoutError:
         text = f"{options.name} has no keeper ready within {START_SECONDS:g} s"
@@ -197,8 +198,8 @@ async def _converse(process: Any, options: SSHOptions, name: str) -> Ready:
         if answer.failed:
             error = _ERRORS.get(answer.failed, HostUnusable)
             raise error(f"{options.name}: {answer.text}")
-        # Asked for once at the most: after it the answer is `ready` or `failed`. A host that asks
-        # on gets it again, until `MAX_LINES` or the time is up.
+        # The zip is asked for once at the most: the next answer is `ready` or `failed`. If a host
+        # asks again and again, it gets it again, until `MAX_LINES` or the time is up.
         process.stdin.write(brought.data)
     said = (await process.stderr.read(2000)).decode(errors="replace").strip()
     await process.wait()
@@ -209,8 +210,9 @@ async def _converse(process: Any, options: SSHOptions, name: str) -> Ready:
 
 
 class Stream:
-    """A stream over an SSH connection, as a transport and protocol of asyncio: what comes is read
-    by ``reader`` until there is another protocol. The connection ends with it.
+    """A stream over an SSH connection, as asyncio's transport and protocol at once.
+
+    Data that comes is fed to ``reader`` until `set_protocol`. The connection ends with the stream.
     """
 
     def __init__(self, connection: SSHClientConnection) -> None:
@@ -240,8 +242,8 @@ class Stream:
         """The other end says nothing more: that is the end."""
         return False
 
-    # Nobody is held back here, as no writer of a link waits: requests to kernels are bounded by
-    # their lines' windows, and `KeeperLink.ask` looks at the size of the buffer.
+    # No writer is paused, as no writer of a link waits: the windows of the lines bound the requests
+    # to kernels, and `KeeperLink.ask` checks the size of the buffer.
     def pause_writing(self) -> None:
         """More waits to be sent than should."""
 

@@ -1,7 +1,7 @@
-"""Which user of the system an owner's kernels run as: one of its own, for good.
+"""The user of the system that an owner's kernels run as: each owner has one of its own, for good.
 
-An id is allotted once and never again: files of its owner may be anywhere. So the list of them lies
-where the homes are, and lasts as long as these.
+A user id is allotted to one owner and never to another: files of the first owner may be anywhere.
+So the list of ids lies where the homes are, and lasts as long as these.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FILE: Final = ".owners.sqlite"
 """The list of allotted ids, in the directory of the homes. No home's name begins with a dot."""
 
 LOCK_SECONDS: Final = 5.0
-"""How long another server that allots an id is waited for."""
+"""How long a statement waits for another server that is allotting an id."""
 
 NOBODY: Final = frozenset({65534, 65535})
-"""Ids that stand for nobody, or for any user that is not known."""
+"""Ids that stand for the user ``nobody``, or for any user that is not known."""
 
 _UID_MIN: Final = re.compile(r"^\s*UID_MIN\s+([0-9]+)", re.MULTILINE)
 
 
 class Account(NamedTuple):
-    """The user that an owner's kernels run as. ``own`` is whether the service made the home."""
+    """The user that an owner's kernels run as. ``own`` says that the service makes its home."""
 
     uid: int
     gid: int
@@ -72,7 +72,7 @@ class Accounts:
         return account
 
     def is_of_system(self, owner: str) -> bool:
-        """Whether an owner has the system's account of its name."""
+        """Whether an owner's kernels run as the system's account of the owner's name."""
         try:
             return self._by_name and self._of_system(owner) is not None
         except IsolationUnavailable:
@@ -104,9 +104,9 @@ class Accounts:
                 if (found := row.fetchone()) is not None:
                     return int(found[0])
                 taken = {uid for (uid,) in connection.execute("SELECT uid FROM owner")}
-                # Within the transaction, and so behind the ids that other servers have allotted.
-                # The look-up asks the system, whose directory of users may be a slow one: others
-                # wait for `LOCK_SECONDS`.
+                # Within the transaction, so that ids which other servers have allotted are seen.
+                # `first_free` asks the system, whose directory of users may be slow: other servers
+                # wait for that, `LOCK_SECONDS` at the most.
                 uid = first_free(self._ids, taken)
                 if uid is None:
                     raise IsolationUnavailable("every id of isolation_uids is taken")
@@ -130,14 +130,14 @@ class Accounts:
             yield connection
 
 
-_making: Final = threading.Lock()  # of all threads: locks on files are the process's
+_making: Final = threading.Lock()  # for all threads: locks on files belong to the process
 
 
 def _make(path: Path) -> None:
     """Make the list if it is not there: SQLite has no mode for it, and follows links."""
-    # The end of any descriptor of a file drops all locks that this process has on it [fcntl(2)],
-    # those that SQLite has in other threads among them. So a list that is there is not opened here,
-    # and nobody finds one before its maker has closed it.
+    # If a process closes any descriptor of a file, all its locks on the file are dropped
+    # [fcntl(2)], also those that SQLite has in other threads. So a list that is there is not opened
+    # here; and with the lock `_making` no thread opens a list before its maker has closed it.
     with _making:
         if path.is_symlink():
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -149,7 +149,7 @@ def _make(path: Path) -> None:
 
 @contextlib.contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[Any]:
-    """A transaction that no other process's can overlap: both would allot the same id."""
+    """A transaction that overlaps with no other process's: otherwise both could allot one id."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -171,8 +171,8 @@ def first_free(ids: range, taken: Collection[int]) -> int | None:
 def _is_known(number: int) -> bool:
     """Whether the system has a user or a group with this id."""
     for look_up in (pwd.getpwuid, grp.getgrgid):
-        # The system may give an id to a user of its own later, of which nobody tells this service.
-        # So `isolation_uids` is to be a range that the system gives to nobody.
+        # The system may give an id to a new user later, and this service is not told. So
+        # `isolation_uids` has to be a range from which the system gives no ids.
         with contextlib.suppress(KeyError):
             look_up(number)
             return True
@@ -180,7 +180,7 @@ def _is_known(number: int) -> bool:
 
 
 def least_uid(login_defs: Path) -> int:
-    """The least id of a person's account: those below are of the system's services."""
+    """The least user id of a person's account (UID_MIN): lower ids are of system services."""
     try:
         match = _UID_MIN.search(login_defs.read_text(errors="replace"))
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether this machine has what an isolation takes, asked before anything is started."""
+"""Checks, before any kernel is started, whether this machine has what the isolation needs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ __all__ = [
 ]
 
 TRY_SECONDS: Final = 10.0
-"""How long a sandbox may take in which nothing is done."""
+"""How long a sandbox in which `true` is run may take."""
 
 _CAPABILITIES: Final = {"CHOWN": 0, "DAC_OVERRIDE": 1, "KILL": 5, "SETGID": 6, "SETUID": 7}
-"""What root needs to run kernels as others, and their numbers [capabilities(7)]."""
+"""The capabilities that root needs to run kernels as other users, and their numbers
+[capabilities(7)]."""
 
 
 class CannotIsolate(Exception):
-    """The isolation that an option asks for is not to be had here; the text says why."""
+    """The isolation that an option asks for is not possible here; the text says why."""
 
 
 def check_isolation(settings: Settings) -> None:
@@ -129,7 +130,7 @@ def new_sandbox(settings: Settings) -> Sandbox:
 
 
 def _try(sandbox: Sandbox, home: Path) -> None:
-    """Run a program in a sandbox, so that what forbids it is known before the first kernel."""
+    """Run a program in a sandbox, so that an error is known before the first kernel is started."""
     command = sandbox.with_options(sandbox.arguments(home, str(home), {}, None), ["true"])
     try:
         done = subprocess.run(
@@ -150,7 +151,10 @@ def missing_capabilities(status: str) -> list[str]:
 
 
 def not_mapped(map_text: str, ids: range) -> bool:
-    """Whether any of these ids is none by the text of /proc/PID/uid_map [user_namespaces(7)]."""
+    """Whether any of these ids does not exist in a user namespace, by the text of its uid_map.
+
+    [user_namespaces(7)]
+    """
     wanted = len(ids)
     for line in map_text.splitlines():
         first, _, count = map(int, line.split())
@@ -165,8 +169,8 @@ def _check_directory(directory: Path, *, open_to_others: bool) -> None:
     try:
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
         status = directory.stat()
-        # Whoever can rename a directory above could put another in its place, with homes and
-        # sockets. The sticky bit, as in /tmp, keeps others from that [rename(2)].
+        # A user who can rename a directory above could put another in its place, with homes and
+        # sockets. The sticky bit, as in /tmp, prevents that [rename(2)].
         above = [(path, path.stat()) for path in directory.parents]
     except OSError as error:
         raise CannotIsolate(f"--isolation-dir: {error.strerror}: {directory}") from None

@@ -1,4 +1,4 @@
-"""One kernel that is kept apart from those of other owners, whichever way."""
+"""How one kernel is kept apart from those of other owners: what all kinds of isolation share."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .places import KernelPlace
 __all__ = ["Confinement", "Launch", "kernels_exit_code"]
 
 _SIGNALLED: Final = 128
-"""bwrap exits with so much more than the number of the signal that has killed the kernel."""
+"""bwrap's exit code is this plus the number of the signal that has killed the kernel."""
 
 
 class Launch(NamedTuple):
-    """What the keeper is asked to launch; ``fields`` are further ones of the request."""
+    """The process that the keeper is to launch; ``fields`` are further fields of the request."""
 
     command: list[str]
     env: dict[str, str]
@@ -43,19 +43,19 @@ class Confinement(ABC):
 
     @abstractmethod
     def environment(self, env: Mapping[str, str], server: Mapping[str, str]) -> dict[str, str]:
-        """The kernel's environment in place of ``env``; ``server`` is the server's. Pure."""
+        """The kernel's environment, made from ``env`` and the ``server``'s environment. Pure."""
 
     @abstractmethod
     def hand_over(self) -> None:
-        """The connection file is written: the kernel, and no other, can read it from now on."""
+        """Let the kernel, and no other, read its connection file, which was just written."""
 
     @abstractmethod
     def launch(
         self, command: Sequence[str], env: Mapping[str, str], cwd: str, resources: str
     ) -> Launch:
-        """What is to be launched for a kernel with this command, environment and directory.
+        """The process to launch for a kernel with this command, environment and directory.
 
-        ``resources`` is its kernelspec's directory; empty if it has none. Raises
+        ``resources`` is the kernelspec's directory; empty if it has none. Raises
         `IsolationUnavailable`.
         """
 
@@ -70,9 +70,10 @@ class Confinement(ABC):
 
 
 def kernels_exit_code(kind: str, code: int) -> int:
-    """The exit code of a kernel that was isolated in this way, of that of the keeper's process.
+    """The exit code of a kernel that was isolated in this way (``kind``).
 
-    Either is minus the number of a signal.
+    ``code`` is that of the process which the keeper has launched. Both are negative for a process
+    that was killed: minus the number of the signal.
     """
     if kind == "bubblewrap" and _SIGNALLED < code <= _SIGNALLED + 64:
         return _SIGNALLED - code

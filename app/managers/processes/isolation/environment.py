@@ -21,16 +21,17 @@ _PLACES: Final = (
 def own_environment(
     env: Mapping[str, str], server: Mapping[str, str], *, home: Path, name: str
 ) -> dict[str, str]:
-    """The environment for a kernel of another user: its own home, and no place of the service's.
+    """The environment for a kernel of another user, with that user's home and ``name``.
 
-    A place that a client has set stays, unless it is the service's.
+    Variables that lead to places of the service's user (`_PLACES`) are removed; a place that a
+    client has set stays.
     """
     is_place = matcher(_PLACES)
     own = {
         variable: value
         for variable, value in env.items()
-        # A variable that has the server's value has come from there: what a client sets to the same
-        # value cannot be told from it, and is of no use to another user anyhow.
+        # A variable with the server's value counts as inherited. One that a client has set to the
+        # same value cannot be told from it, and is of no use to another user anyhow.
         if server.get(variable) != value or not is_place(variable)
     }
     return {**own, "HOME": str(home), "USER": name, "LOGNAME": name}

@@ -1,11 +1,11 @@
-"""The rights by which the service itself reads and writes an owner's files, in its place.
+"""The rights with which the service itself reads and writes an owner's files.
 
-An owner's kernels can put a link in the place of a directory between the service's look at a path
-and its use of it. So the service has, for that long, no more rights than these kernels have: what a
-link leads to is nothing that they could not open themselves. The system checks that at each call.
+Between the service's check of a path and its use, an owner's kernels can replace a directory by a
+link. So the service has meanwhile no more rights than these kernels have: it can follow a link only
+to files that they could open themselves. The system checks that at each call.
 
-Both ways are about one thread alone, which cannot, or need not, get its rights back: each work has
-a thread of its own (`with_rights`).
+Both kinds of rights hold for one thread alone, which cannot, or need not, get its own back: so each
+piece of work has a thread of its own (`with_rights`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ __all__ = ["FileRights", "OfUser", "Within", "has_landlock", "has_user_rights", 
 T = TypeVar("T")
 
 SETGROUPS: Final = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
-"""The number of setgroups(2), by machine. The function of the C library is about all threads."""
+"""The number of the system call setgroups(2), by machine. It is called by its number because the
+function of the C library changes the groups of all threads."""
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every machine
 _VERSION: Final = 1  # LANDLOCK_CREATE_RULESET_VERSION
@@ -37,7 +38,7 @@ _PATH_BENEATH: Final = 1  # LANDLOCK_RULE_PATH_BENEATH
 _NO_NEW_PRIVS: Final = 38  # PR_SET_NO_NEW_PRIVS
 
 _OLDEST: Final = 2
-"""The version of Landlock that knows of files that are moved to another directory: Linux 5.19."""
+"""The least usable version of Landlock (Linux 5.19): it checks moves between directories, too."""
 
 _EVERYTHING: Final = 2**14 - 1  # what version 2 knows of [landlock(7)]
 _TRUNCATE: Final = 2**14  # since version 3
@@ -52,20 +53,20 @@ class FileRights:
         """Have this thread work with these rights from now on. Raises `OSError`."""
 
     def lifted(self) -> AbstractContextManager[None]:
-        """Work with the service's own files meanwhile, whose paths no owner can change."""
+        """A block with the service's own rights, for files whose paths no owner can change."""
         return nullcontext()
 
     def also(self, directory: Path) -> FileRights:
-        """These rights, and those to a directory of the service's own."""
+        """These rights together with those to a directory of the service."""
         del directory
         return self
 
 
 @dataclass(frozen=True)
 class OfUser(FileRights):
-    """The rights of a user of the system, who is in no other groups; takes root.
+    """The rights of a user of the system, without further groups. The service has to be root.
 
-    New files are that user's.
+    New files belong to that user.
     """
 
     uid: int
@@ -76,7 +77,7 @@ class OfUser(FileRights):
         libc = _libc()
         _checked(libc.syscall(_number(SETGROUPS[platform.machine()]), _number(0), None))
         _set_id(libc.setfsgid, self.gid)
-        # The last: from here on the thread has none of root's capabilities for files, either
+        # The user comes last: with it the thread loses root's capabilities for files, too
         # [capabilities(7)].
         _set_id(libc.setfsuid, self.uid)
 
@@ -138,7 +139,10 @@ def _allow(rules: int, path: Path, allowed: int) -> None:
 
 
 def with_rights(rights: FileRights, work: Callable[[], T]) -> T:
-    """Do ``work`` with these rights, and wait for it. Raises what it raises, and `OSError`."""
+    """Run ``work`` with these rights, and return its result; blocks.
+
+    Raises what ``work`` raises, and `OSError` if the rights cannot be taken.
+    """
     if type(rights) is FileRights:
         return work()
     outcome: Future[T] = Future()
@@ -185,9 +189,12 @@ def _number(value: int) -> ctypes.c_long:
 
 
 def _set_id(function: Callable[[ctypes.c_uint], int], number: int) -> None:
-    """Set an id that setfsuid(2) or setfsgid(2) sets, which do not tell whether they have."""
+    """Set an id by setfsuid(2) or setfsgid(2), and check it: the calls report no failure.
+
+    Raises `PermissionError` if the id was not set.
+    """
     function(ctypes.c_uint(number))
-    # -1 is no id: the call changes nothing, and returns the one that is set.
+    # -1 is no valid id: the call changes nothing, and returns the present id.
     if function(ctypes.c_uint(2**32 - 1)) & 0xFFFFFFFF != number:
         raise PermissionError(1, "The thread cannot have the file system rights of the owner")
 

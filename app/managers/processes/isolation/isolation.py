@@ -1,4 +1,4 @@
-"""How a server keeps the kernels of its owners apart: the shell around the rest of this room."""
+"""How a server keeps the kernels of its owners apart; the other modules here do the parts."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ class Isolation:
 
     @property
     def own(self) -> list[Path]:
-        """Directories that were made for this run of the server, and go with it."""
+        """Directories that were made for this run of the server, and are removed at its end."""
         return []
 
     async def root(self, owner: str) -> Path:
-        """The directory that the paths of an owner's kernels are relative to, which is there.
+        """The directory to which the paths of an owner's kernels are relative; made if need be.
 
         Raises `IsolationUnavailable`.
         """
@@ -74,7 +74,7 @@ class Isolation:
     def files(self, owner: str) -> OwnersFiles:
         """The directory of an owner's files, made if need be, and the rights to them. Blocks.
 
-        For `files_by_owner` alone. Raises `IsolationUnavailable`.
+        Call it only with the option `files_by_owner`. Raises `IsolationUnavailable`.
         """
         return OwnersFiles(self._root(owner), FileRights())
 
@@ -99,25 +99,25 @@ class Isolation:
         home = self._place(owner)
         make_own_home(home)
         if home.stat().st_mode & 0o077:
-            # It was there before there were owners, and with it files that are not this owner's.
+            # The directory may be older than the option, and have files of others.
             raise IsolationUnavailable(
                 f"{home} is open to other users: if it is this owner's alone, chmod 700 {home}"
             )
         return home
 
     def confine(self, owner: str, kernel_id: str) -> Confinement | None:
-        """How a kernel of this owner is kept apart; None if it is not."""
+        """The confinement of a kernel of this owner; None without isolation."""
         del owner, kernel_id
         return None
 
     def remove_leftovers(self, known: Collection[str], oldest: float = math.inf) -> None:
-        """Remove the directories of kernels that are not among these. Blocks.
+        """Remove the directories of kernels whose ids are not ``known``. Blocks.
 
-        Those that have changed since ``oldest``, in seconds since the epoch, are left alone.
+        Directories that have changed since ``oldest``, in seconds since the epoch, stay.
         """
 
     def close(self) -> None:
-        """Remove what is not for the next server. Blocks."""
+        """Remove the directories that are not for the next server (`own`). Blocks."""
 
 
 class _WithHomes(Isolation):
@@ -142,8 +142,8 @@ class _WithHomes(Isolation):
 
     async def root(self, owner: str) -> Path:
         """As `Isolation.root`: the owner's home."""
-        # Starts of one owner may be in there at the same time: each step bears that another is
-        # faster.
+        # Several kernels of one owner may be started at the same time: each step of `_root` works
+        # if another thread has done it just before.
         return await asyncio.to_thread(self._root, owner)
 
     def _place(self, owner: str) -> Path:
@@ -158,8 +158,8 @@ class _WithHomes(Isolation):
         wanted = {KernelPlace(self._kernels, kernel_id).directory for kernel_id in known}
         for directory in {*self._kernels.iterdir()} - wanted:
             with contextlib.suppress(FileNotFoundError):
-                # Other replicas make directories meanwhile, for kernels of which nothing is known
-                # here yet.
+                # Other replicas may make directories meanwhile, for kernels that are not known here
+                # yet.
                 if directory.stat().st_mtime <= oldest:
                     shutil.rmtree(directory, ignore_errors=True)
 
@@ -207,8 +207,9 @@ class SandboxIsolation(_WithHomes):
     def __init__(self, settings: Settings, run: Path) -> None:
         super().__init__(settings, run, 0o700)
         self._sandbox = new_sandbox(settings)
-        # What Python imports, and packages read, when it is first needed. Where owners' files are
-        # below such a directory, it is left out.
+        # The thread that works with an owner's files has to read Python's modules and packages,
+        # which are imported when they are first needed. A directory above owners' files is left
+        # out.
         hidden = [self._homes, settings.state_dir, settings.root_dir]
         self._modules = tuple(
             Path(path)

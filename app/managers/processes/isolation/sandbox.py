@@ -1,15 +1,15 @@
 """A kernel in a sandbox of bubblewrap's: namespaces of its own, with few files in them.
 
-bwrap runs outside of the sandbox and waits for it. Its own environment is empty, and what it is to
-do comes to it by a descriptor: a variable of a kernel's that has a loader run code (``LD_PRELOAD``)
-counts inside only, and none shows in a command line.
+bwrap runs outside of the sandbox and waits for it. Its own environment is empty, and its options
+come to it by a descriptor. So a variable of a kernel by which a loader runs code (``LD_PRELOAD``)
+has an effect inside only, and no variable shows in a command line.
 
-All of them, bwrap, the sandbox's first process and the kernel, are one process group, and a signal
-is for all. bwrap ignores those by which kernels are interrupted and terminated, and the kernel has
-them at their defaults again. The first process gets none but SIGKILL [pid_namespaces(7)], and that
-ends whatever there is in the sandbox. bwrap's ``--die-with-parent`` would end the kernel with the
-keeper. ``--new-session`` would keep signals from the kernel; it has no terminal anyway, as the
-keeper makes a session for each kernel.
+bwrap, the sandbox's first process and the kernel are one process group, and each signal goes to all
+three. bwrap ignores the signals that interrupt and terminate kernels, and the kernel has them at
+their defaults again. The first process gets no signal but SIGKILL [pid_namespaces(7)], which ends
+all processes in the sandbox. bwrap's ``--die-with-parent`` is not used, as it would end the kernel
+with the keeper. Nor is ``--new-session``, which would keep signals from the kernel; the kernel has
+no terminal anyway, as the keeper makes a session for each.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ SYSTEM: Final = (
     *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt"),
     "/sys/devices/system/cpu",  # by which libraries find how many threads are of use
 )
-"""What every kernel may read, as far as it is there."""
+"""The paths that every kernel may read, as far as they exist."""
 
 _SIGNALS: Final = ("INT", "TERM")
-"""What kernels are interrupted and terminated by."""
+"""The signals by which kernels are interrupted and terminated."""
 
 _NAMESPACES: Final = ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts")
 
 
 class Sandbox(NamedTuple):
-    """What is the same for all kernels of a server. ``bwrap`` and ``env`` are programs.
+    """The part of a sandbox that is the same for all kernels of a server.
 
-    ``readable`` is what kernels may read, as far as it is there, but for ``hidden``: files and
-    directories. With ``network`` they have the machine's.
+    ``bwrap`` and ``env`` are the paths of programs. ``readable`` has the files and directories that
+    kernels may read, as far as they exist, except those below ``hidden``. With ``network`` kernels
+    have the machine's network.
     """
 
     bwrap: str
@@ -57,16 +58,17 @@ class Sandbox(NamedTuple):
     def arguments(
         self, home: Path, cwd: str, env: Mapping[str, str], place: KernelPlace | None
     ) -> list[str]:
-        """The options of bwrap for one kernel, or for none. Looks at what is hidden.
+        """The options of bwrap for one kernel, or for a trial without one (``place`` is None).
 
-        Of two options that are about the same path, the later counts.
+        Reads the disk, to see which hidden paths exist. Of two options for one path the later
+        counts.
         """
         options = [*_NAMESPACES, "--unshare-cgroup-try", "--cap-drop", "ALL"]
         options += [] if self.network else ["--unshare-net"]
-        # The shortest first: a bind of what lies above would cover what was bound below it.
+        # The shortest paths first: a later bind of a directory would cover binds below it.
         for path in sorted(self.readable, key=lambda path: len(path.parts)):
             options += ["--ro-bind-try", str(path), str(path)]
-        # Behind what is readable, so that this counts; a file is hidden by an empty one.
+        # After the readable paths, so that these options count. A file is hidden by an empty one.
         for path in self._seen():
             if path.is_dir():
                 options += ["--tmpfs", str(path)]
@@ -83,7 +85,10 @@ class Sandbox(NamedTuple):
         return options
 
     def _seen(self) -> list[Path]:
-        """Where what is hidden would be seen; a directory that is readable may be a link."""
+        """The paths in the sandbox at which hidden files would be seen.
+
+        A readable directory may be a link: a hidden path is seen below the link, too.
+        """
         seen = set()
         for readable in self.readable:
             for real in {readable, readable.resolve()}:
@@ -97,7 +102,7 @@ class Sandbox(NamedTuple):
         return self.with_options(["--args", ARGUMENTS], command)
 
     def with_options(self, options: Sequence[str], command: Sequence[str]) -> list[str]:
-        """The same with these options of bwrap."""
+        """As `command`, with these options of bwrap in the command line."""
         ignoring = [f"--ignore-signal={name}" for name in _SIGNALS]
         heeding = [f"--default-signal={name}" for name in _SIGNALS]
         inside = [self.env, *heeding, *command]

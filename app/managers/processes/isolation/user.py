@@ -1,4 +1,4 @@
-"""A kernel that runs as a user of its owner's own."""
+"""A kernel that runs as a user of the system, which its owner has alone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _LINKS: Final = 40  # that are followed on one path, as Linux does
 
 
 class AsUser(Confinement):
-    """A kernel whose process is its owner's user's.
+    """A kernel whose process runs as its owner's user.
 
-    ``find`` finds the account; it may block, and raises `IsolationUnavailable`.
+    ``find`` returns the owner's account; it may block, and raises `IsolationUnavailable`.
     """
 
     kind = "user"
@@ -44,10 +44,10 @@ class AsUser(Confinement):
 
     def prepare(self) -> None:
         """As `Confinement.prepare`."""
-        # Anew for each launch: the system's account of that name may be another by now.
+        # Looked up for each launch: the system's account of that name may be another by now.
         account = self._account = self._find()
         make_home(account)
-        # Nobody else can write where these are made, so nothing is put in their place meanwhile.
+        # No other user can write where these directories are made, or put links in their place.
         for directory, mode in ((self.place.directory, 0o711), (self.place.sockets, 0o700)):
             directory.mkdir(mode=mode, exist_ok=True)
             directory.chmod(mode)  # whatever the umask is
@@ -60,15 +60,15 @@ class AsUser(Confinement):
     def hand_over(self) -> None:
         """As `Confinement.hand_over`."""
         self.place.connection_file.chmod(0o600)  # kernels add to what is in there
-        # Behind `chmod`: no moment comes in which the file is the user's and others can read it.
-        # The directory is the service's, so nobody has put a link in the file's place.
+        # After `chmod`: there is no moment in which the file is the user's and others can read it.
+        # The directory is the service's, so no other user has put a link in the file's place.
         os.chown(self.place.connection_file, self.account.uid, self.account.gid)
 
     def launch(
         self, command: Sequence[str], env: Mapping[str, str], cwd: str, resources: str
     ) -> Launch:
         """As `Confinement.launch`."""
-        del resources  # what the user may read of them it can
+        del resources  # the system decides which of them the user can read
         account = self.account
         # As `Isolation.root` has it: the keeper looks for ``cwd`` below this, word for word.
         home = str(account.home.resolve())

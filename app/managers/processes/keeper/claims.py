@@ -1,7 +1,7 @@
-"""What a keeper tells is looked at before it is believed: whose kernel, and which numbers.
+"""Checks of a keeper's answers before they are believed: which kernel, and which numbers.
 
-A keeper on another host runs where others may have had their hands on it. What it tells of its own
-kernels is theirs. Of another's it can tell nothing, and nothing that it tells breaks this server.
+A keeper on another host may have been tampered with there. It can then lie about its own kernels,
+but not about those of other keepers, and no answer of it may break this server.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .kept import Kept
 __all__ = ["MAX_NUMBER", "check_bell", "check_exit", "heard_of", "kept_of"]
 
 MAX_NUMBER: Final = 2**48
-"""No log comes near."""
+"""The greatest number of a message: no log comes near."""
 
 MAX_HANDLE: Final = 2**32 - 1
 MAX_TEXT: Final = 256
 MAX_CODE: Final = 2**32
-"""No exit status comes near: on Windows they are unsigned, of 32 bits."""
+"""The greatest exit status: on Windows they are unsigned, of 32 bits."""
 
 
 class _Exit(msgspec.Struct):
@@ -34,9 +34,10 @@ class _Exit(msgspec.Struct):
 
 
 def heard_of(answer: Any, kernel_id: str, known: tuple[int, int] = (1, 0)) -> Heard:
-    """What a keeper tells of this kernel that it hears; its log was ``known`` when it was asked.
+    """A keeper's answer about a kernel that it is to hear, checked.
 
-    Raises `Garbled`.
+    ``known`` is the place in the kernel's log that was known when the keeper was asked. Raises
+    `Garbled` if the answer is of another kernel, or the log cannot be as it says.
     """
     try:
         heard = msgspec.convert(answer, Heard)
@@ -53,9 +54,9 @@ def heard_of(answer: Any, kernel_id: str, known: tuple[int, int] = (1, 0)) -> He
 
 
 def check_bell(bell: Bell, kernel_id: str, known: tuple[int, int]) -> None:
-    """Raise `Garbled` for a log that cannot be, as it was ``known`` to go so far."""
-    # A log never goes back, and begins where it ends at the latest. Numbers that no log comes near
-    # would make a gap that no log ever closes.
+    """Raise `Garbled` for a bell that cannot be true of a log that was ``known`` to go so far."""
+    # The end of a log never goes back, and its beginning is never behind its end. Numbers that no
+    # log reaches would make a gap that no record ever closes.
     numbers = (*bell.first, *bell.end, *bell.tip, bell.taken)
     if not (
         known[0] <= bell.end[0]
@@ -69,7 +70,7 @@ def check_bell(bell: Bell, kernel_id: str, known: tuple[int, int]) -> None:
 
 
 def kept_of(answer: Any, kernel_id: str) -> Kept:
-    """What a keeper tells of this kernel's process. Raises `Garbled`."""
+    """A keeper's answer about this kernel's process, checked. Raises `Garbled`."""
     try:
         kept = msgspec.convert(answer, Kept)
     except msgspec.ValidationError as error:
@@ -80,7 +81,7 @@ def kept_of(answer: Any, kernel_id: str) -> Kept:
 
 
 def check_exit(event: Fields) -> None:
-    """Raise `Garbled` for the end of a process that cannot be."""
+    """Raise `Garbled` for an event ``exited`` without the right fields, or with a strange code."""
     try:
         code = msgspec.convert(event, _Exit).code
     except msgspec.ValidationError as error:

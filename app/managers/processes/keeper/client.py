@@ -4,10 +4,10 @@ The keeper (`app.keeper`) is the parent of local kernels, and hears all kernels.
 server, to keep them or to end them, and ends by itself. If it dies, its kernels live on: another is
 started at once and watches them by their pids; only how they end is then known no more.
 
-Whatever it is asked may go unanswered: it may hang, be killed, or be killed just before it says
-what it has done. *That* a process has ended the server therefore sees by itself, and
-waits for the keeper only to be told *how*. It signals by itself where the keeper does not. What may
-have been launched without the answer arriving is ended, by this keeper or the next.
+Any request may go unanswered: the keeper may hang, be killed, or be killed just before it answers.
+So the server sees by itself *that* a process has ended, and waits for the keeper only to be told
+*how*. It signals a process by itself if the keeper does not. A process that may have been launched
+although no answer came is ended, by this keeper or the next.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Keeper"]
 logger = logging.getLogger(__name__)
 
 QUICK_SECONDS: Final = 2.0
-"""How long the keeper may take for what can be had without it."""
+"""How long the keeper may take for an answer that the server can do without."""
 
 KILL_SECONDS: Final = 5.0
 """How long a process that was killed may take to be gone."""
@@ -55,11 +55,11 @@ KILL_SECONDS: Final = 5.0
 class Keeper:
     """The server's connection to one keeper of its state directory, made when first needed.
 
-    Make it inside a running event loop, and `close` it there. Whatever asks the keeper raises
+    Make it inside a running event loop, and `close` it there. Methods that ask the keeper raise
     `KeeperUnavailable` if there is none and none can be started. ``on_lost`` are called when the
-    keeper has gone. ``on_empty`` is called when a kernel is gone and no other is left, and
-    ``on_gone`` when there is no keeper at ``place`` any more, nor will be. ``on_fenced`` is called
-    with the id of a kernel that another replica has.
+    connection has ended, ``on_empty`` when a kernel is gone and no other is left, and ``on_gone``
+    when there is no keeper at ``place`` any more, nor will be. ``on_fenced`` is called with the id
+    of a kernel that another replica has.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Keeper:
         await self._connection.linked()
 
     def connect_soon(self) -> None:
-        """Connect to the keeper as soon as can be, and try until that is done."""
+        """Begin to connect to the keeper, and try again until there is a connection."""
         self._connection.recover_soon()
 
     def bound_logs(self, total: int) -> None:
-        """Have the logs of all kernels of this keeper take so many bytes at most."""
+        """Have the logs of all kernels of this keeper take ``total`` bytes together at most."""
         if self._options["log_total_bytes"] != total:
             self._options["log_total_bytes"] = total
             if (link := self._connection.open_link) is not None:
@@ -123,7 +123,7 @@ class Keeper:
         limits: ProcessLimits = NO_LIMITS,
         **further: Any,
     ) -> Kept:
-        """Start a kernel's process, the leader of a session; what it writes goes to ``output``.
+        """Start a kernel's process, which leads a session and writes to the file ``output``.
 
         A process that had this id and has ended is replaced. ``further`` are fields of the request
         that the keeper must not ignore (`CAN`). Raises `OSError` or `ValueError` when there is
@@ -134,9 +134,9 @@ class Keeper:
             raise ValueError("there is no command to execute")
         fields = {"command": list(command), "env": dict(env), "cwd": cwd, "output": str(output)}
         fields |= further
-        # Another keeper may be asked, while the one before has launched the process. Each attempt
-        # has a name of its own: what the first has led to is ended when the next is greeted, before
-        # that launches anything.
+        # The second attempt may go to another keeper, after the first keeper has launched the
+        # process. Each attempt has a name of its own: the process of the first attempt is ended
+        # while the next keeper is greeted, before that one launches anything.
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._launch(kernel_id, fields, limits)
@@ -155,8 +155,8 @@ class Keeper:
         except (OSError, ValueError, KeeperRefuses):
             raise
         except BaseException:
-            # No answer, or none that makes sense, or the caller was cancelled. It may have been
-            # launched, or will be. Whoever asks again does so behind this.
+            # No answer came, or a senseless one, or the caller was cancelled: the process may have
+            # been launched, or will be. The keeper reads a later launch after this errand.
             self._errands.end(kernel_id, launch=launch)
             raise
         self._processes.note(kept, anew=True, limits=limits)
@@ -165,8 +165,8 @@ class Keeper:
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
         """Start a process that is no kernel; returns its id and its start time.
 
-        It is the keeper's child, and so are its descendants when their parents end. Raises
-        `OSError` when there is nothing to execute.
+        The process is the keeper's child, and so are its descendants when their parents end. Raises
+        `OSError` if the command cannot be executed.
         """
         answer, _ = await self._connection.ask("run", command=list(command), env=dict(env))
         return answer["pid"], answer["start_time"]
@@ -179,21 +179,20 @@ class Keeper:
         output: Path,
         limits: ProcessLimits = NO_LIMITS,
     ) -> Kept | None:
-        """Have the keeper watch a process that runs already; None if it is gone.
+        """Have the keeper watch a process that runs already; None if the process is gone.
 
-        Does nothing if it does so already. How it ends will not be known if it is not the
-        keeper's child.
+        Does nothing if the keeper watches it already. If the process is not the keeper's child,
+        its exit code will not be known.
         """
         fields: Fields = {"pid": pid, "start_time": start_time, "output": str(output)}
         fields["limits"] = msgspec.to_builtins(limits)
         answer, _ = await self._connection.ask("adopt", kernel_id=kernel_id, **fields)
         if answer is None:
-            # Read behind the answer: a keeper that was greeted while this waited may have told of
-            # the end.
+            # Read after the answer: a keeper that was greeted while this waited may have told of
+            # the end. If a keeper that was replaced knew the exit code, it is here.
             watched = self._processes.get(kernel_id)
             if watched is None or watched.pid != pid or not watched.exited.done():
                 return None
-            # A keeper that was replaced knew how it ended.
             return Kept(kernel_id, pid, start_time, watched.exited.result(), watched.output)
         kept = kept_of(answer, kernel_id)
         self._processes.note(kept, limits=limits)
@@ -206,11 +205,11 @@ class Keeper:
     ) -> Heard:
         """Have the keeper open a kernel's log, and sockets to its process if there is ``info``.
 
-        Raises `KernelUnreachable` where that is refused.
+        Raises `KernelUnreachable` if the keeper refuses.
         """
         heard = await self._lines.hear(line, directory, info, anew=anew)
-        # The log that is to be removed was another kernel's, with the same id. The keeper removes
-        # that first: it was told so before it was asked to hear this one.
+        # If a log is still to be removed, it was that of an earlier kernel with this id. The keeper
+        # removes it first: it was told so before it was asked to hear this kernel.
         self._errands.keep(line.kernel_id)
         return heard
 
@@ -223,27 +222,27 @@ class Keeper:
         self._lines.say(line, message, owner, flags)
 
     async def settle(self, kernel_id: str) -> bool:
-        """Have what has arrived from a kernel in its log; whether there was anything."""
+        """As `Hearer.settle`: returns whether there was any message, or may be more."""
         return bool(await self._ask("settle", kernel_id))
 
     async def stdin_connected(self, kernel_id: str) -> bool:
-        """Whether a kernel's input requests can arrive."""
+        """Whether the keeper's stdin socket to a kernel is connected."""
         return bool(await self._ask("stdin", kernel_id))
 
     def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
-        """The kernel is taken for ready; its log has this share."""
+        """Tell the keeper that the kernel counts as ready, and in which share its log is."""
         self._connection.tell({"ask": "open", "kernel_id": kernel_id, "share": share})
 
     async def disconnect(self, kernel_id: str) -> None:
-        """The kernel's process has ended."""
+        """Have the keeper close its sockets to a kernel whose process has ended."""
         await self._ask("disconnect", kernel_id)
 
     def renew(self, kernel_id: str) -> None:
-        """The newest file of a log cannot be read: it is to go on in another."""
+        """Have a log go on in a new segment, as its newest one cannot be read."""
         self._connection.tell({"ask": "renew", "kernel_id": kernel_id})
 
     def drop(self, kernel_id: str) -> None:
-        """The kernel is gone, and its log goes with it: now, or when there is a keeper again."""
+        """Have the log of a kernel that is gone removed: now, or when there is a keeper again."""
         line = self._lines.pop(kernel_id)
         self._heard.discard(kernel_id)
         which = {} if line is None else {"directory": str(line.directory)}
@@ -284,18 +283,18 @@ class Keeper:
         return True
 
     async def signal(self, kernel_id: str, number: int) -> None:
-        """Send a signal to the kernel's process group, by ourselves if the keeper does not.
+        """Send a signal to the kernel's process group, without the keeper if it does not answer.
 
-        Raises `ProcessLookupError` when it has ended. Bounded by `QUICK_SECONDS`.
+        Raises `ProcessLookupError` if the process has ended. Bounded by `QUICK_SECONDS`.
         """
         watched = self._processes.get(kernel_id)
         fields: Fields = {"kernel_id": kernel_id, "number": int(number)}
         if watched is None:
             await self._connection.ask("signal", **fields)
             return
-        # Not `linked`: a signal is not to wait for a keeper that has to be started first. And asked
-        # once: the process may have ended, and another have come, by the time that a second keeper
-        # is asked.
+        # Not `linked`: a signal must not wait for a keeper that has to be started first. The keeper
+        # is asked once only: by the time that another keeper is asked, the kernel may have another
+        # process.
         if self._connection.link is not None:
             try:
                 await self._connection.link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
@@ -305,8 +304,8 @@ class Keeper:
             except (KeeperUnavailable, OSError) as error:
                 log = about(logger, kernel_id=kernel_id)
                 log.warning("kernel %s is signalled without its keeper: %s", kernel_id, error)
-        # Of the process that there was when this began: if the kernel has another by now, this one
-        # has ended, and `ProcessLookupError` says so. No other process can have its number.
+        # `watched` is the process that the kernel had when this began: if the kernel has another by
+        # now, this raises `ProcessLookupError`, and no other process is signalled.
         watched.signal(number)
 
     async def usage(self, kernel_id: str) -> ProcessUsage | None:
@@ -337,9 +336,9 @@ class Keeper:
             return await asyncio.to_thread(watched.tail) if watched is not None else ""
 
     async def forget(self, kernel_id: str, pid: int | None = None) -> None:
-        """Drop what is known of a kernel, and end its process if that still runs.
+        """Forget a kernel's process, and end it if it still runs.
 
-        Or of its process ``pid``, which the keeper may know of although its answer did not arrive.
+        With ``pid`` only that process, which the keeper may have although its answer did not come.
         Returns at once, and raises nothing: a keeper that cannot be told now is told later.
         """
         pid = self._processes.forget(kernel_id, pid)
@@ -347,7 +346,7 @@ class Keeper:
             self._errands.end(kernel_id, pid=pid)
 
     async def end(self, kernel_id: str) -> None:
-        """Kill what the keeper has of a kernel, if anything, and forget it.
+        """Kill the process that the keeper has of a kernel, if it has one, and forget it.
 
         Raises `KeeperUnavailable`. Bounded by the time that a kill takes.
         """
@@ -373,13 +372,12 @@ class Keeper:
             self.on_empty()
 
     def take_from(self, other: Keeper, found: Sequence[Kept]) -> asyncio.Task[None]:
-        """Have all kernels of another keeper, which is gone, and the processes that were ``found``.
+        """Take all kernels of another keeper, which is gone, and the processes that were ``found``.
 
         They are this keeper's at once. The task is done when the keeper knows the processes and
-        hears the kernels; it raises `KeeperUnavailable`, and the next connection makes up for that.
+        hears the kernels; if it raises `KeeperUnavailable`, the next connection tells the keeper.
         """
-        # Nothing is awaited in here: whoever asks for a kernel finds it at one keeper or at the
-        # other.
+        # Nothing is awaited here: a kernel is found at one keeper or at the other, at any time.
         self._errands.take_from(other._errands, self._lines)
         for kept in found:
             is_known = other._processes.get(kept.kernel_id) is not None
@@ -392,8 +390,8 @@ class Keeper:
 
     async def _take(self, taken: Sequence[WatchedProcess]) -> None:
         link = await self._connection.linked()
-        # A link that is made only now tells all this in its greeting, and so does the one after it
-        # if it ends meanwhile. What the keeper does already it does not do again.
+        # If the link was made only now, its greeting has told all of this, and so will the next
+        # link's if this one ends meanwhile. The keeper does nothing twice.
         for watched in taken:
             await self._adopt_again(link, watched)
         self._errands.tell(link)
@@ -403,7 +401,7 @@ class Keeper:
         """Close the connection. The keeper goes on while it has kernels, unless they end now."""
         await self._connection.close()
         await self._lines.close()
-        # A keeper whose answer meets a closed connection reads on no more.
+        # Wait for the answers: a keeper that cannot send one reads no further requests.
         await self._errands.answered(CLOSE_SECONDS)
         link, self._connection.link = self._connection.link, None
         if link is not None:
@@ -430,17 +428,17 @@ class Keeper:
         return {"ask": "hello", "protocol": link.protocol, **self._options}
 
     async def greet(self, link: KeeperLink) -> Callable[[], None]:
-        """Greet a keeper, and tell it what another was to do, and which kernels that had."""
+        """Greet a keeper, and tell it the errands and the kernels that the one before had."""
         link.term_of = None if self._terms is None else self._terms.term_of
         answer, _ = await link.ask(self._hello(link))
         greeted = greeted_by(link, answer, self._terms)
-        # Told before anything else that is asked over this link: a kernel that has come anew under
-        # the id of one that was dropped is heard behind the removal of that one's log.
+        # Drops are told before anything else is asked over this link: a new kernel with the id of
+        # one that was dropped is heard after the log of the dropped one is removed.
         self._errands.tell_drops(link)
         self._has_greeted = True
         self._heard = {each for each in greeted.heard if not self._errands.is_dropped(each)}
-        # From here on things go on beside the greeting: kernels are forgotten, let go of and
-        # dropped, and processes end. So each step below looks again at what is wanted.
+        # While this awaits, kernels may be forgotten, let go of or dropped, and processes may end.
+        # So each step below looks again at which kernels and processes there are.
         gone = await self._errands.ended(link)
         unwanted = self._errands.is_unwanted  # forgotten meanwhile
         records = [one for one in greeted.kept if one.kernel_id not in gone]
@@ -449,7 +447,7 @@ class Keeper:
             self._processes.note(record)
         known = {record.kernel_id for record in records}
         for watched in self._processes:
-            # What is awaited here takes its time.
+            # Earlier turns of this loop have awaited.
             wanted = self._processes.get(watched.kernel_id) is watched
             if wanted and watched.kernel_id not in known and not watched.exited.done():
                 await self._adopt_again(link, watched)
@@ -458,12 +456,12 @@ class Keeper:
     def _begin(self, link: KeeperLink, heard: Sequence[tuple[Line, Heard]]) -> None:
         for line in self._lines.begin(heard):
             self._errands.keep(line.kernel_id)
-        # Of what was forgotten while it was greeted, too: there was no link in use to tell that
-        # over. What is told twice the keeper does once.
+        # Errands that came during the greeting have no link to be told over until now. Others are
+        # told a second time, and the keeper does each once.
         self._errands.tell(link)
 
     async def _adopt_again(self, link: KeeperLink, watched: WatchedProcess) -> None:
-        """Tell a new keeper of a kernel that it has not; one that it refuses is no end of all."""
+        """Have a new keeper watch a process that it does not know; a refusal is only logged."""
         fields = {"pid": watched.pid, "start_time": watched.start_time, "output": watched.output}
         fields["limits"] = msgspec.to_builtins(watched.limits)
         try:
@@ -475,7 +473,7 @@ class Keeper:
             log.error("kernel %s is not kept: %s", watched.kernel_id, error)
 
     def on_event(self, fields: Fields) -> None:
-        """The keeper tells something that was not asked for."""
+        """As `LinkOwner.on_event`: malformed messages, the end of a process, or a lost kernel."""
         if fields["event"] == "malformed":
             self._lines.on_malformed(fields)
         if fields["event"] == "exited":
@@ -484,11 +482,11 @@ class Keeper:
             self.on_fenced(str(fields["kernel_id"]))
 
     def on_bells(self, data: bytes) -> None:
-        """The keeper tells how far logs go."""
+        """As `LinkOwner.on_bells`."""
         self._lines.on_bells(data)
 
     def on_end(self, link: KeeperLink) -> None:
-        """The connection has ended."""
+        """As `LinkOwner.on_end`: a new connection is made if there are kernels or errands."""
         if not self._connection.ended(link):
             return
         if running := self._processes.running:

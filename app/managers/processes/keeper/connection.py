@@ -21,43 +21,43 @@ __all__ = ["ATTEMPTS", "Connection"]
 logger = logging.getLogger(__name__)
 
 ATTEMPTS: Final = 2
-"""How often something is asked for if the connection ends before the answer."""
+"""How often a request is sent at the most, if the connection ends before the answer."""
 
 PAUSE_SECONDS: Final = 0.05
-"""Before another connection, if one ends while it is made."""
+"""The first pause before another attempt, if a link ends while it is made."""
 
 SOON_SECONDS: Final = 1.0
-"""The least time from one connection to the next, if no request waits for that."""
+"""The least time from one link to the next, if no request waits for the next one."""
 
 RETRY_SECONDS: Final = 5.0
-"""When a keeper that could not be started is tried again, if kernels need it."""
+"""The pause before another attempt to start a keeper, or to have it do what it refused."""
 
 
 class ConnectionOwner(Protocol):
-    """What finds a keeper, and talks to it first."""
+    """The owner of a `Connection`, which finds the keeper and greets it."""
 
     async def find(self) -> KeeperLink:
         """A link to the keeper. Raises what `Place.find` does."""
 
     async def greet(self, link: KeeperLink) -> Callable[[], None]:
-        """Greet the keeper; what is returned is called when the link is in use.
+        """Greet the keeper; returns a function that is called when the link is in use.
 
-        Raises `LinkLost`, and what else `find` does.
+        Raises `LinkLost`, and what `find` raises.
         """
 
 
 class Connection:
     """Keeps a link to one keeper. Make it inside a running event loop, and `close` it there.
 
-    ``patience`` is how long a keeper may take to be there, in seconds. Whatever asks raises
-    `KeeperUnavailable` if there is no keeper.
+    ``patience`` is how long a keeper may take to be there, in seconds. Methods that ask the keeper
+    raise `KeeperUnavailable` if there is none.
     """
 
     def __init__(self, owner: ConnectionOwner, patience: float) -> None:
         self.link: KeeperLink | None = None
         """The link that was made last, until its end is seen."""
         self.on_trouble: Callable[[str], None] = lambda _: None
-        """Called with the reason why there is no link although one is needed; it is tried again."""
+        """Called with the reason when a link is needed and cannot be made; it is tried again."""
         self._owner = owner
         self._patience = patience
         self._loop = asyncio.get_running_loop()
@@ -65,7 +65,7 @@ class Connection:
         self._linked_at = -SOON_SECONDS
         self._recovery: asyncio.Task[None] | None = None
         self._retries: set[asyncio.TimerHandle] = set()
-        self._trouble = ""  # which was logged, and lasts
+        self._trouble = ""  # the reason that was logged last, while there is no link
         self._failure = ""  # why the last link could not be made
         self.is_closed = False
 
@@ -75,14 +75,15 @@ class Connection:
         return self.link if self.link is not None and self.link.is_open else None
 
     def problem(self) -> str:
-        """Why the keeper is known not to do what it is asked; empty if it does, as far as is known.
+        """Why the keeper does not do what it is asked; empty if it does, as far as is known.
 
-        Waits for nothing: what is not known yet is asked for, and a later call tells.
+        Returns at once: it may ask the keeper a question, whose answer a later call takes into
+        account.
         """
         if (link := self.open_link) is not None:
             return "the keeper of kernels does not answer" if link.is_silent() else ""
         if self._failure:
-            self.recover_soon()  # or nobody might, and the problem would stay
+            self.recover_soon()  # if no request comes, nothing else makes another link
         return self._failure
 
     async def linked(self) -> KeeperLink:
@@ -90,24 +91,25 @@ class Connection:
         if (link := self.open_link) is not None:
             return link
         if self.link is not None:
-            # Several may wait here, and `close` may come meanwhile. So what follows is looked at
-            # behind the wait; the first one makes the task, and the others find it.
-            await self.link.close()  # it has ended, which its reader has not yet seen
+            # Several callers may wait here, and `close` may be called meanwhile. So what follows is
+            # checked after the wait; the first caller makes the task, and the others find it.
+            await self.link.close()  # it has ended, and `ended` was not called yet
         if self.is_closed:
             raise KeeperUnavailable("The server is shutting down")
         if self._linking is None:
             self._linking = self._loop.create_task(self._connect(), name="link to the keeper")
             self._linking.add_done_callback(self._on_linked)
-        # It is for all who wait: one that is cancelled does not end it for the others.
+        # All callers share the task: one that is cancelled does not end it for the others.
         return await asyncio.shield(self._linking)
 
     async def ask(self, ask: str, seconds: float | None = None, **fields: Any) -> tuple[Any, bytes]:
-        """What `KeeperLink.ask` does, of what does no harm if it is done twice.
+        """As `KeeperLink.ask`, for a request that does no harm if the keeper does it twice.
 
-        Of an `OSError` that is told, only `ProcessLookupError` is raised as it is.
+        If the keeper answers with an `OSError`, this raises `KeeperRefuses`, but for
+        `ProcessLookupError`, which it raises as it is.
         """
-        # Twice, and not again and again: a keeper that a request kills is not to be killed by it
-        # for ever. `_connect` waits, within its bound, until there is a keeper.
+        # `ATTEMPTS` times, and not for ever: if the request makes the keeper crash, it would crash
+        # each next keeper, too. `_connect` waits, within its bound, until there is a keeper.
         for _ in range(ATTEMPTS - 1):
             with contextlib.suppress(LinkLost):
                 return await self._ask_once({"ask": ask, **fields}, seconds)
@@ -124,7 +126,7 @@ class Connection:
     def write(self, pieces: Sequence[Buffer]) -> bool:
         """Send pieces of a frame that has no answer; returns whether they were sent.
 
-        Without a link they are not, and a link is made as soon as can be.
+        Without a link they are not sent, and `recover_soon` begins to make one.
         """
         if (link := self.open_link) is not None:
             link.write(pieces)
@@ -133,12 +135,12 @@ class Connection:
         return False
 
     def tell(self, fields: Fields) -> None:
-        """Do `KeeperLink.tell` if there is a link now. Nothing is told later."""
+        """Call `KeeperLink.tell` if there is a link now; otherwise the request is dropped."""
         if (link := self.open_link) is not None:
             link.tell(fields)
 
     def cut_off(self, why: str) -> None:
-        """End the link: the keeper tells what cannot be."""
+        """End the link, as the keeper's answers make no sense; ``why`` is logged."""
         if (link := self.open_link) is not None:
             logger.error("the keeper makes no sense; the connection to it is ended: %s", why)
             link.abort()
@@ -154,11 +156,11 @@ class Connection:
         self._retries.add(timer)
 
     def _on_linked(self, linking: asyncio.Task[KeeperLink]) -> None:
-        # Before anybody who awaits the task goes on: a task calls its callbacks in the order in
-        # which they were added, and this one was added first.
+        # Called before any waiting caller goes on: a task calls its callbacks in the order in which
+        # they were added, and this one was added first.
         self._linking = None
         if not linking.cancelled():
-            error = linking.exception()  # whoever waited for it may have been cancelled
+            error = linking.exception()  # fetched here: all waiting callers may be cancelled
             self._failure = "" if error is None else str(error)
 
     async def _connect(self) -> KeeperLink:
@@ -169,8 +171,7 @@ class Connection:
                     link = await self._owner.find()
                     if await self._greet(link):
                         return link
-                    # A keeper that ends each time that it is greeted must not have this server
-                    # spin.
+                    # With this pause the server does not spin if the keeper ends at each greeting.
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, SOON_SECONDS)
         except TimeoutError:
@@ -189,12 +190,12 @@ class Connection:
             raise KeeperUnavailable(text) from error
 
     async def _greet(self, link: KeeperLink) -> bool:
-        """Use a link from now on; False if it ends meanwhile, as it may at any time."""
+        """Greet the keeper and use its link from now on; False if the link ends before that."""
         try:
             begin = await self._owner.greet(link)
             if link.is_open:
-                # No await stands between these and the end of `begin`: whoever finds the link finds
-                # the kernels of the owner spoken for.
+                # Nothing awaits from here to the end of `begin`: code that finds this link in use
+                # finds the owner's kernels heard over it.
                 self.link = link
                 self._linked_at = self._loop.time()
                 self._trouble = ""
@@ -210,8 +211,8 @@ class Connection:
 
     def ended(self, link: KeeperLink) -> bool:
         """Note that a link has ended; returns whether that was the link in use."""
-        # A link that ends while it is greeted was never in use: `_greet` sees to it. While this is
-        # closed nobody is to have another link made.
+        # A link that ends while its keeper is greeted was never in use: `_greet` closes it. After
+        # `close` no further link is to be made.
         if link is not self.link or self.is_closed:
             return False
         self.link = None
@@ -219,20 +220,21 @@ class Connection:
 
     def recover_soon(self) -> None:
         """Make a link as soon as can be, and try until there is one."""
-        # One task at a time. A link that ends just when that one has found it open, and returns,
-        # ends a turn later at the earliest: its `on_end` finds the task done, and begins another.
+        # One task at a time. If a link ends just after the task has found it open, and returns, its
+        # `on_end` is called a turn of the loop later at the earliest: it finds the task done, and
+        # begins another.
         if not self.is_closed and (self._recovery is None or self._recovery.done()):
             self._recovery = self._loop.create_task(self._recover(), name="new keeper")
 
     async def _recover(self) -> None:
         while True:
             try:
-                # One that is sent away as soon as it has come: it would be for ever.
+                # The pause is for a link that ends each time as soon as it is in use.
                 await asyncio.sleep(self._linked_at + SOON_SECONDS - self._loop.time())
                 link = await self.linked()
                 if link.is_open:
                     return
-                await asyncio.sleep(PAUSE_SECONDS)  # it has ended before anybody could use it
+                await asyncio.sleep(PAUSE_SECONDS)  # the link has ended already
             except KeeperGone:
                 return
             except KeeperUnavailable as error:
@@ -243,12 +245,12 @@ class Connection:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """Make no link any more. The link in use stays, until whoever closes this closes it."""
+        """Make no link any more. The link in use stays open: the owner is to close it."""
         self.is_closed = True
         for timer in self._retries:
             timer.cancel()
-        # `is_closed` comes first: a caller whose wait these cancellations end, and that asks again,
-        # is refused by `linked`.
+        # `is_closed` was set first: if the cancellations below end a caller's wait, and it asks
+        # again, `linked` refuses.
         tasks = [task for task in (self._recovery, self._linking) if task is not None]
         for task in tasks:
             task.cancel()

@@ -24,7 +24,7 @@ Unwanted = tuple[str, str | int]
 
 
 class Errands:
-    """The errands of one keeper. ``on_done`` is called when one is done, or given up."""
+    """The errands of one keeper. ``on_done`` is called when an errand is done, or given up."""
 
     def __init__(self, connection: Connection, on_done: Callable[[], None]) -> None:
         self._connection = connection
@@ -37,12 +37,15 @@ class Errands:
         return len(self._unwanted) + len(self._dropped)
 
     def end(self, kernel_id: str, **which: str | int) -> None:
-        """Have a process ended: that of ``pid``, or what the request ``launch`` has led to."""
+        """Have a process ended: the one of ``pid``, or the one that the request ``launch`` made.
+
+        ``launch`` is the name of the request (`Keeper.launch`). One of the two is given.
+        """
         (value,) = which.values()
         what = kernel_id, value
         self._unwanted[what] = {"ask": "end", "kernel_id": kernel_id, **which}
-        # While a keeper is greeted there is no open link. The end of the greeting (`tell`) tells of
-        # this.
+        # While a keeper is greeted there is no open link: `tell`, at the end of the greeting, then
+        # tells it of this errand.
         if (link := self._connection.open_link) is not None:
             self._tell_end(link, what)
         else:
@@ -65,11 +68,11 @@ class Errands:
         return kernel_id in self._dropped
 
     def keep(self, kernel_id: str) -> None:
-        """Another kernel has this id: its log is to stay."""
+        """Give up the removal of a log: another kernel has this id, and its log is to stay."""
         self._dropped.pop(kernel_id, None)
 
     def tell(self, link: KeeperLink) -> None:
-        """Tell a keeper of all that is not done."""
+        """Tell a keeper of all errands that are not done."""
         for what in [*self._unwanted]:
             self._tell_end(link, what)
         self.tell_drops(link)
@@ -80,14 +83,14 @@ class Errands:
             self._tell_drop(link, kernel_id)
 
     async def ended(self, link: KeeperLink) -> set[str]:
-        """Have a keeper end the unwanted processes; the ids of kernels of which it had one.
+        """Have a keeper end the unwanted processes; returns the ids of kernels of which it had one.
 
-        Raises `KeeperUnavailable`.
+        Raises `KeeperUnavailable` if the keeper does not answer.
         """
         answers = {what: self._tell_end(link, what) for what in [*self._unwanted]}
         if answers:
-            # The next keeper is not asked to launch anything before this: else the process that is
-            # to be ended could be taken for the kernel's new one, or both run.
+            # The answers are awaited before this keeper is asked to launch anything: otherwise the
+            # process that is to be ended could be taken for the kernel's new one, or both run.
             _, late = await asyncio.wait(answers.values(), timeout=ANSWER_SECONDS)
             if late:
                 raise KeeperUnavailable("The keeper of kernels does not answer")
@@ -99,18 +102,18 @@ class Errands:
             await asyncio.wait(self._answers, timeout=seconds)
 
     def take_from(self, other: Errands, heard: Container[str]) -> None:
-        """Have the errands of a keeper that is gone; kernels that are ``heard`` here stay."""
+        """Take the errands of a keeper that is gone; logs of kernels ``heard`` here are to stay."""
         self._unwanted |= other._unwanted
-        # A kernel may have gone at the other keeper and come anew here, under an id that a client
-        # has chosen, while the other was dying. Both have their logs in the same place.
+        # While the other keeper was dying, a kernel may have been deleted there, and another have
+        # been started here under the same id. Both have their log in the same directory.
         self._dropped |= {each: drop for each, drop in other._dropped.items() if each not in heard}
         other._unwanted.clear()
         other._dropped.clear()
 
     def _tell_drop(self, link: KeeperLink, kernel_id: str) -> None:
         def on_answer(answer: asyncio.Future[Any]) -> None:
-            # What nobody has answered stays, and the greeting of the next link tells it again.
-            # Whatever is refused was understood, and would be refused again.
+            # An errand without an answer stays, and the greeting of the next link tells it again.
+            # An errand that is refused would be refused again: it is given up.
             error = answer.exception()
             if isinstance(error, LinkLost):
                 return
@@ -127,14 +130,14 @@ class Errands:
     def _tell_end(self, link: KeeperLink, what: Unwanted) -> asyncio.Future[Any]:
         def on_answer(answer: asyncio.Future[Any]) -> None:
             error = answer.exception()
-            if isinstance(error, OSError):  # it is short of something now
+            if isinstance(error, OSError):  # the keeper may be short of memory or descriptors now
                 self._connection.retry(self._end_again, what)
             elif not isinstance(error, LinkLost):
                 self._unwanted.pop(what, None)
                 self._on_done()
 
-        # Nobody cancels this future: `asyncio.wait` leaves alone what it waits for. So the
-        # callbacks may ask for its exception.
+        # Nothing cancels this future, as `asyncio.wait` does not cancel what it waits for. So the
+        # callbacks may call `exception`.
         answer = link.tell(self._unwanted[what])
         answer.add_done_callback(on_answer)
         self._answers.add(answer)

@@ -1,7 +1,7 @@
 """A link to a keeper on another host, over any stream that reaches it.
 
-Such a stream may break without anybody being told. So the keeper is asked for a sign of life every
-`BEAT_SECONDS`, and the link ends when nothing at all has come for `MISSED` of these.
+Such a stream may break without either end being told. So the keeper is asked for a sign of life
+every `BEAT_SECONDS`, and the link ends when nothing has come for `MISSED` questions in a row.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ BEAT_SECONDS: Final = 1.0
 MISSED: Final = 3
 
 SLOTS: Final = 8
-"""In how many moments of such a time links are asked: the process wakes once for many of them, and
-these are not so many that others would wait for long."""
+"""Into how many moments `BEAT_SECONDS` are divided; each link is asked at one of them. So this
+process wakes once for many links, but not for so many that other work would wait for long."""
 
 FRAMES: Final = 50_000
-"""How many frames may come in such a time. A keeper that says more floods this server."""
+"""How many frames may come within `BEAT_SECONDS`. A keeper that sends more floods this server."""
 
 FAR_FRAME_BYTES: Final = 2**24
-"""The bytes of a frame: none that is meant comes near."""
+"""How many bytes a frame may have; none of an honest keeper has nearly as many."""
 
 _BEAT: Final = pack({}, HEARTBEAT)
 
 FAR_FUTURE: Final = 1e12
-"""No clock shows so many seconds."""
+"""More seconds than any monotonic clock shows."""
 
 
 class FarLink(KeeperLink):
@@ -44,13 +44,13 @@ class FarLink(KeeperLink):
     most = FAR_FRAME_BYTES
 
     def __init__(self, writer: Writer, greeting: Fields, owner: LinkOwner) -> None:
-        # Clocks differ. That of the keeper was ahead by at least this much: the greeting took its
-        # time to come, so a request is refused as too late a little early, and never late.
+        # By how many seconds the keeper's clock is ahead, or a little less, as the greeting took
+        # its time to come. So the keeper refuses a late request a little early, and never too late.
         self._ahead = float(greeting["now"]) - time.monotonic()
         self._is_heard = True
         self._missed = 0
         self._frames = 0
-        # No frame comes before this method is done: what has come is handed on by another turn.
+        # No frame comes before this method is done: the loop hands on frames in another turn.
         super().__init__(writer, greeting, owner)
         self._loop = asyncio.get_running_loop()
         self._next_beat = self._loop.call_soon(self._beat)
@@ -84,12 +84,13 @@ class FarLink(KeeperLink):
         return time.monotonic() + self._ahead
 
     def _beat(self) -> None:
-        """Ask for a sign of life again and again, and end the link when none comes.
+        """Ask for a sign of life, every `BEAT_SECONDS`, and end the link when none comes.
 
-        It counts questions, not seconds: while this process itself does not run, nothing is missed.
+        Questions are counted, and not seconds: while this process itself does not run, none is
+        missed.
         """
-        # Anything that has come counts, not only the answer to a beat: a keeper that sends a long
-        # log is there, although its answer waits behind that.
+        # Any frame counts, not only the answer to a beat: a keeper that sends a long log is there,
+        # although its answer waits behind the records.
         self._missed = 0 if self._is_heard else self._missed + 1
         if not self.is_open:
             return
@@ -105,7 +106,7 @@ class FarLink(KeeperLink):
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         self._is_heard = True
         self._frames += 1
-        # Credit bounds the bytes of records alone, and each frame takes time here, however small.
+        # Frames are counted, too: credit bounds the bytes of records, but a small frame costs time.
         if self._frames > FRAMES:
             logger.error("the keeper, process %d, floods; the connection is ended", self.pid)
             raise Garbled("it says too much")

@@ -1,4 +1,4 @@
-"""What a server tells a keeper when it greets it, and is told."""
+"""The request with which a server greets a keeper, and the keeper's answer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GRACE_SECONDS: Final = 2.0
 
 
 TELLS_HEARD: Final = 4
-"""The first version of the protocol whose keepers tell, greeted, which kernels they hear."""
+"""The first version of the protocol in which the answer to a greeting names the heard kernels."""
 
 
 class ReplicaTerms(NamedTuple):
-    """Which of several replicas a server is, and in which term it has a kernel (0 for none)."""
+    """A replica's id, and a function from a kernel's id to its term (0: not this replica's)."""
 
     replica: str
     term_of: Callable[[str], int]
@@ -36,7 +36,9 @@ class KeeperOptions(TypedDict, total=False):
     """What a keeper is to do for this server.
 
     Kernels outlive this process by ``orphan_timeout`` seconds; if that is None, they end with it,
-    and the directories ``own`` go then. The other options are bounds.
+    and the keeper then removes the directories ``own``. ``log_bytes`` bounds each log,
+    ``log_total_bytes`` all of them together, ``log_age`` (seconds) the age of messages, and
+    ``output_bytes`` the file with each process's output.
     """
 
     log_bytes: int
@@ -67,9 +69,10 @@ def hello_fields(options: KeeperOptions, terms: ReplicaTerms | None) -> Fields:
 
 
 def greeted_by(link: KeeperLink, answer: Any, terms: ReplicaTerms | None) -> Greeted:
-    """What a keeper has answered to ``hello``.
+    """A keeper's answer to ``hello``.
 
-    Raises `KeeperUnavailable` if it would obey a replica that has a kernel no longer.
+    Raises `KeeperUnavailable` if the keeper is so old that it does not check terms: it would obey a
+    replica that has a kernel no longer.
     """
     if link.protocol < TELLS_HEARD:
         answer = {"kept": answer, "heard": []}

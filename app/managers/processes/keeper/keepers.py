@@ -1,12 +1,12 @@
 """All keepers of a state directory: the newest, and those of the version before.
 
-A keeper is never replaced under its kernels. A server that finds a keeper of the version before
-sets it aside and starts one of its own for new kernels; the older keeper goes on with those that it
-has, restarts included, and ends with the last. Of any other version, older or newer, a keeper is
-drained, and its kernels are adopted by the newest.
+A keeper of the version before keeps its kernels. A server that finds such a keeper sets it aside,
+and starts one of its own version for new kernels; the older keeper goes on with the kernels that it
+has, restarts included, and ends with the last. A keeper of any other version, older or newer, is
+drained, and the newest keeper adopts its kernels.
 
-One keeper at a time writes a kernel's log. So a kernel of which it is not known which keeper has it
-is no kernel of the newest, as long as some older keeper does not answer.
+One keeper at a time writes a kernel's log. So while an older keeper does not answer, no kernel is
+given to the newest keeper if it is not known which keeper has the kernel.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SETTLE_SECONDS: Final = 5.0
-"""How long a kernel is looked for only when it is known which keepers have ended."""
+"""How long a request waits for the newest keeper to be told of kernels of keepers that ended."""
 
 
 class Keepers:
@@ -58,8 +58,8 @@ class Keepers:
             state_dir, self._client, self._newest, self._homes, self._change, self._share
         )
         self.remote = RemoteKeepers(self._remote, self._homes, self._change, self._share)
-        self._has_looked = False  # for a keeper that is to be set aside
-        self._changes: set[asyncio.Task[None]] = set()  # of which keepers there are
+        self._has_looked = False  # whether an older keeper, if there was one, was set aside
+        self._changes: set[asyncio.Task[None]] = set()  # tasks that take keepers out
         self._older.find()
 
     def _client(self, place: NewestPlace | AsidePlace) -> Keeper:
@@ -87,11 +87,11 @@ class Keepers:
         return self._newest.pid
 
     def problem(self) -> str:
-        """As `Connection.problem`, of the keeper that new kernels get."""
+        """As `Connection.problem`, of the newest keeper, which new kernels get."""
         return self._newest.problem()
 
     def _share(self) -> None:
-        """Divide the bytes for logs: the bound is for the logs of all keepers together."""
+        """Divide ``log_total_bytes`` among the keepers: it bounds all their logs together."""
         keepers = (self._newest, *self._older.all, *self.remote.all)
         for keeper in keepers:
             keeper.bound_logs(self._log_total_bytes // len(keepers))
@@ -116,7 +116,7 @@ class Keepers:
 
         Raises `KeeperUnavailable` if that is not known.
         """
-        # No lock: two that look for one kernel find the same keeper, or none.
+        # No lock is needed: two callers that look for one kernel find the same keeper, or none.
         if kernel_id in self._homes:
             return self._homes[kernel_id]
         failure: KeeperUnavailable | None = None
@@ -126,43 +126,44 @@ class Keepers:
             failure = error
         older = self._older.all
         everybody = [self._newest, *older] if older else []
-        # Those that can be asked come first: a kernel of theirs does not wait for the others.
+        # Connected keepers are asked first: a kernel of theirs does not wait for the others.
         for keeper in sorted(everybody, key=lambda each: not each.is_connected):
             try:
                 if await keeper.has(kernel_id):
                     self._homes[kernel_id] = keeper
                     return keeper
             except KeeperGone:
-                # Its kernels are the newest's by now: `_on_gone` was called before this was raised.
+                # The newest has its kernels by now: `_on_gone` was called before this was raised.
                 continue
             except KeeperUnavailable as error:
                 failure = failure or error
-        # Some keeper could not be asked, and may have the kernel. To take the newest then could
-        # have two keepers write one log.
+        # A keeper could not be asked, and may have the kernel. If the kernel was given to the
+        # newest now, two keepers could write one log.
         if failure is not None:
             raise failure
         await self._settled()
         return self._newest
 
     async def _look(self) -> None:
-        """Set aside an older keeper, if there is one in the newest's place."""
+        """Have a keeper of the version before set aside, if it is in the newest's place."""
         if not self._has_looked:
             await self._newest.connect()
             self._has_looked = True
         await self._settled()
 
     async def _settled(self) -> None:
-        # Kernels have their new home at once (`_on_gone`). A keeper that has not been told of one
-        # within this time refuses what it is asked, and whoever has asked is told so.
+        # Kernels of a keeper that has ended are the newest's at once (`_on_gone`). If the newest
+        # keeper has not been told of one within this time, it refuses requests for that kernel, and
+        # the caller gets its refusal.
         if self._changes:
             await asyncio.wait(self._changes, timeout=SETTLE_SECONDS)
 
     async def _ask(self, kernel_id: str, ask: Callable[[Keeper], Awaitable[T]]) -> T:
-        """Ask the keeper of a kernel; if that is gone, its successor."""
+        """Ask the keeper of a kernel; if that keeper has ended, ask its successor."""
         try:
             return await ask(self._home(kernel_id))
         except KeeperGone:
-            # Once is enough: only an older keeper raises this, and the kernel is the newest's then.
+            # Once is enough: only an older keeper raises this, and then the newest has the kernel.
             await self._settled()
             return await ask(self._home(kernel_id))
 
@@ -175,7 +176,7 @@ class Keepers:
         )
 
     async def run(self, command: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
-        """Do `Keeper.run` at the newest keeper."""
+        """As `Keeper.run`, of the newest keeper."""
         return await self._newest.run(command, env)
 
     async def adopt(
@@ -186,14 +187,14 @@ class Keepers:
         output: Path,
         limits: ProcessLimits = NO_LIMITS,
     ) -> Kept | None:
-        """Do `Keeper.adopt` at the keeper that has the process, or else at the newest."""
+        """As `Keeper.adopt`, of the keeper that has the process, or else of the newest."""
         await self._find_home(kernel_id)
         return await self._ask(
             kernel_id, lambda keeper: keeper.adopt(kernel_id, pid, start_time, output, limits)
         )
 
     async def kept(self) -> dict[str, Kept]:
-        """Do `Keeper.kept` at all keepers, and raise if the newest does not answer."""
+        """As `Keeper.kept`, of all keepers of this host; raises if the newest does not answer."""
         await self._look()
         found: dict[str, Kept] = {}
         for keeper in self._older.all:
@@ -240,10 +241,10 @@ class Keepers:
     async def hear(
         self, line: Line, directory: Path, info: Mapping[str, Any] | None, *, anew: bool
     ) -> Heard:
-        """As `Keeper.hear`: a kernel that is new is the newest's."""
+        """As `Keeper.hear`: the newest keeper hears a new kernel."""
         kernel_id = line.kernel_id
         if kernel_id not in self._homes:
-            # An older keeper may write a log that there is, so that one has to be asked first.
+            # If there is a log already, an older keeper may be writing it: those are asked first.
             has_older = self._older.all or not self._has_looked
             if has_older and await asyncio.to_thread(directory.exists):
                 await self._find_home(kernel_id)
@@ -283,7 +284,8 @@ class Keepers:
 
     def drop(self, kernel_id: str) -> None:
         """As `Keeper.drop`. A keeper of this kernel alone is not needed any more."""
-        # The home is forgotten at once, and the keeper may be told later: it remembers by itself.
+        # The kernel's keeper is forgotten at once: if it cannot be told now, its client remembers
+        # the errand.
         home = self._homes.pop(kernel_id, self._newest)
         home.drop(kernel_id)
         if isinstance(home, RemoteKeeper):
@@ -304,8 +306,8 @@ class Keepers:
         await self._newest.end_strays(dead, known)
 
     async def close(self) -> None:
-        """Do `Keeper.close` with every keeper."""
-        # First, or a keeper whose kernels are on their way to another would be closed under them.
+        """Close the connection to every keeper."""
+        # First the changes: they may be moving kernels from a keeper that has ended to the newest.
         await self._settled()
         for task in self._changes:
             task.cancel()

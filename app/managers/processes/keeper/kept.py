@@ -23,23 +23,24 @@ __all__ = ["Greeted", "Kept", "ProcessUsage", "Processes", "WatchedProcess"]
 logger = logging.getLogger(__name__)
 
 EXIT_SECONDS: Final = 3.0
-"""How much later than the end of a process the keeper may tell how it ended."""
+"""How long after the end of a process the keeper may take to tell the exit code."""
 
 MAX_EARLY: Final = 256
-"""Ends of processes that are remembered for whoever asks for them later; the oldest go first."""
+"""How many ends of processes that are not noted yet are remembered; the oldest go first."""
 
 TAIL_BYTES: Final = 8192
 TAIL_LINES: Final = 12
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """What the keeper knows of one kernel.
+    """A keeper's record of one kernel's process.
 
-    ``start_time`` is opaque. ``exit_code`` is None while the process runs, minus the number of the
-    signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the file of what the process writes.
-    ``enforced`` has for each limit of the process by what it is enforced: ``cgroup``, ``setrlimit``
-    or ``none``. A keeper of before there were limits enforces none, and says nothing. ``unlimited``
-    is why limits do not hold that should. ``oom``: the process has ended for want of memory.
+    ``start_time`` is opaque. ``exit_code`` is None while the process runs; afterwards it is the
+    exit code, minus the number of the signal that killed it, or `UNKNOWN_EXIT`. ``output`` is the
+    file with the process's output. ``enforced`` tells for each limit of the process how it is
+    enforced: ``cgroup``, ``setrlimit`` or ``none``; it is empty from a keeper of the time before
+    there were limits. ``unlimited`` is why limits that are set do not hold. ``oom`` tells that the
+    process has ended for want of memory.
     """
 
     kernel_id: str
@@ -53,7 +54,11 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Greeted(msgspec.Struct, frozen=True):
-    """What a keeper tells when it is greeted: its kernels' processes, and which it hears."""
+    """A keeper's answer to its greeting.
+
+    ``kept`` has its kernels' processes, ``heard`` the ids of the kernels that it hears, and ``can``
+    the fields of requests that it heeds.
+    """
 
     kept: list[Kept]
     heard: list[str]
@@ -72,9 +77,9 @@ class ProcessUsage(Usage, kw_only=True):
 
 
 class WatchedProcess:
-    """A kernel's process. The keeper tells how it ends; if it does not, `Process` tells that.
+    """A kernel's process. The keeper tells how it has ended, and `Process` sees that it has ended.
 
-    One that is not ``here`` but on another host is never looked at: only the keeper tells.
+    If the process is not ``here`` but on another host, only the keeper tells that it has ended.
     """
 
     def __init__(self, kept: Kept, *, here: bool = True) -> None:
@@ -95,13 +100,13 @@ class WatchedProcess:
             self._watch()
 
     def end(self, code: int) -> None:
-        """The process has ended, with this exit code."""
+        """Note that the process has ended, with this exit code."""
         self.stop_watching()
         if not self.exited.done():
             self.exited.set_result(code)
 
     def signal(self, number: int) -> None:
-        """Signal its process group. Raises `ProcessLookupError` when it has ended."""
+        """Signal the process's group. Raises `ProcessLookupError` if the process has ended."""
         if self._process is None:
             raise ProcessLookupError(errno.ESRCH, "the process has ended")
         self._process.signal_group(number)
@@ -138,12 +143,12 @@ class WatchedProcess:
 
     def _on_end(self) -> None:
         """Wait for the exit code: the keeper has seen the end, too, and may be about to tell it."""
-        # One timer at most: `Process` calls this once, and a process that has ended already is not
-        # watched.
+        # There is one timer at most: `Process` calls this once, and `_watch` calls it only if there
+        # is no `Process`.
         self._patience = self._loop.call_later(EXIT_SECONDS, self._end_unknown)
 
     def _end_unknown(self) -> None:
-        # The keeper would have killed the rest of the group. It may be dead, or hang.
+        # The keeper kills the rest of the group, if it lives. It may be dead, or hang.
         with contextlib.suppress(OSError):
             self.signal(signal.SIGKILL)
         self.end(UNKNOWN_EXIT)
@@ -161,7 +166,7 @@ class Processes:
         return len(self._watched)
 
     def __iter__(self) -> Iterator[WatchedProcess]:
-        """The processes that there are now."""
+        """The watched processes; kernels may come and go during the iteration."""
         return iter([*self._watched.values()])
 
     def get(self, kernel_id: str) -> WatchedProcess | None:
@@ -176,32 +181,32 @@ class Processes:
     def note(self, kept: Kept, *, anew: bool = False, limits: ProcessLimits | None = None) -> None:
         """Watch a process that the keeper has; ``anew`` if it was just launched.
 
-        ``limits`` are those that the keeper was told of it, if that is known.
+        ``limits`` are the limits that the keeper was told for the process; None if not known.
         """
         watched = self._watched.get(kept.kernel_id)
         if watched is None or anew or watched.pid != kept.pid:
-            # Whoever waits for the process before must not wait for ever: the keeper has another,
-            # so that one has ended.
+            # Tasks that wait for the process before must not wait for ever: as the keeper has
+            # another process of the kernel, that one has ended.
             if watched is not None:
                 watched.end(UNKNOWN_EXIT)
             watched = self._watched[kept.kernel_id] = WatchedProcess(kept, here=self._here)
         watched.enforced = kept.enforced
         if limits is not None:
             watched.limits = limits
-        # The end of this process may have been told before its launch was noted. An entry of
-        # another process is of no use any more: a kernel has one process at a time.
+        # The end of this process may have been told before its launch was noted. An entry for
+        # another process is dropped: a kernel has one process at a time.
         pid, code, oom = self._early.pop(kept.kernel_id, (kept.pid, kept.exit_code, kept.oom))
         if pid == kept.pid and code is not None:
             watched.oom = oom
             watched.end(code)
 
     def on_exited(self, event: Fields) -> None:
-        """The keeper tells how a process has ended."""
+        """Take the keeper's event that a process has ended."""
         watched = self._watched.get(str(event.get("kernel_id")))
         if watched is not None and watched.pid == event["pid"]:
             watched.oom = bool(event.get("oom"))
             watched.end(event["code"])
-        else:  # whoever launched it has not yet got its turn to read the answer
+        else:  # the task that launched the process has not yet had its turn to read the answer
             self._early[event["kernel_id"]] = (
                 *(event["pid"], event["code"]),
                 bool(event.get("oom")),
@@ -210,21 +215,21 @@ class Processes:
                 del self._early[next(iter(self._early))]
 
     def forget(self, kernel_id: str, pid: int | None) -> int | None:
-        """Kill a kernel's process, if there is one and it is ``pid``, and watch it no more.
+        """Kill a kernel's process and watch it no more; with ``pid`` only if it is that process.
 
-        Returns its id, or ``pid``.
+        Returns the id of the process that was killed, or else ``pid``.
         """
         self._early.pop(kernel_id, None)
         watched = self._watched.get(kernel_id)
         if watched is not None and pid in (None, watched.pid):
             del self._watched[kernel_id]
             pid = watched.pid
-            # At once, and by the keeper, too, when that is told: it may not be there now.
+            # Killed from here at once, and by the keeper when it is told: it may be away now.
             with contextlib.suppress(OSError):
                 watched.signal(signal.SIGKILL)
             watched.stop_watching()
-            # Nobody tells how it ended. Who waits for that is to go, or waits for something else,
-            # too; `KernelProcess._undo` sets what others see.
+            # The exit code will not be told any more. A task that waits for it alone is cancelled;
+            # `KernelProcess._undo` sets the future that others wait for.
             watched.exited.cancel()
         return pid
 
@@ -237,13 +242,13 @@ class Processes:
             watched.exited.cancel()
 
     def take_from(self, other: Processes) -> list[WatchedProcess]:
-        """Have all processes of another keeper, which is gone; whoever waits for them still does.
+        """Take all processes of another keeper, which is gone; their ``exited`` stay the same.
 
-        Returns those that were not here before.
+        Returns the processes that were not here before.
         """
         taken = []
         for kernel_id, watched in other._watched.items():
-            if kernel_id in self._watched:  # it was found here meanwhile
+            if kernel_id in self._watched:  # this keeper has a process of the kernel meanwhile
                 watched.end(UNKNOWN_EXIT)
             else:
                 self._watched[kernel_id] = watched
@@ -252,7 +257,7 @@ class Processes:
         return taken
 
     def close(self) -> None:
-        """Watch none of them any more."""
+        """Watch no process any more."""
         for watched in self._watched.values():
             watched.stop_watching()
             watched.exited.cancel()

@@ -26,14 +26,14 @@ __all__ = ["Lines"]
 logger = logging.getLogger(__name__)
 
 MAX_UNHEARD: Final = 256
-"""Bells that are remembered for kernels whose handles are not known yet; the oldest go first."""
+"""How many bells are remembered for handles that are not known yet; the oldest go first."""
 
 
 class Lines:
     """The lines to one keeper's kernels, by the kernels' ids and by the keeper's handles.
 
-    A line may be here that has no handle: the keeper is to hear its kernel, and does not so far.
-    With ``mirrors`` the keeper is on another host.
+    A line without a handle is to a kernel that the keeper does not hear yet, and is to hear. With
+    ``mirrors`` the keeper is on another host.
     """
 
     def __init__(self, connection: Connection, mirrors: Mirrors | None = None) -> None:
@@ -46,7 +46,7 @@ class Lines:
         self._late: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
-        # A kernel that the keeper is asked to hear has no line yet, and needs the keeper already.
+        # A kernel that the keeper is just asked to hear has no line here, and needs the keeper.
         return len(self._by_id) + self._beginning
 
     def __contains__(self, kernel_id: object) -> bool:
@@ -60,9 +60,10 @@ class Lines:
         self._beginning += 1
         try:
             asked = self._question(line, directory, plain, anew=anew)
-            # Asked again over another link it does no harm: a keeper that hears the kernel opens
-            # nothing. Nothing is awaited between the answer and `_put`, so the handle is of the
-            # link in use, or of one whose end is seen before another is greeted.
+            # The request may be sent again over another link, which does no harm: a keeper that
+            # hears the kernel opens nothing. Nothing is awaited between the answer and `_put`, so
+            # the handle is of the link in use, or of one whose end is seen before another keeper
+            # is greeted.
             answer, _ = await self._connection.ask(**asked)
             line.remember(directory, plain)
             return self._put(line, self._heard(line, asked, answer))
@@ -72,7 +73,7 @@ class Lines:
             self._beginning -= 1
 
     async def end_of(self, kernel_id: str) -> int:
-        """The number behind the last message of a kernel's log, as the keeper has it now.
+        """The number of the next message in a kernel's log, as the keeper has the log now.
 
         0 if the kernel is gone. Raises `KeeperUnavailable`.
         """
@@ -103,10 +104,9 @@ class Lines:
         }
 
     def _heard(self, line: Line, asked: dict[str, Any], answer: Any) -> Heard:
-        """What is told. A mirror was ``known`` to be so far: by now it may be further.
-
-        Raises `Garbled`.
-        """
+        """The keeper's answer to ``asked``, checked. Raises `Garbled`."""
+        # A mirror goes on to grow after the question. So a log on another host is checked against
+        # the place that was known when the question was asked, and not the present one.
         known = (1, 0) if self._mirrors is None else asked["known"]
         return heard_of(answer, line.kernel_id, known)
 
@@ -116,12 +116,12 @@ class Lines:
             self._mirrors.share(line.kernel_id, line.share)
         self._by_id[line.kernel_id] = self._by_handle[heard.handle] = line
         line.on_heard(heard)
-        # Taken out first: `request` puts an answer back that cannot be written.
+        # The list is taken out first: `request` puts an input reply back that cannot be written.
         unsent, line.unsent = line.unsent, []
         for message, owner in unsent:
             self.request(line, message, owner)
         bell = self._unheard.pop(heard.handle, None)
-        # It may have been rung before the keeper answered: then the answer tells more.
+        # A bell that was rung before the keeper answered tells less than the answer.
         if bell is not None and bell.end >= heard.end and bell.taken >= heard.taken:
             self._ring(line, bell)
         return heard
@@ -131,21 +131,21 @@ class Lines:
         line.on_bell(bell if mirrors is None else mirrors.on_bell(line.kernel_id, bell))
 
     def request(self, line: Line, message: ClientMessage, owner: str) -> None:
-        """Send a request to a kernel; a keeper that is gone meanwhile does not get it.
+        """Send a request to a kernel. Without a link, or a handle, it is not written.
 
-        What is missing in the log then is sent again (`Traffic`). An answer to a prompt has no
-        place there.
+        A request that is missing in the log later is sent again (`Traffic`). An input reply, which
+        is not logged, is put into ``line.unsent`` if it was not written.
         """
-        # A line whose kernel is not heard yet may have the handle of another keeper's.
+        # A line that the keeper does not hear yet may have the handle of an earlier keeper.
         written = self._is_heard(line) and self._connection.write(
             frames.pack_request(line.handle, message, owner)
         )
-        # Each closes a prompt, so there are no more of them than prompts that were open.
+        # Each input reply closes a prompt, so there are no more of them than open prompts.
         if message.header.msg_type == "input_reply" and not written:
             line.unsent.append((message, owner))
 
     def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
-        """As `Hearer.say`. What is missing in the log later is said again (`Voice`)."""
+        """As `Hearer.say`. A message that is missing in the log later is said again (`Voice`)."""
         if self._is_heard(line):
             said = Said(line.handle, message.channel, flags, owner, message.frame)
             self._connection.write(frames.pack_said(said))
@@ -163,23 +163,23 @@ class Lines:
     # One keeper after another
 
     def take_from(self, other: Lines) -> None:
-        """Have the lines of another keeper, which is gone; `hear_missing` comes next."""
+        """Take the lines of another keeper, which is gone; call `hear_missing` next."""
         for line in other._by_id.values():
-            line.handle = 0  # no keeper's
+            line.handle = 0  # no keeper gives this handle
             self._by_id.setdefault(line.kernel_id, line)
         other._by_id.clear()
         other._by_handle.clear()
 
     async def hear_missing(self) -> None:
-        """Have those kernels heard that are not."""
+        """Have the keeper hear those kernels that it does not hear yet."""
         for kernel_id, line in [*self._by_id.items()]:
             if not self._is_heard(line):
                 await self._try_to_hear(kernel_id)
 
     async def hear_again(self, link: KeeperLink) -> list[tuple[Line, Heard]]:
-        """Have a keeper that was just connected hear all of them; `begin` comes next."""
-        # Handles are of one keeper's process. From here to `begin` nothing is sent to a kernel, and
-        # bells are only remembered: a handle may be another kernel's than before.
+        """Have a keeper that was just connected hear all kernels; call `begin` next."""
+        # A handle has a meaning in one keeper's process only. From here to `begin` no request is
+        # sent, and bells are only remembered: the same handle may be another kernel's now.
         self._by_handle.clear()
         self._unheard.clear()
         found = []
@@ -198,11 +198,13 @@ class Lines:
         return self._heard(line, asked, answer)
 
     def begin(self, heard: Sequence[tuple[Line, Heard]]) -> list[Line]:
-        """Speak to a keeper that hears these; the lines send what the one before has not sent.
+        """Use the handles of a keeper that hears these kernels, and send what is still unsent.
 
-        Returns them without those whose kernels have gone meanwhile, or whose logs are of no use.
+        Returns the lines, except of kernels that have gone meanwhile, or whose logs or mirrors
+        cannot be used.
         """
-        # While the others were asked, kernels may have gone, and come anew under the same id.
+        # While the keeper was asked for others, a kernel may have gone, and another have come with
+        # the same id.
         present = [(line, its) for line, its in heard if self._by_id.get(line.kernel_id) is line]
         begun = []
         for line, its in present:
@@ -222,7 +224,7 @@ class Lines:
         self._connection.retry(self._hear_late, kernel_id)
 
     def _hear_late(self, kernel_id: str) -> None:
-        """Try once more to have a kernel heard that was refused."""
+        """Ask the keeper once more to hear a kernel, which it has refused before."""
         if kernel_id in self._by_id:
             task = asyncio.get_running_loop().create_task(
                 self._try_to_hear(kernel_id), name="hear a kernel late"
@@ -236,9 +238,10 @@ class Lines:
             line = self._by_id.get(kernel_id)
             if line is None or self._is_heard(line):
                 return
-            # The kernel may go while the keeper is asked. The keeper is then told to drop it over
-            # this link, behind the question. So the question is not asked again over another link,
-            # where it would come behind that: each greeting asks for all lines that there are.
+            # The kernel may go while the keeper is asked. Then the keeper is told over this link,
+            # after the question, to drop the kernel. So the question is not repeated over another
+            # link, where the keeper would read it after that; each greeting asks for all lines
+            # anyhow.
             heard = await self._ask_again(link, line)
             if self._by_id.get(kernel_id) is line:
                 self._put(line, heard)
@@ -246,12 +249,12 @@ class Lines:
             self._hear_later(kernel_id, error)
 
     def on_lost(self, why: str) -> None:
-        """The keeper cannot be reached, and it is not known when it can be again."""
+        """Tell all lines that the keeper cannot be reached, for the reason ``why``."""
         for line in [*self._by_id.values()]:
             line.on_lost(why)
 
     async def close(self) -> None:
-        """Try to have nothing heard any more."""
+        """Give up the attempts to have kernels heard late."""
         for task in self._late:
             task.cancel()
         if self._late:
@@ -260,9 +263,9 @@ class Lines:
     # What the keeper tells
 
     def on_bells(self, data: bytes) -> None:
-        """The keeper tells how far logs go. Raises `Garbled` for what cannot be.
+        """Take a frame of bells, or of records for a mirror. Raises `Garbled` if it cannot be true.
 
-        Where it goes on is agreed upon anew then, by the next connection.
+        The link is ended then, and the next one's greeting agrees on the logs' places again.
         """
         if self._mirrors is not None and data[:1] == frames.RECORDS:
             grown = self._mirrors.on_records(data)
@@ -277,18 +280,18 @@ class Lines:
                 check_bell(bell, line.kernel_id, line.known)
                 self._ring(line, bell)
                 continue
-            self._unheard[bell.handle] = bell  # its answer may have come just before
-            # Also of kernels that are gone, whose last bells were under way: nobody asks for those.
+            self._unheard[bell.handle] = bell  # the answer with this handle may be read next
+            # The bell may also be of a kernel that is gone: such entries are never asked for.
             if len(self._unheard) > MAX_UNHEARD:
                 del self._unheard[next(iter(self._unheard))]
 
     def on_malformed(self, event: Fields) -> None:
-        """The keeper has dropped messages of a kernel."""
+        """Tell a kernel's line that the keeper has dropped malformed messages of the kernel."""
         line = self._by_id.get(event["kernel_id"])
         if line is not None:
             line.on_malformed(event["count"], event["channel"], event["reason"])
 
 
 def _text(value: Any) -> Any:
-    """jupyter_client has keys as bytes, a connection file as text."""
+    """A value of a connection's information as text: jupyter_client has the key as bytes."""
     return value.decode() if isinstance(value, bytes) else value

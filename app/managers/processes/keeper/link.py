@@ -41,14 +41,14 @@ ANSWER_SECONDS: Final = 10.0
 """How long the keeper may take to answer a request."""
 
 SILENT_SECONDS: Final = 5.0
-"""When a keeper that has not answered is taken for one that hangs. It answers between two turns of
-its loop, in which it may launch kernels: one that only has much to do is none that hangs."""
+"""After how long without an answer a keeper counts as hanging. A keeper that only has much to do,
+such as several launches, answers sooner, between two turns of its loop."""
 
 CLOSE_SECONDS: Final = 2.0
 """How long a connection that is being closed may take to send what is left."""
 
 GREETING_BYTES: Final = 2**16
-"""The bytes of what a keeper says first."""
+"""The greatest size of a keeper's greeting, which is the first frame of a connection."""
 
 MAX_UNSENT: Final = 2**23
 """Bytes that may wait for a keeper which reads nothing; with more waiting, `ask` is refused."""
@@ -97,7 +97,7 @@ class KeeperLink:
     """One connection to one keeper's process."""
 
     most: int = MAX_FRAME
-    """How many bytes a frame of the keeper's may have."""
+    """How many bytes a frame from the keeper may have."""
 
     def __init__(self, writer: Writer, greeting: Fields, owner: LinkOwner) -> None:
         self.protocol: int = greeting["keeper"]
@@ -105,8 +105,8 @@ class KeeperLink:
         self.can: frozenset[str] = frozenset()
         """Fields of requests that the keeper heeds, as it has told when it was greeted (`CAN`)."""
         self.term_of: Callable[[str], int] | None = None
-        """In which term this server, as one of several replicas, has a kernel (`app.keeper.terms`).
-        """
+        """The term in which this server, as one of several replicas, has a kernel. None without
+        replicas (`app.keeper.terms`)."""
         self._owner = owner
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[tuple[Any, bytes]]] = {}
@@ -114,8 +114,8 @@ class KeeperLink:
         self._ended = asyncio.Event()
         self._question: asyncio.Future[tuple[Any, bytes]] | None = None  # the last of `is_silent`
         self._questioned = 0.0
-        # The transport changes its protocol here, from the stream that read the greeting. No frame
-        # can be left in that stream: behind the greeting the keeper sends nothing unasked.
+        # The transport changes its protocol here, from the stream that read the greeting. No bytes
+        # can be left in that stream: after the greeting the keeper sends nothing unasked.
         frames = Frames(self._on_frame, self._on_lost, self.most)
         self._writer = writer  # a writer that is collected would close the connection
         self._transport = writer.transport
@@ -146,15 +146,14 @@ class KeeperLink:
             connection.close()
             return None
         except BlockingIOError:
-            # Its backlog is full: nobody has taken connections for long, as when the process is
-            # stopped.
+            # The keeper's backlog is full: it has accepted no connections for long, as when its
+            # process is stopped.
             connection.close()
             raise Garbled(_SILENT) from None
         except BaseException:
             connection.close()
             raise
-        # Looked at before anything is read or said: what is asked has kernels' keys and
-        # environments.
+        # Checked before anything is read or sent: requests have kernels' keys and environments.
         if not is_own_peer(connection):
             connection.close()
             raise PermissionError("a process of another user listens on its socket")
@@ -183,18 +182,19 @@ class KeeperLink:
         return self._open and not self._transport.is_closing()
 
     async def ask(self, fields: Fields, seconds: float | None = None) -> tuple[Any, bytes]:
-        """Ask the keeper; returns its answer and the bytes behind that.
+        """Ask the keeper; returns its answer and the bytes that follow the answer in its frame.
 
-        The bound is `ANSWER_SECONDS` unless it is given. Raises `LinkLost`, `KeeperRefuses`,
+        ``seconds`` is the bound, `ANSWER_SECONDS` by default. Raises `LinkLost`, `KeeperRefuses`,
         `KeeperUnavailable` if no answer comes in time (the keeper may have done what it was asked
-        all the same), `OSError` if the keeper had one, and `ValueError` for a request that is too
-        large.
+        all the same), `OSError` if the keeper has met one, and `ValueError` for a request that is
+        too large.
         """
-        # A keeper that was stopped meanwhile reads a request late. `until` (a monotonic time, which
-        # all processes of the machine share) has it refuse a request that was given up here.
+        # A keeper whose process was stopped meanwhile reads a request late. `until` (a monotonic
+        # time, which all processes of the machine share) has it refuse a request that was given up
+        # here.
         seconds = ANSWER_SECONDS if seconds is None else seconds
-        # A keeper that is stopped reads nothing, and what waits for it stays in the buffer although
-        # `ask` times out. Requests to kernels are bounded before
+        # A keeper that is stopped reads nothing, and requests stay in the write buffer although
+        # `ask` times out. Requests to kernels have a bound of their own
         # (`app.managers.messages.line.WINDOW`).
         if self.is_open and self._transport.get_write_buffer_size() > MAX_UNSENT:
             raise KeeperRefuses("it has not read what it was asked before")
@@ -206,8 +206,8 @@ class KeeperLink:
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not answer") from None
         finally:
-            # Also when the caller is cancelled. An answer that comes later finds nobody, and the
-            # caller sees to what it may have led to (`Errands`).
+            # Also when the caller is cancelled. A later answer is dropped then, and the caller sees
+            # to it that a process which may have been launched is ended (`Errands`).
             self._asked.pop(number, None)
 
     def _clock(self) -> float:
@@ -215,9 +215,9 @@ class KeeperLink:
         return time.monotonic()
 
     def tell(self, fields: Fields) -> asyncio.Future[tuple[Any, bytes]]:
-        """Ask for something that the keeper is to do however late it reads this.
+        """Send a request that the keeper is to do however late it reads it; returns the answer.
 
-        Nobody need wait for the answer. Raises `LinkLost` and `ValueError`.
+        The future need not be awaited. Raises `LinkLost`, and `ValueError` for one too large.
         """
         return self._send(next(self._numbers), fields)
 
@@ -227,8 +227,8 @@ class KeeperLink:
             raise LinkLost
         if self.term_of is not None and "kernel_id" in fields:
             fields = {**fields, "term": self.term_of(fields["kernel_id"])}
-        # Noted behind the write: `pack` may refuse the request. No answer can come in between, for
-        # frames are handed on by another turn of the loop.
+        # `_asked` is set after the write, as `pack` may refuse the request. No answer can come
+        # between the two, for the loop hands on frames in another turn.
         self._transport.write(pack({**fields, "id": number}))
         self._asked[number] = answer
         return answer
@@ -236,8 +236,8 @@ class KeeperLink:
     def is_silent(self) -> bool:
         """Whether the keeper has not answered a question for `SILENT_SECONDS`.
 
-        Each call asks anew if the last question was answered. So a keeper that hangs has one to
-        answer when it goes on, however often this was called. Raises `LinkLost`.
+        Each call asks again once the last question was answered. So a keeper that hangs has one
+        question to answer when it goes on, however often this was called. Raises `LinkLost`.
         """
         now = asyncio.get_running_loop().time()
         if self._question is None or self._question.done():
@@ -249,14 +249,14 @@ class KeeperLink:
         self._transport.write(pack({}, b"".join(pieces)))
 
     async def drain(self) -> list[Fields]:
-        """Have the keeper let go of its kernels and end; returns what it knows about them.
+        """Have the keeper let go of its kernels and end; returns its records of their processes.
 
         Raises `LinkLost`, `KeeperRefuses`, and `KeeperUnavailable` if it does not answer in time.
         """
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                # Unlike what `ask` asks this has no end of its time: a keeper that reads it late
-                # lets go all the same, and the next attempt finds that it is gone.
+                # Unlike a request by `ask`, this one has no `until`: a keeper that reads it late
+                # lets go all the same, and the next attempt finds that the keeper is gone.
                 answer, _ = await self.tell({"ask": "drain"})
         except TimeoutError:
             raise KeeperUnavailable("The keeper of kernels does not let go of them") from None
@@ -280,9 +280,9 @@ class KeeperLink:
 
     def _on_frame(self, fields: Fields, data: bytes) -> None:
         try:
-            # Answers and bells come in the order in which the keeper has sent them, but whoever
-            # awaits an answer reads it a turn later, behind the bells of this one
-            # (`Lines._unheard`, `Processes._early`).
+            # Frames come in the order in which the keeper has sent them, but the task that awaits
+            # an answer runs a turn of the loop later: after bells and events that came behind the
+            # answer (`Lines._unheard`, `Processes._early`).
             if not fields:
                 self._owner.on_bells(data)
                 return
@@ -314,7 +314,7 @@ class KeeperLink:
 
 
 async def greeting_of(reader: asyncio.StreamReader) -> Fields:
-    """What a keeper says first. Raises `Garbled`, `TimeoutError` and what `receive` does."""
+    """The greeting of a keeper. Raises `Garbled`, `TimeoutError` and what `receive` does."""
     async with asyncio.timeout(ANSWER_SECONDS):
         greeting, _ = await receive(reader, GREETING_BYTES)
     if type(greeting.get("keeper")) is not int or type(greeting.get("pid")) is not int:

@@ -1,8 +1,8 @@
 """The mirrors of one keeper on another host: copies of its kernels' logs, which this server writes.
 
-Readers find their files where those of a local kernel's log would be. A mirror may be behind the
-keeper's log, while a link is made anew, say. So a place of the keeper's is never told here: where
-its doorbell tells that the log has grown, readers learn how far the mirror goes.
+Readers find a mirror's files where those of a local kernel's log would be. A mirror may be behind
+the keeper's log, as while a link is made anew. So readers are never told the keeper's places: when
+its doorbell says that the log has grown, they are told how far the mirror goes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ...log.mirror import MirrorWriter
 __all__ = ["Mirrors"]
 
 CREDIT_BYTES: Final = 2**20
-"""How many bytes of one kernel's log may be on their way here."""
+"""How many bytes of one kernel's log the keeper may send before it gets new credit."""
 
 SILENT_SECONDS: Final = 10.0
-"""How long a mirror that is behind may get nothing before whoever waits for it gives up."""
+"""How long a mirror that is behind may get no records before a call that waits for it fails."""
 
 EXPIRY_SECONDS: Final = 10.0
 
@@ -76,9 +76,9 @@ class Mirrors:
         self._expiry = self._loop.call_later(pause, self._expire)
 
     def known(self, kernel_id: str, directory: Path) -> tuple[int, int]:
-        """The place up to which there is a mirror of a kernel's log, in this directory.
+        """The place in a kernel's log up to which its mirror goes, which is in ``directory``.
 
-        Raises `OSError`.
+        Raises `OSError` if the mirror cannot be read or made.
         """
         mirror = self._by_id.get(kernel_id)
         if mirror is None:
@@ -95,9 +95,9 @@ class Mirrors:
         return writer
 
     def alone(self, kernel_id: str, directory: Path, session: str) -> Heard | None:
-        """What holds for a mirror that follows no log, in this directory; None if there is none.
+        """Have a mirror follow no log any more; returns how far it goes, or None if it is empty.
 
-        Raises `OSError`.
+        The answer has the form of a keeper's about a log. Raises `OSError`.
         """
         self.known(kernel_id, directory)
         mirror = self._by_id[kernel_id]
@@ -114,19 +114,19 @@ class Mirrors:
         )
 
     def begin(self, directory: Path, heard: Heard) -> Heard:
-        """Follow a log that the keeper has opened; returns what holds for the mirror.
+        """Follow a log that the keeper has opened; returns ``heard`` with the mirror's places.
 
-        What was read behind the answer may be in the mirror already. Raises `OSError` if the mirror
-        cannot be written.
+        Records that came after the keeper's answer may be in the mirror already. Raises `OSError`
+        if the mirror cannot be written.
         """
         kernel_id = heard.kernel_id
         self.known(kernel_id, directory)
         mirror = self._by_id[kernel_id]
         writer = mirror.writer
         if writer.epoch != heard.epoch:
-            # As when the keeper's disk was lost. The numbers of the two have nothing to do with
-            # each other.
-            if writer.segments:  # a mirror of another log, with other numbers
+            # The mirror is of another log, as when the keeper's disk was lost. The numbers of the
+            # two logs have nothing to do with each other.
+            if writer.segments:
                 writer.remove()
             else:
                 writer.close()
@@ -136,16 +136,16 @@ class Mirrors:
         writer.prepare()
         self._release_handle(mirror, kernel_id)
         mirror.handle, mirror.taken, mirror.owed = heard.handle, heard.taken, 0
-        # What was under way in the link before came by another handle, or not at all: that link has
-        # ended. So the credit begins anew.
+        # The link before has ended: records that were under way in it have arrived, or never will.
+        # So the credit begins anew.
         mirror.credit = CREDIT_BYTES
         self._by_handle[heard.handle] = kernel_id
         self._send(frames.pack_follow(Follow(heard.handle, writer.end.cursor, CREDIT_BYTES)))
         return self._now(mirror, heard)
 
     def _release_handle(self, mirror: _Mirror, kernel_id: str) -> None:
-        # Each keeper counts its handles from 1. A mirror that begins late at a new keeper has the
-        # handle of the one before still, which may be another kernel's by now.
+        # Each keeper counts its handles from 1. A mirror that begins late at a new keeper still has
+        # the handle of the keeper before, which may be another kernel's at the new one.
         if self._by_handle.get(mirror.handle) == kernel_id:
             del self._by_handle[mirror.handle]
 
@@ -155,26 +155,26 @@ class Mirrors:
         return msgspec.structs.replace(heard, first=first, end=end, tip=tip, ahead=ahead)
 
     async def whole(self, heard: Heard) -> Heard:
-        """Return what holds when the mirror has come as far as the keeper's log went then.
+        """Wait until the mirror has come as far as the log went when the keeper answered.
 
-        Raises what `reach` does.
+        Returns ``heard`` with the mirror's places. Raises what `reach` raises.
         """
         await self.reach(heard.kernel_id, heard.ahead)
         mirror = self._by_id.get(heard.kernel_id)
         return heard if mirror is None else self._now(mirror, heard)
 
     async def reach(self, kernel_id: str, number: int) -> None:
-        """Return when a mirror has all messages before a number.
+        """Return when a mirror has all messages before a number; at once if there is no mirror.
 
-        Raises `KeeperUnavailable` when nothing has come for `SILENT_SECONDS`.
+        Raises `KeeperUnavailable` when no records have come for `SILENT_SECONDS`.
         """
         mirror = self._by_id.get(kernel_id)
         while mirror is not None and mirror.writer.end.cursor < number:
             more: asyncio.Future[None] = self._loop.create_future()
             mirror.waiting.add(more)
             try:
-                # Anew for each piece: a long log over a slow line takes its time. The loop looks at
-                # the writer again, as the mirror may begin anew while this waits.
+                # The bound is for each frame of records: a long log over a slow line takes its
+                # time. The loop looks at the writer again, as it may be replaced during the wait.
                 async with asyncio.timeout(SILENT_SECONDS):
                     await more
             except TimeoutError:
@@ -183,16 +183,17 @@ class Mirrors:
                 mirror.waiting.discard(more)
 
     def on_records(self, data: bytes) -> tuple[str, Bell] | None:
-        """Take a frame with records; which kernel's they are, and its new bell. Raises `Garbled`.
+        """Append a frame's records to a mirror; returns the kernel's id, and how far it goes now.
 
-        None if the kernel is gone.
+        Returns None if the kernel is gone. Raises `Garbled` for records that were not asked for, or
+        that are no continuation of the log.
         """
         piece = frames.unpack_records(data)
         kernel_id = self._by_handle.get(piece.handle, "")
         mirror = self._by_id.get(kernel_id)
         if mirror is None:
             return None
-        # The keeper counts, too: one that sends more than it may lies, or has lost count.
+        # The keeper counts its credit, too: one that sends more than it may is not to be believed.
         mirror.credit -= len(piece.data)
         if mirror.credit < 0 or not piece.data:
             raise Garbled(f"kernel {kernel_id}: more of its log comes than was asked for")
@@ -201,8 +202,8 @@ class Mirrors:
         except DamagedLog as error:
             raise Garbled(f"kernel {kernel_id}: its log makes no sense: {error}") from None
         mirror.owed += len(piece.data)
-        # Not for each piece, which would be a frame each; and not when all is used up, or the line
-        # would stand still until this arrives.
+        # Credit is given for a quarter at a time: for each frame of records it would cost a frame,
+        # and if it were given only when all is used up, the keeper would have to wait for it.
         if mirror.owed >= CREDIT_BYTES // 4:
             self._send(frames.pack_credit(Credit(mirror.handle, mirror.owed)))
             mirror.credit += mirror.owed
@@ -224,8 +225,9 @@ class Mirrors:
         return mirror.bell
 
     def on_bell(self, kernel_id: str, bell: Bell) -> Bell:
-        """What holds for the mirror when the keeper tells this of its log."""
-        # The bell may be ahead of the records, which wait for credit: its place is of no use here.
+        """The bell of the mirror, when the keeper rings this one of its log."""
+        # The keeper's bell may be ahead of the records, which wait for credit: its place is not
+        # passed on.
         mirror = self._by_id[kernel_id]
         mirror.taken = bell.taken
         return mirror.bell

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 class OlderKeepers:
     """The keepers of a state directory that were set aside.
 
-    ``new`` makes the client of one; the ``newest`` has the kernels of one that was killed.
-    ``homes`` has the keepers of kernels. ``change`` runs what takes a keeper out, and
-    ``on_changed`` is called when there is one more or less.
+    ``new`` makes the client of such a keeper; the ``newest`` gets the kernels of one that was
+    killed. ``homes`` has the keeper of each kernel. ``change`` runs an awaitable that takes a
+    keeper out, and ``on_changed`` is called when the number of keepers has changed.
     """
 
     def __init__(
@@ -49,12 +49,15 @@ class OlderKeepers:
         return [*self._keepers]
 
     def find(self) -> None:
-        """Add those that an earlier server has set aside."""
+        """Add the keepers that an earlier server has set aside."""
         for directory in aside_dirs(self._state_dir):
             self.add(directory)
 
     def add(self, directory: Path) -> None:
-        """There is a keeper that was set aside; it must not be without a server for long."""
+        """Add the keeper that was set aside in a directory, and begin to connect to it.
+
+        At once, as a keeper without a server ends its kernels after ``orphan_timeout``.
+        """
         if any(place.directory == directory for place in self._keepers.values()):
             return
         place = AsidePlace(self._state_dir, directory)
@@ -66,9 +69,9 @@ class OlderKeepers:
         keeper.connect_soon()
 
     def _on_gone(self, keeper: Keeper) -> None:
-        """An older keeper has ended, or was killed: its kernels, if any, are the newest's."""
-        # `find` tells this, and `_retire` may be closing the same keeper: whoever takes it out sees
-        # to the rest.
+        """Give the kernels of an older keeper, which has ended or was killed, to the newest."""
+        # `Keeper.find` calls this while `_retire` may be closing the same keeper: the one that
+        # takes the keeper out of the table does the rest.
         place = self._keepers.pop(keeper, None)
         if place is None:
             return
@@ -76,16 +79,16 @@ class OlderKeepers:
             del self._homes[kernel_id]
         self._on_changed()
         found = [Kept(kernel_id, pid, at, None, out) for kernel_id, pid, at, out in place.notes()]
-        # `take_from` has the kernels be the newest's before anything is awaited. What is left is to
-        # tell that keeper, which whoever asks for such a kernel waits for (`_settled`).
+        # `take_from` gives the kernels to the newest before anything is awaited. The task then
+        # tells that keeper of them; requests for such kernels wait for it (`Keepers._settled`).
         self._change(self._move(self._newest.take_from(keeper, found), keeper, place))
 
     async def _move(self, taking: asyncio.Task[None], keeper: Keeper, place: AsidePlace) -> None:
-        """Remove what an older keeper has left, once another has its kernels."""
+        """Remove the directory of an older keeper, once the newest has its kernels."""
         try:
             await taking
         except KeeperUnavailable as error:
-            # The directory stays: the next server finds in its notes which processes there are.
+            # The directory stays: the next server reads in its notes which processes there are.
             logger.error("kernels of a keeper that has ended have no other yet: %s", error.message)
             self._newest.connect_soon()
         else:
@@ -97,27 +100,30 @@ class OlderKeepers:
         place = self._keepers.get(keeper)
         if place is None or not keeper.is_empty:
             return
-        # While it is left nothing goes to it: only a kernel that it has, or is asked to hear, is
-        # launched there, and it has none. A kernel that nobody has adopted it may have all the
-        # same, and then does not end.
+        # Nothing is launched at this keeper meanwhile: it only restarts kernels that it has, and it
+        # has none, as far as this server knows. It may have one that this server has not adopted,
+        # and then does not end.
         ended = await self._leave(keeper, place)
         if self._keepers.pop(keeper, None) is None:
             return
         if ended:
             logger.info("the keeper of the version before has ended with its last kernel")
             self._on_changed()
-        else:  # it has kernels that nobody has adopted
+        else:  # it has kernels that this server has not adopted
             self.add(place.directory)
 
     async def _leave(self, keeper: Keeper, place: AsidePlace) -> bool:
-        """Close the connection to an older keeper; whether it ends as it has no kernels."""
+        """Close the connection to an older keeper; returns whether it has ended, without kernels.
+
+        Then its directory is removed.
+        """
         await keeper.close()
-        # Looked at again: until the connection was closed a kernel could come.
+        # Checked again: until the connection was closed a kernel could be found there.
         if not (keeper.is_empty and await place.has_ended()):
             return False
         await asyncio.to_thread(place.remove)
         return True
 
     def close(self) -> list[Awaitable[object]]:
-        """What closes the connection to each keeper."""
+        """The awaitables that close the connections to the keepers."""
         return [self._leave(keeper, place) for keeper, place in self._keepers.items()]

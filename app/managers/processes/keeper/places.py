@@ -34,19 +34,19 @@ __all__ = ["START_SECONDS", "AsidePlace", "KeeperGone", "NewestPlace", "Place"]
 logger = logging.getLogger(__name__)
 
 START_SECONDS: Final = 30.0
-"""How long a keeper may take to start, and one that ends to be gone."""
+"""How long a keeper may take to start, and one that is drained to be gone."""
 
 CLOSE_SECONDS: Final = 2.0
-"""How long a keeper that is left with nothing to keep may take to end."""
+"""How long a keeper without kernels, which the server has left, may take to end."""
 
 PAUSE_SECONDS: Final = 0.05
-"""Between two looks whether a keeper has ended."""
+"""The pause between two looks whether a keeper has ended."""
 
 TAKEN_SECONDS: Final = 0.2
-"""When a keeper that another server has started is looked for again."""
+"""The pause before a keeper that another server is starting is looked for again."""
 
 Drained = Callable[[Sequence[Any]], None]
-"""Is told what a keeper knew of its kernels that has let go of them."""
+"""Called with the records (`Kept`) of a drained keeper, which has let go of its kernels."""
 
 
 class KeeperGone(KeeperUnavailable):
@@ -63,21 +63,21 @@ class Place(Protocol):
     """How long a keeper may take to be there, in seconds."""
 
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
-        """A connection to the keeper that is there, of a version that is spoken.
+        """A connection to the keeper at this place, if this server speaks its version.
 
-        One of another version is drained. Raises `KeeperUnavailable`, `OSError`, `TooOpen` and
+        A keeper of another version is drained. Raises `KeeperUnavailable`, `OSError`, `TooOpen` and
         `Garbled`.
         """
 
     async def close(self, *, is_empty: bool) -> None:
-        """The server leaves the keeper, which has no kernels if it ``is_empty``."""
+        """Leave the keeper, as the server ends. The keeper has no kernels if it ``is_empty``."""
 
 
 class NewestPlace:
     """The place of the keeper of this version, which is started if there is none.
 
-    ``on_older`` is called when a keeper of the version before is there, which is then set aside:
-    with the directory of each that was. Without that, it is drained like one of any other version.
+    A keeper of the version before is set aside, and ``on_older`` called with the directory of each
+    keeper that was. Without ``on_older`` it is drained like one of any other version.
     """
 
     patience: float = START_SECONDS
@@ -91,7 +91,7 @@ class NewestPlace:
     async def find(self, owner: LinkOwner, on_drained: Drained) -> KeeperLink:
         """As `Place.find`."""
         while True:
-            # Anew each time: what was there may have been set aside.
+            # Opened again at each turn: the directory may have been renamed (`_set_aside`).
             directory = await asyncio.to_thread(open_dir, self._state_dir)
             try:
                 link = await KeeperLink.open(directory, keeper_dir(self._state_dir), owner)
@@ -113,13 +113,15 @@ class NewestPlace:
     ) -> None:
         """Rename the directory of an older keeper, which serves its kernels on from there.
 
-        A server that is killed before or behind that leaves one or two keepers that the next server
-        finds. No keeper can begin in the directory meanwhile: the older one has its lock.
+        Whether this server is killed before or after the rename, the next server finds the keeper.
+        No other keeper can start in the directory meanwhile: the older one has its lock.
         """
-        # It is a link of the newest keeper's client. `AsidePlace` makes one for another client.
+        # This link belongs to the newest keeper's client. Another client makes its own link, by
+        # `AsidePlace`.
         await link.close()
-        # Replicas that start at the same time find the same keeper. One is first; what is in its
-        # place by now is the directory of a keeper of this version, or nothing.
+        # Replicas that start at the same time find the same keeper, and one of them renames its
+        # directory. After that the path leads to the directory of a newer keeper, or nowhere, and
+        # the others rename nothing.
         path = keeper_dir(self._state_dir)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(directory)):
@@ -131,25 +133,25 @@ class NewestPlace:
 
     async def _start(self) -> None:
         """Start a keeper; returns when it listens, or another does."""
-        # Those that have ended are reaped here: keepers that are started are few, and this is
-        # awaited by nobody else (`Connection` finds one keeper at a time).
+        # `poll` reaps keepers that have ended. They are few, and only one call of this runs at a
+        # time (`Connection` finds one keeper at a time).
         self._processes = [process for process in self._processes if process.poll() is None]
         ours, theirs = os.pipe()
         try:
             loop = asyncio.get_running_loop()
             execution = loop.run_in_executor(None, self._execute, theirs)
-            process = await asyncio.shield(execution)  # it goes on, and needs its descriptor
-            # The keeper closes its end when it has told, or ends: so the line ends. If this is
-            # cancelled, as the keeper is slow to start, the keeper goes on, tells it to a closed
-            # pipe, and is found by the next attempt.
+            process = await asyncio.shield(execution)  # its thread goes on, and needs `theirs`
+            # The keeper writes one line, and closes its end of the pipe; so it does when it ends.
+            # If this is cancelled, as the keeper is slow to start, the keeper goes on, writes to a
+            # closed pipe, and is found by the next attempt.
             told = await _line(ours)
         finally:
             os.close(ours)
         if told == "ready":
             logger.info("process %d is the keeper of the kernels", process.pid)
         elif told == "taken":
-            # Another server of this directory was faster; the lock has decided between the two
-            # keepers. The other one will soon listen, or end.
+            # Another server of this directory has started a keeper at the same time, which has the
+            # lock. That keeper will soon listen, or end.
             await asyncio.sleep(TAKEN_SECONDS)
         else:
             log = keeper_dir(self._state_dir) / "log"
@@ -170,7 +172,7 @@ class NewestPlace:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     await asyncio.to_thread(process.wait, CLOSE_SECONDS)
             if process.poll() is None:
-                process.returncode = 0  # it outlives us, and nobody needs a warning of that
+                process.returncode = 0  # the keeper outlives this process: Popen must not warn
 
 
 class AsidePlace:
@@ -197,11 +199,11 @@ class AsidePlace:
             return link
         if link is not None:
             await _drain(link, on_drained)
-        # Nobody listens, and the lock tells whether it has ended. To believe the socket alone would
-        # have two keepers for the same kernels.
+        # No process listens; the lock tells whether the keeper has ended. If the socket alone was
+        # believed, there could be two keepers for the same kernels.
         if await self.has_ended():
             raise KeeperGone
-        # It does not listen any more. Until it has ended it may write logs, and end its kernels.
+        # The keeper does not listen, and has not ended: it may still write logs or end kernels.
         raise KeeperUnavailable("The keeper of the version before is about to end")
 
     def _open(self) -> int:
@@ -215,8 +217,8 @@ class AsidePlace:
             lock = os.open(self.directory / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return True
-        # Held for a moment only. Another server that looks at the same moment finds it taken, and
-        # looks again.
+        # The lock is held for a moment only. Another server that tries at the same moment finds it
+        # taken, and tries again.
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -226,7 +228,7 @@ class AsidePlace:
         return True
 
     def notes(self) -> list[Note]:
-        """Which processes the keeper had, if it was killed; one that it was just launching, too."""
+        """The processes that the keeper had, if it was killed, as in its notes."""
         try:
             directory = self._open()
         except OSError:
@@ -237,8 +239,8 @@ class AsidePlace:
             os.close(directory)
         notes = []
         for kernel_id, pid, started, output in rows:
-            # It was killed between its note and the launch, or behind the launch: who writes to the
-            # kernel's output tells which.
+            # The keeper was killed just before or just after a launch: if a process writes to the
+            # kernel's output, it was launched.
             if pid == LAUNCHING:
                 pid, started = leader_that_writes(pipe_of(Path(output))) or (LAUNCHING, "")
             if pid != LAUNCHING:
@@ -246,11 +248,11 @@ class AsidePlace:
         return notes
 
     def remove(self) -> None:
-        """Remove what a keeper has left that is gone."""
+        """Remove the directory of a keeper that has ended."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     async def has_ended(self) -> bool:
-        """Whether the keeper ends within `CLOSE_SECONDS`: it has nothing to keep, or was killed."""
+        """Whether the keeper ends within `CLOSE_SECONDS`, or has ended already."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 while not self._is_free():  # noqa: ASYNC110 - another process's lock has no event
@@ -258,7 +260,7 @@ class AsidePlace:
         return self._is_free()
 
     async def close(self, *, is_empty: bool) -> None:
-        """As `Place.close`: it is no child of this process."""
+        """As `Place.close`: does nothing, as the keeper is no child of this process."""
 
 
 async def _drain(link: KeeperLink, on_drained: Drained) -> None:

@@ -37,14 +37,14 @@ class KeeperProvisioner(LocalProvisioner):
     output: Path
     process_limits: ProcessLimits = NO_LIMITS
     enforced: Mapping[str, str] = {}
-    """By what the limits of the process are enforced (`Kept`)."""
+    """How each limit of the process is enforced (`Kept`)."""
     start_time = ""
     is_here = True
     """Whether the processes are on this machine."""
     confinement: Confinement | None = None
     """How processes are kept apart from those of other owners; None if they are not."""
     isolated = "none"
-    """How the present process is, as the option ``isolation`` has it."""
+    """How the present process is isolated: a value of the option ``isolation``."""
 
     @property
     def keepers(self) -> Keepers:
@@ -54,15 +54,18 @@ class KeeperProvisioner(LocalProvisioner):
         return keepers
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """Make what a launch takes. Raises `IsolationUnavailable`, and what jupyter_client does."""
+        """Prepare a launch; returns its options, as jupyter_client has them.
+
+        Raises `IsolationUnavailable`, and what jupyter_client raises.
+        """
         confinement = self.confinement
         if confinement is None:
             options: dict[str, Any] = await super().pre_launch(**kwargs)
             return options
-        # The steps of one launch come one after the other, and a kernel has one launch at a time:
-        # so what `prepare` has found is what the later ones use.
+        # The steps of a launch come one after the other, and a kernel has one launch at a time: so
+        # the later steps use what `prepare` has found for this launch.
         await asyncio.to_thread(confinement.prepare)
-        # Before jupyter_client puts variables in the place of names in the kernelspec's own.
+        # Before `super`: jupyter_client replaces names in the kernelspec's variables by these.
         kwargs["env"] = confinement.environment(kwargs["env"], os.environ)
         options = await super().pre_launch(**kwargs)
         await asyncio.to_thread(confinement.hand_over)
@@ -94,7 +97,7 @@ class KeeperProvisioner(LocalProvisioner):
             )
         resources = self.kernel_spec.resource_dir
         launch = await asyncio.to_thread(confinement.launch, cmd, env, str(self.cwd), resources)
-        # Whoever cancels this has no process: `Keepers.launch` sees to that.
+        # If this is cancelled, `Keepers.launch` sees to it that no process is left.
         try:
             kept = await self.keepers.launch(
                 self.kernel_id,
@@ -125,14 +128,14 @@ class KeeperProvisioner(LocalProvisioner):
         return self.exit_code(exited.result()) if exited.done() else None
 
     def exit_code(self, code: int) -> int:
-        """The kernel's exit code, of that which the keeper tells of its process."""
+        """The kernel's exit code, given that of its process, which may be a sandbox's."""
         return kernels_exit_code(self.isolated, code)
 
     async def wait(self) -> int | None:
         """Wait until the process has ended; returns its exit code. It has no bound of its own."""
         if self.process is None:
             return 0
-        # jupyter_client takes None for a process that is gone.
+        # jupyter_client takes a ``process`` of None for one that is gone.
         code = self.exit_code(await asyncio.shield(self.exited))
         self.process = None
         return code
@@ -151,9 +154,9 @@ class KeeperProvisioner(LocalProvisioner):
         await self.send_signal(signal.SIGTERM)
 
     async def cleanup(self, restart: bool = False) -> None:
-        """Let go of the process. Unless another follows, the keeper forgets it.
+        """Let go of the process. Unless a restart follows, the keeper forgets it.
 
-        The keeper then kills a process that still runs, for nobody else would know of it.
+        The keeper then kills the process if it still runs, as no server would know of it.
         """
         await super().cleanup(restart)
         if not restart and self.start_time:
@@ -187,9 +190,9 @@ class KeeperProvisioner(LocalProvisioner):
                 self.kernel_id, pid, started, self.output, self.process_limits
             )
         except KeeperRefuses:
-            # The keeper has another process of this kernel. The server before has launched it in
-            # place of this one, and was killed before it could store that. So the new process has
-            # run nothing yet, and may go; but if the old one still runs, the refusal stands.
+            # The keeper has another process of this kernel: the server before has launched that in
+            # place of this one, and was killed before it could store the launch. So the new process
+            # has run nothing yet, and may go; but if the old one still runs, the refusal stands.
             if await asyncio.to_thread(start_time, pid) == started:
                 raise
             kept = None
@@ -198,8 +201,8 @@ class KeeperProvisioner(LocalProvisioner):
         self._take(kept)
 
     async def impose(self) -> None:
-        """Have ``process_limits`` hold for what runs. Raises `OSError` if they do not."""
-        pid = getattr(self.process, "pid", 0)  # which is not `pid` on another host
+        """Have ``process_limits`` hold for the present process. Raises `OSError` if they do not."""
+        pid = getattr(self.process, "pid", 0)  # `self.pid` is None on another host
         kept = await self.keepers.adopt(
             *(self.kernel_id, pid, self.start_time, self.output, self.process_limits)
         )
@@ -210,7 +213,7 @@ class KeeperProvisioner(LocalProvisioner):
         self._note_enforced(kept)
 
     async def usage(self) -> ProcessUsage | None:
-        """What the processes use; None if there is none, or the keeper is of an earlier time.
+        """What the processes use; None if there is none, or the keeper is too old to tell.
 
         Raises `KeeperUnavailable`.
         """

@@ -1,7 +1,7 @@
 """A keeper on another host, as the service sees it.
 
-It is asked for what any keeper is asked for. But nothing of its kernels can be seen from here: no
-process, no file. *That* a process has ended only its keeper can tell; as long as that cannot be
+The server asks it the same as any keeper. But the server sees neither the processes nor the files
+of its kernels. Only the keeper can tell *that* a process has ended; as long as the keeper cannot be
 reached, the kernel is *unreachable*, and neither dead nor replaced.
 """
 
@@ -37,18 +37,18 @@ __all__ = ["Host", "RemoteKeeper", "RemotePlace"]
 logger = logging.getLogger(__name__)
 
 ORPHAN_SECONDS: Final = 600.0
-"""How long kernels that are to end with the server go on after it was killed: a keeper on another
-host cannot see that the server's process has ended."""
+"""How long kernels that are to end with the server go on after the server was killed. A keeper on
+another host cannot see that the server's process has ended: it waits for a new connection."""
 
 
 TAIL_CHARACTERS: Final = 8192
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What is known of a host: the user's ``home``, and the interpreter that runs the keeper.
+    """A host: the user's ``home`` there, and the interpreter (``python``) that runs the keeper.
 
-    ``env`` has the variables that the user's programs get there. ``can`` has the requests that the
-    keeper knows, and earlier ones do not.
+    ``env`` has the variables that the user's programs get there. ``can`` has requests that this
+    keeper knows and earlier ones do not.
     """
 
     home: str
@@ -73,27 +73,27 @@ class RemotePlace(Place, Protocol):
 
     @property
     def host(self) -> Host | None:
-        """What is known of the host; None before the first connection."""
+        """The host; None before the first connection."""
 
     @property
     def is_kernels_own(self) -> bool:
-        """Whether the keeper is there for one kernel, and goes with it, whatever it has."""
+        """Whether the keeper is there for one kernel only, as in a job, and ends with it."""
 
     ends_forgotten: bool
     """Whether a keeper that is not needed is told to end when it comes back after `retire`."""
 
     def let_go(self) -> None:
-        """Another replica has the one kernel of this keeper, if it is the kernel's own."""
+        """Leave the keeper to another replica, which has taken the kernel (`is_kernels_own`)."""
 
     async def retire(self) -> None:
-        """No kernel is there any more, nor will be: the keeper is not needed. Raises nothing."""
+        """Leave the keeper for good: no kernel is there any more, nor will be. Raises nothing."""
 
 
 class RemoteKeeper(Keeper):
     """The server's connection to its keeper on another host.
 
     Arguments are those of `Keeper`. Kernels that are to end with this server end when the server
-    says so at its end; a server that is killed is waited for, as it cannot be seen from there.
+    says so at its end. If the server is killed, the keeper waits `ORPHAN_SECONDS` for another.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RemoteKeeper(Keeper):
         **options: Unpack[KeeperOptions],
     ) -> None:
         lasts = options["orphan_timeout"]
-        # What is told of this process and its directories (``own``) means nothing there.
+        # This process's id and its directories (``own``) mean nothing on another host.
         options["orphan_timeout"] = ORPHAN_SECONDS if lasts is None else lasts
         super().__init__(Path(), terms=terms, place=place, **options)
         self._lasts = lasts is not None
@@ -117,20 +117,20 @@ class RemoteKeeper(Keeper):
             age=told["log_age"],
         )
         self.may_have: Callable[[str], bool] = lambda _: True
-        """Whether a kernel may be one of this keeper's."""
+        """Whether a kernel of this id may be one of this keeper's."""
         self.is_stray: Callable[[str], bool] = lambda _: False
-        """Whether a kernel is nobody's: none that is stored, and none of this server's."""
+        """Whether a kernel of this id is neither stored nor one of this server's."""
         self._processes = Processes(here=False)
         self.has_given_up = False
-        """Whether a kernel was given up."""
-        self._declared: dict[str, str] = {}  # why kernels count as ended whose keeper does not tell
+        """Whether a kernel of this keeper was given up (`give_up`)."""
+        self._declared: dict[str, str] = {}  # why a kernel counts as ended (`declare_ended`)
         self._lines = Lines(self._connection, self._mirrors)
-        self._resting: dict[str, Line] = {}  # of kernels whose logs are their mirrors
+        self._resting: dict[str, Line] = {}  # lines to kernels whose mirrors follow no log (`rest`)
         self._connection.on_trouble = self._on_trouble
 
     @property
     def host(self) -> Host:
-        """What is known of the host. Something was asked of the keeper before."""
+        """The host. The keeper must have been connected before."""
         assert self._where.host is not None, "a connection comes first"
         return self._where.host
 
@@ -140,7 +140,7 @@ class RemoteKeeper(Keeper):
         return self._where.is_kernels_own
 
     def bound_logs(self, total: int) -> None:
-        """Have the mirrors of all kernels of this keeper take so many bytes at most."""
+        """Have the mirrors of all kernels of this keeper take ``total`` bytes together at most."""
         self._mirrors.room.together = total
 
     def _hello(self, link: KeeperLink) -> Fields:
@@ -149,7 +149,7 @@ class RemoteKeeper(Keeper):
     # Paths on the host are relative to the keeper's own directory.
 
     async def prepare(self, kernel_id: str, info: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Have a connection file written on the host; its path there, and what it says.
+        """Have a connection file written on the host; returns its path there, and its content.
 
         ``info`` is the connection information without addresses. Raises `KeeperUnavailable`.
         """
@@ -170,8 +170,8 @@ class RemoteKeeper(Keeper):
         self, kernel_id: str, pid: int, start_time: str, output: Path, *more: Any
     ) -> Kept | None:
         """As `Keeper.adopt`."""
-        # Nobody has reached it since it was left, and it is given up. Its end is asked for when its
-        # keeper comes back, which may still have it.
+        # The kernel was given up, and its keeper is still away. The keeper may still have the
+        # process: it is asked to end it when it comes back.
         if self._is_lost(kernel_id):
             self._errands.end(kernel_id, pid=pid)
             return None
@@ -184,7 +184,7 @@ class RemoteKeeper(Keeper):
             return await super().usage(kernel_id)
 
     async def load(self) -> float:
-        """The load of the host for each of its processors; 1 of a keeper that does not know.
+        """The load of the host for each of its processors; 1 if the keeper is too old to tell.
 
         Raises `KeeperUnavailable`.
         """
@@ -197,24 +197,25 @@ class RemoteKeeper(Keeper):
 
     @property
     def has_nothing(self) -> bool:
-        """Whether it has no kernel, and is to be told nothing, as far as is known here."""
+        """Whether the keeper has no kernel and no errand, as far as is known here."""
         kernels = len(self._processes) + len(self._lines) + len(self._heard)
         return kernels + len(self._errands) == 0
 
     @contextlib.contextmanager
     def _cutting_off(self) -> Iterator[None]:
-        """Within, an answer that makes no sense ends the connection. Raises `KeeperUnavailable`."""
+        """A block in which a senseless answer cuts the connection. Raises `KeeperUnavailable`."""
         try:
             yield
         except (Garbled, msgspec.ValidationError) as error:
-            # What such a keeper tells next is not to be believed either. The next greeting settles
-            # anew what it has.
+            # The next answers of such a keeper cannot be believed either. The next greeting tells
+            # again which kernels it has.
             self._connection.cut_off(str(error))
             raise KeeperUnavailable(f"{self._where.name} makes no sense: {error}") from error
 
     async def signal(self, kernel_id: str, number: int) -> None:
-        """As `Keeper.signal`; nobody else can do that. Raises `KeeperUnavailable`, too."""
-        # Not waited for: a signal that arrives when the host is back would hit something else.
+        """As `Keeper.signal`, by the keeper only. Raises `KeeperUnavailable`, too."""
+        # The link is not waited for: a signal that arrives when the host is back would come at a
+        # moment for which it was not meant.
         link = self._connection.open_link
         if link is None:
             raise KeeperUnavailable(f"{self._where.name} cannot be reached")
@@ -222,25 +223,25 @@ class RemoteKeeper(Keeper):
         await link.ask({"ask": "signal", **fields}, QUICK_SECONDS)
 
     def declare_ended(self, kernel_id: str, reason: str) -> None:
-        """Take a kernel's process for ended: its engine, or a person, says so, and why.
+        """Take a kernel's process for ended, as its engine or a person says, with the ``reason``.
 
-        Its keeper cannot tell. `tail` has the reason then, in place of what the process wrote.
+        The keeper cannot tell. `tail` then returns the reason instead of the process's output.
         """
         watched = self._processes.get(kernel_id)
         runs = watched is not None and not watched.exited.done()
         if self.is_kernels_own or runs:
             self._declared[kernel_id] = reason
         if self.is_kernels_own and (link := self._connection.link) is not None:
-            link.abort()  # which may not have noticed that nobody is there
-        # Behind the note above: who learns of the end asks for the reason at once.
+            link.abort()  # it may not have noticed yet that the keeper is gone
+        # After `_declared` is set: the code that learns of the end asks for the reason at once.
         if watched is not None:
             watched.end(UNKNOWN_EXIT)
 
     def give_up(self, kernel_id: str, reason: str) -> bool:
-        """Take a kernel's process for ended, as the host is not to be waited for any more.
+        """Take a kernel's process for ended, so that its host is not waited for any more.
 
-        The process is ended when the host is back. Returns whether that was done: the keeper of a
-        host that is not away can be asked.
+        The process is ended when the host is back. Does nothing if the keeper is connected, and can
+        be asked itself. Returns whether the process was given up.
         """
         if self.is_connected:
             return False
@@ -250,7 +251,7 @@ class RemoteKeeper(Keeper):
         return True
 
     async def forget(self, kernel_id: str, pid: int | None = None) -> None:
-        """As `Keeper.forget`. A keeper of this kernel alone has ended with all that it had."""
+        """As `Keeper.forget`; if the kernel's own keeper has ended, so has the process."""
         if self.is_kernels_own and self._is_lost(kernel_id):
             self._processes.forget(kernel_id, pid)
         else:
@@ -272,19 +273,19 @@ class RemoteKeeper(Keeper):
     ) -> Heard:
         """As `Keeper.hear`; returns when the mirror has come as far as the log.
 
-        Where there is no process, and no keeper to be reached, the mirror is all there is. A keeper
-        that is there, and cannot tell now, can be asked again.
+        For a kernel without a process, whose keeper cannot be reached, the mirror is the log. If
+        the keeper is connected, and does not answer now, this raises: it can be asked again.
         """
         kernel_id = line.kernel_id
         try:
             if self._is_lost(kernel_id):
                 raise KernelUnreachable(self._declared[kernel_id])
             heard = await super().hear(line, directory, info, anew=anew)
-            # Only now: if the keeper refuses, `rest` must not take the mirror for whole later.
+            # Only now: if the keeper has refused, `rest` must not take the mirror for complete.
             self._resting.pop(kernel_id, None)
             return await self._mirrors.whole(heard)
         except (KeeperUnavailable, KernelUnreachable):
-            # `is_away` is asked now, and not before: the link may have ended while this waited.
+            # `is_away` is computed now, and not before: the link may have ended during the wait.
             is_away = self._is_lost(kernel_id) or not self.is_connected
             found = self._rest(line, directory) if is_away and info is None else None
             if found is None:
@@ -292,7 +293,7 @@ class RemoteKeeper(Keeper):
             return found
 
     def _rest(self, line: Line, directory: Path) -> Heard | None:
-        """Have the log of a kernel without a process be its mirror; None if it has none."""
+        """Use the mirror as the log of a kernel without a process; None if there is no mirror."""
         kernel_id = line.kernel_id
         try:
             found = self._mirrors.alone(kernel_id, directory, line.session)
@@ -307,18 +308,18 @@ class RemoteKeeper(Keeper):
         return found
 
     async def rest(self, kernel_id: str) -> None:
-        """Need no keeper any more for the log of a kernel without a process: it is the mirror.
+        """Complete the mirror of a kernel without a process, and use it as the kernel's log.
 
-        The keeper, which is that kernel's own, can be ended then. Raises `KeeperUnavailable` and
-        `KernelUnreachable` if the mirror is not whole.
+        The kernel's own keeper is not needed then, and can be ended. Raises `KeeperUnavailable` and
+        `KernelUnreachable` if the mirror is not complete.
         """
         if not self._is_lost(kernel_id):
             if (line := self._resting.get(kernel_id)) is not None:  # its keeper was away
                 await self.hear(line, line.directory, None, anew=False)
                 if kernel_id in self._resting:
                     raise KeeperUnavailable(f"{self._where.name} cannot be reached")
-            # The kernel is dead: only this server says something now, and says it again in the next
-            # log where it is missing in this one (`Voice`).
+            # The kernel is dead: only this server appends messages now, and appends those that are
+            # missing here to the next log (`Voice`).
             await self._catch_up(kernel_id)
             await self._errands.answered(QUICK_SECONDS)
             self.declare_ended(kernel_id, "The kernel is dead, and its keeper was ended")
@@ -347,28 +348,28 @@ class RemoteKeeper(Keeper):
             await super().end(kernel_id)
 
     def _is_lost(self, kernel_id: str) -> bool:
-        """Whether a kernel counts as ended, and its keeper, which need not be there, is away."""
+        """Whether a kernel counts as ended (`declare_ended`), and its keeper is not connected."""
         return kernel_id in self._declared and not self.is_connected
 
     async def _catch_up(self, kernel_id: str) -> None:
-        """Return when all messages are here that the keeper has logged."""
-        # The answer may overtake records that were logged before it: those wait for credit.
+        """Return when the mirror has all messages that the keeper has logged until now."""
+        # The keeper's answer may overtake records that were logged before: those wait for credit.
         end = await self._lines.end_of(kernel_id)
         await self._mirrors.reach(kernel_id, end)
 
     def opened(self, kernel_id: str, share: tuple[str, int] | None) -> None:
-        """As `Keeper.opened`; the share is of the mirrors of this keeper's kernels, too."""
+        """As `Keeper.opened`; the share holds for the kernel's mirror, too."""
         super().opened(kernel_id, share)
         self._mirrors.share(kernel_id, share)
 
     def renew(self, kernel_id: str) -> None:
-        """As `Keeper.renew`, of the mirror: the keeper's file is not the one that is read here."""
+        """As `Keeper.renew`, but of the mirror: readers here read its files, not the keeper's."""
         self._mirrors.renew(kernel_id)
 
     def drop(self, kernel_id: str) -> None:
-        """As `Keeper.drop`, with all that the keeper has made for the kernel, and the mirror."""
-        # All at once, as records of the kernel may be under way: they find neither handle nor
-        # mirror.
+        """As `Keeper.drop`; the keeper's other files of the kernel, and the mirror, go as well."""
+        # All of it in one turn of the loop: records of the kernel that are under way then find
+        # neither handle nor mirror.
         self._declared.pop(kernel_id, None)
         self._mirrors.remove(kernel_id)
         self._resting.pop(kernel_id, None)
@@ -388,21 +389,21 @@ class RemoteKeeper(Keeper):
     def say(self, line: Line, message: Message, owner: str | None, flags: int) -> None:
         """As `Keeper.say`.
 
-        Of a keeper that has ended with its job nothing comes any more. What is said then goes into
-        the mirror, which the next keeper's log goes on from: readers learn how the kernel ended.
+        If the kernel's own keeper has ended with its job, the message is appended to the mirror,
+        from which the next keeper's log goes on: so readers learn how the kernel ended.
         """
         is_over = self.is_kernels_own and line.kernel_id in self._declared
         if not is_over or self._connection.open_link is not None:
             super().say(line, message, owner, flags)
             return
         bell = self._mirrors.append(line.kernel_id, message, owner, flags)
-        if bell is not None:  # whoever says something waits for it only after that
+        if bell is not None:  # in another turn: the caller begins to wait for it after this call
             asyncio.get_running_loop().call_soon(line.on_bell, bell)
 
     # The connection
 
     async def greet(self, link: KeeperLink) -> Callable[[], None]:
-        """As `Keeper.greet`. Raises `Garbled` for a keeper that claims a kernel of another's."""
+        """As `Keeper.greet`. Raises `Garbled` if the keeper claims another keeper's kernel."""
         begin = await super().greet(link)
         self._check(*self._heard, *(watched.kernel_id for watched in self._processes))
         return begin
@@ -413,9 +414,12 @@ class RemoteKeeper(Keeper):
             self._end_strays()
 
     def _end_strays(self) -> None:
-        """End the kernels that nobody has, which a server left that was killed at a start."""
-        # None of these is one that is being started: it is this server's before this keeper is
-        # asked to launch it, and another server with this state directory is not there.
+        """End the keeper's kernels that are neither stored nor this server's.
+
+        An earlier server has left them, which was killed between their launch and their record.
+        """
+        # None of them is a kernel that is being started: this server assigns a kernel before it
+        # asks the keeper to launch it, and no other server has this state directory.
         there = {*self._heard, *(watched.kernel_id for watched in self._processes)}
         for kernel_id in filter(self.is_stray, sorted(there)):
             log = about(logger, kernel_id=kernel_id)
@@ -428,13 +432,13 @@ class RemoteKeeper(Keeper):
     def _check(self, *kernel_ids: str) -> None:
         """Raise `Garbled` if one of these kernels is another keeper's, or of this machine."""
         for kernel_id in kernel_ids:
-            # `Keeper.greet` has noted it. Another keeper's process of that id is in other hands.
+            # `Keeper.greet` has noted a process for it here. The other keeper's client has its own.
             if not self.may_have(kernel_id):
                 self._processes.forget(kernel_id, None)
                 raise Garbled(f"it claims kernel {kernel_id}, which is not one of its own")
 
     def on_event(self, fields: Fields) -> None:
-        """As `LinkOwner.on_event`. Raises `Garbled` for what cannot be."""
+        """As `LinkOwner.on_event`. Raises `Garbled` for an event that cannot be true."""
         self._check(str(fields.get("kernel_id")))
         if fields["event"] == "exited":
             check_exit(fields)
@@ -442,7 +446,7 @@ class RemoteKeeper(Keeper):
 
     def on_end(self, link: KeeperLink) -> None:
         """The connection has ended: the kernels are out of reach until there is another."""
-        # First: `on_lost`, and whoever asks then, is to find the kernels out of reach.
+        # This comes first: the callbacks of `on_lost` are to find the kernels out of reach.
         if link is self._connection.link and not self._connection.is_closed:
             self._on_trouble("the connection has ended")
         super().on_end(link)
@@ -461,11 +465,11 @@ class RemoteKeeper(Keeper):
         return self._where.ends_forgotten
 
     async def retire(self) -> None:
-        """Do `close` for good: no kernel is there any more, nor will be."""
+        """Close the connection, and leave the keeper for good: no kernel is there any more."""
         await self.close()
         await self._where.retire()
 
 
 def _output(output: Path) -> Path:
-    """Where the output of a process goes that would go here if the process were."""
+    """The file for a process's output on its host, relative to the keeper's directory."""
     return Path("output", output.name)

@@ -16,11 +16,11 @@ PART_SECONDS: Final = 5.0
 
 
 class RemoteKeepers:
-    """The server's keepers on other hosts, by a key each, which says where a keeper is.
+    """The server's keepers on other hosts, each by a key, which says where the keeper is.
 
-    ``new`` makes the client of a keeper at a place, ``homes`` has the keepers of kernels, those of
-    this machine among them. ``change`` runs what takes a keeper out, and ``on_changed`` is called
-    when there is one more or less.
+    ``new`` makes the client of a keeper at a place. ``homes`` has the keeper of each kernel, those
+    of this machine among them. ``change`` runs an awaitable that takes a keeper out, and
+    ``on_changed`` is called when the number of keepers has changed.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class RemoteKeepers:
         self._on_changed = on_changed
         self._keepers: dict[str, RemoteKeeper] = {}
         self.is_stored: Callable[[str], bool] = lambda _: True
-        """Whether a kernel that has no keeper here may be one that is stored."""
+        """Whether a kernel of this id, which has no keeper here, may be stored."""
         self.is_looked_at: Callable[[str], bool] = lambda _: False
-        """Whether `look_at` is done with a keeper, by its key, and `leave_unused` is to follow."""
+        """Whether a choice of hosts looks at the keeper of this key, between `look_at` and
+        `leave_unused`."""
 
     @property
     def all(self) -> list[RemoteKeeper]:
@@ -46,9 +47,9 @@ class RemoteKeepers:
         return [*self._keepers.values()]
 
     def assign(self, kernel_id: str, key: str, place: Callable[[], RemotePlace]) -> None:
-        """Have a kernel on another host: by the keeper ``key``, whose ``place`` is made if need be.
+        """Assign a kernel to the keeper ``key``; ``place`` makes its place if it is not known yet.
 
-        Call this before anything else is asked for the kernel.
+        Call this before any other method with this kernel.
         """
         self._homes[kernel_id] = self._at(key, place)
 
@@ -72,34 +73,37 @@ class RemoteKeepers:
     async def look_at(
         self, key: str, place: Callable[[], RemotePlace], *, with_load: bool
     ) -> float:
-        """The load of a host, or 0; `leave_unused` is to follow. Raises `KeeperUnavailable`."""
-        # It has no kernel, so its last kernel's end, or `leave_unused`, could take it out while
-        # this waits: `is_looked_at` keeps both from it.
+        """Connect to a host's keeper; returns the host's load, or 0 without ``with_load``.
+
+        Call `leave_unused` afterwards. Raises `KeeperUnavailable`.
+        """
+        # The keeper may have no kernel. Then the end of its last kernel, or `leave_unused`, could
+        # take it out while this waits: `is_looked_at` prevents both.
         keeper = self._at(key, place)
         await keeper.connect()
         return await keeper.load() if with_load else 0.0
 
     def leave_unused(self, key: str) -> None:
-        """Leave a keeper on another host, unless there is something that it is needed for."""
+        """Leave a keeper on another host, unless a kernel or an errand needs it."""
         if (keeper := self._keepers.get(key)) is not None and keeper.has_nothing:
             self._part_with(keeper)
 
     async def _retire(self, keeper: RemoteKeeper) -> None:
         """Leave a keeper on another host that has no kernels any more, so that it ends."""
-        # One that is away cannot say that it has nothing. Where it is told to end when it comes
-        # back, it need not be waited for.
+        # A keeper that is away cannot say whether it has kernels. If it was given up, and is told
+        # to end when it comes back, it need not be waited for.
         is_given_up = keeper.has_given_up and keeper.ends_forgotten and not keeper.is_connected
         if (keeper.is_empty or is_given_up) and self._take_out(keeper):
             await keeper.retire()
 
     def _take_out(self, keeper: RemoteKeeper) -> bool:
-        """Have a keeper on another host no more, unless a kernel or a choice of hosts needs it.
+        """Remove a keeper from the table, unless a kernel or a choice of hosts needs it.
 
-        Returns whether that was done.
+        Returns whether it was removed.
         """
         key = next((key for key, each in self._keepers.items() if each is keeper), None)
-        # From this look to the removal nothing is awaited. A kernel that is assigned later gets a
-        # new client for the same keeper, so that no kernel is at one that is being closed.
+        # Nothing is awaited between this check and the removal. A kernel that is assigned later
+        # gets a new client for the same keeper, and never one that is being closed.
         if key is None or keeper in self._homes.values() or self.is_looked_at(key):
             return False
         del self._keepers[key]
@@ -133,12 +137,12 @@ class RemoteKeepers:
         return await self._home(kernel_id).prepare(kernel_id, info)
 
     def key_of(self, kernel_id: str) -> str:
-        """By which ``key`` a kernel was assigned. Raises `ValueError` if it was not."""
+        """The key of the keeper to which a kernel was assigned. Raises `ValueError` without one."""
         home = self._home(kernel_id)
         return next(key for key, keeper in self._keepers.items() if keeper is home)
 
     def host_of(self, kernel_id: str) -> Host:
-        """What is known of the host of a kernel that was assigned, and whose keeper was asked."""
+        """The host of a kernel that was assigned, and whose keeper was connected before."""
         return self._home(kernel_id).host
 
     def _home(self, kernel_id: str) -> RemoteKeeper:
@@ -148,27 +152,27 @@ class RemoteKeepers:
         return keeper
 
     def on_dropped(self, keeper: RemoteKeeper) -> None:
-        """A kernel of a keeper is gone: that of a single kernel is not needed any more."""
+        """Leave a keeper one of whose kernels is gone, if it was there for that kernel alone."""
         if keeper.has_given_up:
-            keeper.on_empty()  # there will be no answer after which it is called
+            keeper.on_empty()  # otherwise called after the keeper's answer, which may never come
         if keeper.is_kernels_own:
             seconds = PART_SECONDS if keeper.is_connected else 0.0
-            # Not cancelled by anything: `_take_out` looks whether the keeper is needed again, or
-            # gone.
+            # The timer is never cancelled: `_take_out` checks whether the keeper is needed again,
+            # or was taken out already.
             asyncio.get_running_loop().call_later(seconds, self._part_with, keeper)
 
     def on_let_go(self, keeper: RemoteKeeper) -> None:
-        """A kernel of a keeper is another replica's: without others here its connection closes."""
+        """Close the connection to a keeper that has lost a kernel, if it has no other kernel."""
         if self._take_out(keeper):
             self._change(keeper.close())
 
     def _part_with(self, keeper: RemoteKeeper) -> None:
-        """Leave a keeper for good that has not been told to end: the end of its job ends it."""
+        """Leave a keeper for good without telling it to end: its job is ended, and so is it."""
         if self._take_out(keeper):
             self._change(keeper.retire())
 
     def close(self) -> list[Awaitable[object]]:
-        """Have no keepers any more; returns what closes the connection to each."""
+        """Empty the table; returns the awaitables that close the connections to the keepers."""
         closing: list[Awaitable[object]] = [keeper.close() for keeper in self._keepers.values()]
         self._keepers = {}
         return closing
