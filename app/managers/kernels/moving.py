@@ -142,7 +142,7 @@ def plan(
     if any(map(matcher(READ_AT_START), changed)):
         return None
     if changed and any("$" in value for value in spec_env.values()):
-        return None  # the kernelspec makes its own entries from variables that change
+        return None  # the kernelspec's own entries are made from variables that would change
     return Move(
         None if new_cwd == cwd else str(new_cwd),
         {name: new_env[name] for name in changed & new_env.keys()},

@@ -55,8 +55,8 @@ CODES_READ: Final = 50
 """How many kernels' code is read from their logs at each look."""
 
 MAX_ENDS: Final = 1000
-"""Of how many kernels of other replicas a stream remembers that it has told their ends. A replica
-that is followed anew tells those that it knows again."""
+"""How many ends of kernels of other replicas a stream remembers, so that it tells each once: a
+replica that is followed anew sends again the ends that it knows."""
 
 _HEAD_MESSAGES: Final = 32
 _HEAD_BYTES: Final = 2**20
@@ -211,7 +211,7 @@ class Codes:
         self._left = CODES_READ
 
     def refill(self) -> None:
-        """Allow `CODES_READ` more to be read."""
+        """Allow the code of `CODES_READ` more kernels to be read from their logs."""
         self._left = CODES_READ
 
     def line(self, kernel_id: str, log: MessageLog, execution: Execution) -> str | None:
@@ -264,8 +264,8 @@ Told = Mapping[str, Mapping[str, KernelEvent]]
 class Overview:
     """The kernels of one caller, as events.
 
-    Which kernels other replicas have is what the registry tells, and what they do is what ``told``
-    has of it. A kernel of which its replica has told nothing is as the registry has it.
+    Which kernels other replicas have is known from the registry. What those kernels do is known
+    from ``told``; a kernel that is not there is shown as the registry has it.
     """
 
     def __init__(self, kernels: Watched, told: Told | None = None) -> None:
@@ -294,10 +294,10 @@ class Overview:
             yield one.id, self._row(one) if isinstance(one, Kernel) else self._row_of(one)
 
     def _row_of(self, one: KernelElsewhere) -> KernelEvent:
-        # Looked up by the replica that has the kernel now: what the one before has told of it, and
-        # has not taken back yet, is not shown.
+        # Looked up under the replica that has the kernel now. The replica before may not have taken
+        # its last event about the kernel back yet: that event is not shown.
         row = self._told.get(one.replica or "", {}).get(one.id)
-        # One that cannot be reached is not as it was told before.
+        # What a replica has told of a kernel that cannot be reached now is out of date.
         return row if row is not None and one.is_reachable else _as_registered(one)
 
     def _row(self, kernel: Kernel) -> KernelEvent:
@@ -363,8 +363,8 @@ class Overview:
     def _changes(self, told: dict[str, bytes]) -> Iterator[OverviewEvent]:
         """The events that differ from those in ``told``, which is updated."""
         gone = set(told)
-        # Lists: kernels come and go while the client takes what is told. An end is told before the
-        # kernels that there are: one of them may have been started anew under the same id.
+        # Lists, as kernels come and go while the client takes the events. Ends are told before the
+        # kernels that there are, one of which may have been started anew under an ended one's id.
         # Nothing is awaited between these two, nor until `rows` is made: no end falls between.
         ended = self._kernels.departures(self._departed)
         self._departed = self._kernels.departed
