@@ -50,7 +50,7 @@ def timeout_of(asked: float | None, settings: Settings) -> float | None:
 
 
 def execute_request(code: Code, session: str, msg_id: str) -> ClientMessage:
-    """The request to execute code, of a session."""
+    """The ``execute_request`` of a session for this code."""
     header = new_header("execute_request", session, msg_id)
     content = {
         "code": code.code,

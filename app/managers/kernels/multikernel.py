@@ -180,9 +180,8 @@ class MultiKernelManager:
 
     async def shares_changed(self, kernel: Kernel) -> None:
         """Take note of a kernel's shares, and store them for the next server (`Kernel.save`)."""
-        # The shares hold at once, and are stored behind that. A crash between the two takes the
-        # change back. By then the client has no answer to its request, unless the kernel was just
-        # starting, restarting, stopping or being adopted, when `Kernel.save` returns earlier.
+        # The shares hold at once, and are stored behind that. A crash between the two takes them
+        # back; the client has no answer by then, unless `Kernel.save` has returned before (see it).
         self._kernels.index(kernel)
         kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
