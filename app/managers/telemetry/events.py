@@ -225,7 +225,7 @@ class Subscription:
 
     def __init__(self, sees: Callable[[About], bool] | None = None) -> None:
         self.sees = sees
-        """Whether the subscriber gets what is about this; None: it gets everything."""
+        """Whether the subscriber gets an event about this; None: it gets every event."""
         self.dropped = 0
         self._closed = False
         self._waiting: deque[str] = deque()
@@ -243,7 +243,7 @@ class Subscription:
         self._arrived.set()
 
     def miss(self) -> None:
-        """Count an event as dropped that this server has never had: what follows is, too."""
+        """Count as dropped an event that this server never got; all later ones are dropped too."""
         self.dropped += 1
         self._arrived.set()
 
