@@ -31,8 +31,8 @@ class Checkpoints:
 
     def create(self, place: Place) -> CheckpointModel:
         """Copy the file as it is now; an earlier checkpoint is replaced."""
-        # The copy replaces the one before whole: a restore that reads that one meanwhile gets all
-        # of it, as it has it open.
+        # The new copy replaces the old one as a whole file. A restore that reads the old one
+        # meanwhile has it open, and gets all of it.
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
         with open_file(place) as source, replacing(copy) as file:
@@ -60,7 +60,7 @@ class Checkpoints:
             copy_file(source, file)
 
     def delete(self, place: Place, checkpoint_id: str) -> None:
-        """Remove the checkpoint. Raises `ContentsNotFound` if that does not exist."""
+        """Remove the checkpoint. Raises `ContentsNotFound` if there is no such checkpoint."""
         _existing(place, checkpoint_id).unlink()
 
     def move(self, place: Place, to: Place) -> None:
