@@ -1,7 +1,7 @@
 """Threads for work that blocks, and that may never end: a disk hangs, or a database.
 
-They are daemons, unlike those of `ThreadPoolExecutor`, for which the interpreter waits before it
-ends. A server whose disk hangs still stops.
+The threads are daemons. The interpreter would wait for those of a `ThreadPoolExecutor` before it
+ends; so a server whose disk hangs still stops.
 """
 
 from __future__ import annotations

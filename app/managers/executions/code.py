@@ -1,4 +1,4 @@
-"""Code that clients without a WebSocket ask for, and the requests that are made of it."""
+"""Code that clients without a WebSocket have executed, and the `execute_request`s made of it."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class HeldExecutions:
     def __init__(self) -> None:
         self._items: deque[tuple[Execution, ClientMessage]] = deque()
         self._interrupted: Execution | None = None
-        # The held executions that were asked for after the interrupt of that one.
+        # The held executions that were asked for after the interrupt of `_interrupted`.
         self._asked_after: set[Execution] = set()
         self.bytes = 0
         """The bytes of all requests that are held."""

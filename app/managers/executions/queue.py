@@ -248,14 +248,14 @@ class Executions:
         try:
             await self._tracker.execution_stored(execution)
         except KernelkeepError:
-            if _waits(execution):  # otherwise the kernel has it meanwhile, or it has ended
+            if _waits(execution):  # else it was sent meanwhile, or has ended
                 raise
 
     async def withdraw(self, execution_id: str) -> None:
         """Take back an execution that waits: its client is told that it could not be stored.
 
-        It never runs, and nothing is known of it afterwards, so that its client can ask for it
-        anew, even under the same id.
+        The execution never runs, and the server forgets it, so that its client can ask for it anew,
+        even under the same id.
         """
         # While it was being stored the execution may have been sent: then it runs, and stays known.
         execution = self.get(execution_id)

@@ -248,9 +248,9 @@ class ExecutionTracker:
             self._forget(execution)
 
     def take_back(self, execution: Execution, reason: str) -> None:
-        """End an execution that was never sent, and know nothing of it any more.
+        """End an execution that was never sent, and forget it.
 
-        The registry may have it, and the next server runs it if this one cannot delete it there.
+        The registry may have the execution; if it cannot be deleted there, the next server runs it.
         """
         self.give_up(execution, reason, never_ran=True)
         if self._by_id.get(execution.id) is execution:

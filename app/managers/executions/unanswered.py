@@ -148,7 +148,7 @@ class _Watch(_Looks):
         return self.pauses[0] if self._waiting else None
 
     async def _look_at(self, waiting: list[Execution]) -> None:
-        """Ask the kernel, and end those of the executions that its answer ends."""
+        """Ask the kernel, and end the executions that its answer proves to be over."""
         raise NotImplementedError
 
 

@@ -51,10 +51,10 @@ class Checkpoints:
     ) -> None:
         """Replace the file by its checkpoint, and hold ``guard`` while it is replaced.
 
-        Raises `ContentsNotFound` if that does not exist.
+        Raises `ContentsNotFound` if there is no such checkpoint.
         """
         copy = _existing(place, checkpoint_id)
-        # As with other files: a kernel may have put a link or a pipe there since the look.
+        # Opened as other files are: a kernel may have put a link or a pipe in its place since.
         kept = Place(place.path, copy, copy)
         with open_file(kept) as source, replacing(place.target, guard) as file:
             copy_file(source, file)

@@ -55,7 +55,7 @@ class _Turns:
             self._free.release()
             raise
 
-        # The thread counts as long as it works, also when nobody waits for its result.
+        # The thread counts as long as it works, even if the request has given up its result.
         def ended(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(self._free.release)

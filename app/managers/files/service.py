@@ -76,7 +76,7 @@ class Workers:
         self._work: set[Future[Any]] = set()
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
-        """Have work done behind the one before. Raises `RuntimeError` after `close`."""
+        """Have work done when a thread is free. Raises `RuntimeError` after `close`."""
         done = self._threads.submit(work)
         self._work.add(done)
         done.add_done_callback(self._work.discard)

@@ -220,7 +220,7 @@ class ExternalKernel(Kernel):
                 return
             await self._life.end()
             if self.owned:
-                # The keeper's socket is closed next, and with it what it has not sent by then.
+                # The keeper's socket is closed next, and a message that it has not sent is lost.
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()

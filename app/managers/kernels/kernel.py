@@ -335,7 +335,7 @@ class Kernel:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
     def hand_over(self, services: KernelServices, asked: WantedKernel, on_gone: OnGone) -> None:
-        """Give a warm kernel that is claimed these services, and what it was asked for with."""
+        """Give a claimed warm kernel these services, and the owner and directory of the start."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)
@@ -345,7 +345,7 @@ class Kernel:
         self.traffic.activity.touch()
 
     def own(self, ownership: Ownership) -> None:
-        """Give the kernel to an owner; call this before anybody else sees the kernel."""
+        """Give the kernel to an owner; call this before any request can find the kernel."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
         self._launches.ownership = ownership
         self.traffic.share_log(log_share(self._services.shares, ownership))

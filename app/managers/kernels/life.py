@@ -263,8 +263,8 @@ class Life:
         except KernelStartFailed:
             self._kernel.reports.start_failed()
             raise
-        # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
-        # what a client asks of the new process is not taken for a request to the one before.
+        # Nothing is awaited between the moment when the process is heard (`Traffic.on_launch`) and
+        # this: a client's request to end the new process is not taken for one to the old process.
         self._course.on(Event.LAUNCHED)
         await self._registration.register()
 

@@ -31,7 +31,7 @@ MOVABLE: Final = "ipython"
 READ_AT_START: Final = (
     *READ_ONCE,
     *READ_WHEN_LOADED,  # by what a fork server has preloaded, or a start-up file
-    # By ipykernel and what it is made of.
+    # Variables that ipykernel and its dependencies read.
     *("IPYTHON*", "JUPYTER_*", "IPYKERNEL_*", "XDG_*", "TERM", "NO_COLOR", "FORCE_COLOR"),
 )
 

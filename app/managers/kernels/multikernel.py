@@ -85,7 +85,7 @@ class MultiKernelManager:
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
         services.queues = self.shares
         self.elsewhere: Known = Nowhere()
-        """What other replicas have, and what they say this one has."""
+        """The kernels and sessions of all replicas, as the registry has them."""
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -444,7 +444,7 @@ class MultiKernelManager:
         """Stop or leave every kernel; returns when that is done, or has taken too long."""
         self.begin_stop()
         assert self._stop_task is not None
-        # Whoever waits here may be cancelled: kernels that were asked to end are seen through.
+        # The caller may be cancelled: the stops go on, for kernels that were asked to end already.
         await asyncio.shield(self._stop_task)
 
     async def _stop_all(self) -> None:

@@ -1,7 +1,8 @@
 """All kernels of one caller at a glance: what each does and takes, once or as it changes.
 
-Nothing is stored here. A stream looks at the kernels once a second and tells of those that are
-different from what it told last, so that what it costs depends on neither output nor executions.
+Nothing is stored here. A stream looks at the kernels once a second, and sends an event about each
+kernel that has changed since its last event. So the cost of a stream depends on neither output nor
+executions.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Watched(Protocol):
 
 
 class OfOwner:
-    """Those of the watched kernels that are one owner's."""
+    """The watched kernels of one owner."""
 
     def __init__(self, watched: Watched, owner: str) -> None:
         self._watched = watched
@@ -274,7 +275,7 @@ class Overview:
         self._codes = Codes()
         self._departed = 0  # the number of the latest departure that is told
         self._ended: list[GoneEvent] = []  # at other replicas
-        self._ends: dict[str, str] = {}  # of these, when kernels have ended
+        self._ends: dict[str, str] = {}  # when kernels of other replicas have ended, by their ids
 
     def ended(self, event: GoneEvent) -> None:
         """Note that a kernel has ended at another replica, which may tell that again."""
@@ -326,7 +327,7 @@ class Overview:
         return RunningModel(execution.id, format_timestamp(since), line)
 
     async def follow(self, keepalive: float) -> AsyncIterator[OverviewEvent | None]:
-        """Tell of all kernels, and then of what changes, until the server stops.
+        """Yield an event about each kernel, and then one for each change, until the server stops.
 
         After a silence of ``keepalive`` seconds there is a None.
         """
@@ -335,7 +336,7 @@ class Overview:
         whole, last = False, time.monotonic()
         try:
             while self._is_running():
-                # Beside the looks: a host that answers slowly delays figures, and not states.
+                # A task of its own: a host that answers slowly delays figures, and not states.
                 if sampling is None or sampling.done():
                     sampling = _retrieved(self._kernels.sample(SAMPLED_AT_ONCE))
                 await self._kernels.refresh()
@@ -382,7 +383,7 @@ class Overview:
             yield GoneEvent(one.kernel_id, at, msgspec.Raw(one.model), one.host)
         for kernel_id, row in rows:
             gone.discard(kernel_id)
-            # Compared as it is sent: a change that clients do not see is none.
+            # The JSON is compared: a change that clients cannot see is none.
             encoded = _encode(row)
             if told.get(kernel_id) != encoded:
                 told[kernel_id] = encoded
@@ -430,7 +431,7 @@ def host_of(kernel: Kernel) -> str | None:
 
 
 def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task whose error nobody has to look at, for the next task does the same work again."""
+    """A task whose error is ignored, as the next task does the same work again."""
     task = asyncio.get_running_loop().create_task(work, name="sample for an overview")
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task

@@ -82,7 +82,7 @@ class KernelServices:
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
     parks: bool = False
-    """Whether kernels are started without an owner, and parked until somebody asks for one."""
+    """Whether kernels are started without an owner, and parked until a start claims one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     queues: Queues = ANY_QUEUE
@@ -162,7 +162,7 @@ class KernelServices:
         `KernelStartFailed` if the options are wrong.
         """
         spec = settled(spec, given)
-        # Before the keeper hears of the kernel: what it is told goes with the term.
+        # Before the keeper is told of the kernel: all that it is told goes with the term.
         if left is None:
             self.begin_term(kernel_id)
         left = left or {}

@@ -51,8 +51,8 @@ class KernelShares:
         is a client's, and another replica may have it. Raises `TooManyKernels`, `KernelsLimit` or
         `BeyondLimit`, and with replicas `KernelElsewhereError` or `RegistryUnavailable`.
         """
-        # A second restart of a dead kernel shares the place of the first, which may give it back
-        # first: the kernel counts by itself as soon as either has begun (`Kernel._restart`).
+        # Two restarts of one dead kernel share a place. The first may give it back while the second
+        # goes on: the kernel counts by itself as soon as either has begun (`Kernel._restart`).
         if kernel_id in self._reserved:
             yield
             return

@@ -48,8 +48,8 @@ GIVEN_UP: Final = "The kernel was given up: its host was not reached"
 async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_up: bool) -> None:
     """Stop a kernel and forget it; returns when its process is gone. Raises `KernelNotStopped`.
 
-    Nobody can tell from here whether a process on a host that is away runs. With ``give_up`` the
-    process is taken for gone, and the keeper there ends it when the host is back.
+    Whether a process runs on a host that is away cannot be known here. With ``give_up`` the process
+    is taken for gone, and the keeper there ends it when the host is back.
     """
     is_away, why = kernel.state.unreachable or kernel.is_left, BY_REQUEST
     if give_up and is_away and keepers.remote.give_up(kernel.id, GIVEN_UP):

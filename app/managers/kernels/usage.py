@@ -1,6 +1,6 @@
-"""What kernels use of the machine: sampled while somebody asks, and remembered for a while.
+"""The usage of kernels: sampled while clients ask about it, and remembered for a while.
 
-The keeper takes the samples. A kernel is sampled for a minute after somebody has asked about it.
+The keeper takes the samples. A kernel is sampled for a minute after a request about its usage.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FRESH_SECONDS: Final = 1.0
 """A sample up to this age is used again, as many may ask."""
 
 PERIOD_SECONDS: Final = 5.0
-"""Seconds between two samples of a kernel that somebody asks about."""
+"""Seconds between two samples of a kernel that clients ask about."""
 
 WANTED_SECONDS: Final = 60.0
-"""How long a kernel is sampled after somebody has asked."""
+"""How long a kernel is sampled after a request about its usage."""
 
 HISTORY_SECONDS: Final = 600.0
 POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
@@ -228,7 +228,7 @@ class Series:
 
 
 class UsageSampler:
-    """Samples the kernels that somebody asks about. `close` it."""
+    """Samples the kernels whose usage clients ask about. `close` it."""
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}

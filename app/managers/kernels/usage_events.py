@@ -1,4 +1,4 @@
-"""Events that tell what kernels use, for whoever subscribes to the server's events."""
+"""Events that tell the usage of kernels, for subscribers to the server's events."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ class WarmKernels:
                 with self._starts.admission():
                     await self._starts.launch(kernel.start, kernel.came_up)
             # Bounded by kernel_info_timeout, and by how long the engine may have it wait. A
-            # cancellation cancels the future as well, which nobody else awaits of such a kernel.
+            # cancellation cancels the future as well; only this task awaits it for a warm kernel.
             if not await kernel.came_up:
                 raise KernelStartFailed(kernel.state.reason)
             if kernel.id not in self._starting:
@@ -360,7 +360,7 @@ def _same(one: KernelSpec, other: KernelSpec) -> bool:
 
 
 def retry_seconds(failures: int) -> float:
-    """The pause after so many failures for the same reason: the first of these are not longer."""
+    """The pause after a number of failures for one reason: longer only after the first few."""
     return min(RETRY_SECONDS * 2.0 ** max(min(failures, 9) - 2, 0), LONGEST_RETRY_SECONDS)
 
 

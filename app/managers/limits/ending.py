@@ -47,8 +47,8 @@ def notices(whole: float) -> tuple[float, ...]:
 class TimePlan:
     """The announcements of one kernel's end. Times are in seconds of a monotonic clock.
 
-    No kernel is ended that was not announced: one whose time was up already when it was found, as
-    after a restart of the server, is given the time of the last notice.
+    No kernel is ended without a notice. A kernel whose time is up at the first look, as after a
+    restart of the server, is given the time of the last notice.
     """
 
     __slots__ = ("_limit", "_not_before", "_told")

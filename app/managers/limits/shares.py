@@ -1,9 +1,10 @@
-"""What each owner uses now, and the refusal of more.
+"""What each owner uses now of its limits, and the refusal of more.
 
 Kernels, waiting executions and bytes of logs have no counters here: they are counted when a number
 is needed (`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the
-event loop's thread. Where several servers count together (`Counting`), they are asked first;
-between a check here and the use that follows nothing is awaited.
+event loop's thread. Where several servers count together (`Counting`), the shared count is asked
+first. Between a check here and the counting of the use nothing is awaited: no two requests get the
+last room.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class MessageLog:
 
     def begin_at(self, epoch: str, bell: Bell) -> None:
         """Begin with the log that a keeper has opened; readers do not see more of it yet."""
-        if epoch != self.epoch:  # another log: the shared entries have numbers of the one before
+        if epoch != self.epoch:  # another log: the shared entries have numbers of the earlier log
             self.epoch = epoch
             self._last = (0, [])
         self._files.forget()
@@ -117,15 +117,15 @@ class MessageLog:
     def advance(self, bell: Bell) -> None:
         """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
         # Ends only grow, even from one keeper to the next (see `Line.known`), and bells come in
-        # order: one that goes back is that of a keeper in error. The first place may be too low
-        # (`Hearings.ring_for`): whoever reads there finds no file.
+        # order: a bell that goes back is an error of the keeper. The first place may be too low
+        # (`Hearings.ring_for`): a reader finds no file there, and then a gap.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
         self._tip = Tip(*bell.tip)
         self._files.newest = self._tip.segment
-        # Messages were dropped before this server has read them: `LogReading.on_bell` sees that the
-        # end has moved, and doubts what they may have told.
+        # Messages were dropped before this server has read them. `LogReading.on_bell` sees that the
+        # end has moved, and takes all requests for doubtful.
         if self._end.cursor < self._first.cursor:
             self._end = self._first
         self._files.forget_before(self._first.cursor)

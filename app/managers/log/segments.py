@@ -222,7 +222,7 @@ class SegmentReader:
         while at + FRAME_AT <= length and cursor < behind and len(entries) < max_messages:
             size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
             # A lower number is a record left over in a file that the keeper writes over, or a blank
-            # space. One at or behind ``behind`` may be half written, as no bell has told of it yet.
+            # space. A record from ``behind`` on may be half written, as no bell has told of it yet.
             if not cursor <= number < behind or (entries and size > MAX_FRAME):
                 return cursor, at, False
             frame_at = at + FRAME_AT

@@ -37,7 +37,7 @@ class Conclusions:
     """Draws conclusions from the entries of one kernel's log, before any reader sees them.
 
     ``replaying`` is true while entries are read that the server before this one has read already:
-    they count for no statistics, and for nobody's activity.
+    they count for no statistics, and for no activity of kernel or clients.
     """
 
     def __init__(

@@ -64,7 +64,7 @@ class OwnRequests:
         return self._line.connected
 
     def on_launch(self) -> None:
-        """Forget what is known of the process before: a new one has been launched."""
+        """Forget the facts about the process before: a new one has been launched."""
         # `Traffic.disconnect` has read all that the process before has said (where the keeper could
         # be asked), so no reply of the old process counts for the new one. An `ask` of the old
         # process, which gets no reply any more, returns None in time.

@@ -24,7 +24,7 @@ _TOKEN: Final = re.compile(f"{MARK}[0-9a-f]{{64}}", re.ASCII)
 
 
 def new_token() -> str:
-    """A token that nobody has had before."""
+    """A new token, from 256 random bits."""
     return MARK + secrets.token_hex(32)
 
 

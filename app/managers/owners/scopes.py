@@ -98,7 +98,7 @@ class Scopes:
     def parse(cls, texts: Iterable[str]) -> Scopes:
         """The scopes of a list of texts; ``*`` is all of them. Raises `InvalidScope`.
 
-        A name of `PRESETS` is the scopes of that one.
+        A name of `PRESETS` stands for the scopes of that preset.
         """
         given = [part for text in texts for part in PRESETS.get(text, (text,))]
         scopes = [Scope.parse(text) for text in given if text != ALL]

@@ -135,7 +135,7 @@ class TokenTable(ABC):
 
     @abstractmethod
     def _write(self, work: Callable[[Execute], T]) -> T:
-        """As `_read`, while nobody else changes the list. ``work`` may run twice."""
+        """As `_read`, while no other process changes the list. ``work`` may run twice."""
 
     @abstractmethod
     def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:

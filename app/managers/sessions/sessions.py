@@ -311,7 +311,7 @@ class SessionManager:
                 raise
             return session
 
-    # Steps of these
+    # Steps of these methods
 
     def _check_room(self, kernel_id: str | None) -> None:
         """Raise `TooManySessions` if the caller has `MAX_SESSIONS` with the kernel already."""
