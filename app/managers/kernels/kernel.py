@@ -335,7 +335,7 @@ class Kernel:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
     def hand_over(self, services: KernelServices, asked: WantedKernel, on_gone: OnGone) -> None:
-        """Give a claimed warm kernel these services, and the owner and directory of the start."""
+        """Give a claimed warm kernel these services, and owner, directory and env of the start."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)

@@ -77,7 +77,7 @@ class InterruptWatch:
 
 
 class Interrupts:
-    """The interrupts of one kernel. The sender of one calls `before` it sends it, and `after`."""
+    """The interrupts of one kernel. To send one, call `before` first, and `after` later."""
 
     def __init__(
         self, tracker: ExecutionTracker, outbox: Outbox, state: KernelState, own: OwnRequests

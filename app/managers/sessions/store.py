@@ -202,7 +202,7 @@ class SessionStore:
         self._connection.executemany("DELETE FROM session_owner WHERE session_id = ?", rows)
 
     def abort(self) -> None:
-        """Do nothing: a write to a disk cannot be made to fail."""
+        """As `SessionKeeping.abort`, which a disk does not need: this does nothing."""
 
     def close(self) -> None:
         """Close the database; nothing can be stored any more."""
