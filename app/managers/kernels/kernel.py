@@ -222,7 +222,7 @@ class Kernel:
                 is_cancelled = True
                 raise
             finally:
-                # Else the kernel has no process yet: its start registers it.
+                # Without sockets, and not dead, the kernel is being started: that registers it.
                 is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
                 is_over = is_cancelled or self._course.phase is Phase.GONE
                 if is_known and not is_over:

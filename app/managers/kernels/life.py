@@ -307,7 +307,7 @@ class Life:
         self._launches.begin_again()
 
     def take_turn(self, came_up: asyncio.Future[bool]) -> None:
-        """Make ``came_up`` that of the start under way; the start before gets the result False."""
+        """Make ``came_up`` the future of the start under way; the future before gets False."""
         if self.came_up is not came_up:
             self.settle_start(False)
             self.came_up = came_up

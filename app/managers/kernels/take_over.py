@@ -204,10 +204,7 @@ class TakeOver:
         return Found(Fate.STARTING)
 
     async def _clean_up(self, record: KernelRecord, why: str, code: int | None) -> Found:
-        """Put a kernel back whose process has ended meanwhile, with the exit code if it is known.
-
-        ``why`` is the reason of the end.
-        """
+        """Put a kernel back whose process has ended: ``why``, with its exit ``code`` if known."""
         # If the server before was between two processes, it had ended this one: that is no death.
         unfinished = record.execution_state == Lifecycle.RESTARTING
         await self.recover(record, {}, another=unfinished)
