@@ -76,7 +76,7 @@ class KernelkeepError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     by_system: ClassVar[bool] = False
-    """Whether it is the operating system that refuses: something may be done in part by then."""
+    """Whether the operating system has refused: the request may be done in part by then."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -85,13 +85,13 @@ class KernelkeepError(Exception):
         self.details: Mapping[str, Any] = {}
         """Further keys of the response's body."""
         self.hides: Mapping[str, str] = {}
-        """What is there although the response says that it is not, in the fields of the audit log.
-        Only the audit log tells it."""
+        """A thing that exists although the response says that it does not, as the fields of the
+        audit log name it. Only the audit log has them."""
         self.noted = False
-        """Whether the audit log has it as a failure, and not as a refusal."""
+        """Whether the audit log has noted this error as a failure, so that it is no refusal."""
 
     def hiding(self, hidden: Mapping[str, str]) -> Self:
-        """This error, which `hides` something; or nothing, if ``hidden`` is empty."""
+        """Set `hides` to ``hidden``, which may be empty; returns this error."""
         self.hides = hidden
         return self
 

@@ -26,7 +26,7 @@ MAX_SUBSHELLS: Final = 256
 
 
 class Lifecycle(StrEnum):
-    """The part of its life that a kernel's process is in."""
+    """The part of its life in which a kernel's process is; `phases.Phase` is the finer one."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -96,7 +96,7 @@ class KernelState:
 
     @property
     def last_word(self) -> str:
-        """The same; if the kernel cannot be reached, what it was when it last could."""
+        """As `word`; for a kernel that cannot be reached, the word of when it last could be."""
         match self.lifecycle:
             case Lifecycle.RUNNING:
                 return self.execution_state
@@ -178,18 +178,18 @@ class KernelState:
         self._changed()
 
     def on_reach(self, why: str) -> None:
-        """The kernel's host cannot be reached, for the reason ``why``; with none, it can be."""
+        """Note that the kernel's host cannot be reached, for the reason ``why``; empty: it can."""
         if self._unreachable != why:
             self._unreachable = why
             self._changed()
 
     def on_words(self, words: str) -> None:
-        """What the engine says that has the kernel's process: why it waits, or when it will end.
+        """Note the engine's words about the kernel's job: why it waits, or when it will end.
 
-        This is the reason, unless there is another one.
+        They become the kernel's reason, unless there is another one.
         """
-        # Words come at any time, also behind the end of what they are about: a reason that somebody
-        # else has set since is not theirs to change.
+        # The engine's words may come late, when the job that they are about has ended. They replace
+        # only earlier words of the engine, and no reason that the server has set since.
         if self.reason == self._words:
             self.reason = words
             self.changes += 1
@@ -217,8 +217,8 @@ class KernelState:
             self.reason = reason
 
     def _changed(self) -> None:
-        # Who has the model of the change before builds it anew at the next look, and not here: a
-        # busy kernel changes hundreds of times a second, and is looked at now and then.
+        # The model is built anew when a client next asks for it, and not here: a busy kernel
+        # changes hundreds of times a second.
         self.changes += 1
         if self.word != self._word:
             self._word, self.since = self.word, time.time()

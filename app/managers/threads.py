@@ -1,7 +1,7 @@
 """Threads for work that blocks, and that may never end: a disk hangs, or a database.
 
-They are daemons, unlike those of `ThreadPoolExecutor`, for which the interpreter waits before it
-ends. A server whose disk hangs still stops.
+The threads are daemons. The interpreter would wait for those of a `ThreadPoolExecutor` before it
+ends; so a server whose disk hangs still stops.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DaemonThreads(Executor):
         self._is_ended = False
 
     def submit(self, work: Callable[..., T], /, *arguments: Any, **options: Any) -> Future[T]:
-        """Have work done behind the one before.
+        """Have work done when the work submitted before has begun, and a thread is free.
 
         Raises `RuntimeError` after `shutdown`, and if no thread can be started now.
         """
@@ -50,8 +50,8 @@ class DaemonThreads(Executor):
         return done
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Take no more; the threads end behind their work, for which nobody waits."""
-        # No work comes behind: `submit` is called in the same thread as this.
+        """Take no more work; the threads end after the work that waits. This waits for none."""
+        # `submit` is called in the same thread as this, so no work can come meanwhile.
         self._is_ended = True
         for _ in self._threads:
             self._queue.put(None)
@@ -61,9 +61,9 @@ class DaemonThreads(Executor):
             work, done = found
             # Work whose caller has given up before it began is not done.
             if done.set_running_or_notify_cancel():
-                # Whatever it raises is the caller's: the thread goes on with the next.
+                # Whatever the work raises goes to its future; the thread goes on with the next.
                 try:
                     done.set_result(work())
                 except BaseException as error:
                     done.set_exception(error)
-            del work, done, found  # not to be held while the next is awaited
+            del work, done, found  # so that the thread holds none of them while it waits

@@ -1,4 +1,4 @@
-"""Code that clients without a WebSocket ask for, and the requests that are made of it."""
+"""Code that clients without a WebSocket have executed, and the `execute_request`s made of it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def timeout_of(asked: float | None, settings: Settings) -> float | None:
 
 
 def execute_request(code: Code, session: str, msg_id: str) -> ClientMessage:
-    """The request to execute code, of a session."""
+    """The ``execute_request`` of a session for this code."""
     header = new_header("execute_request", session, msg_id)
     content = {
         "code": code.code,

@@ -20,7 +20,7 @@ class Displays:
 
     def add(self, execution: Execution, display_id: str) -> None:
         """Note that an execution shows a display."""
-        # Code makes up ids as it likes: one is known as long as an execution that shows it is.
+        # Code makes up as many ids as it likes: each is forgotten with the last execution it is in.
         showing = self._showing.setdefault(display_id, [])
         showing.append(execution)
         if len(showing) > MAX_SHOWING:

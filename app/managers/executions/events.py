@@ -200,8 +200,8 @@ async def _follow(
         if gap is not None:
             yield GapEvent(seq=reader.gone_to, messages=gap.messages, bytes=gap.bytes)
         for entry in entries:
-            # The execution may end while the consumer of an event takes its time. The rest is told
-            # in the order of the log all the same, and then the end.
+            # The execution may end while the consumer of an event takes its time. The messages that
+            # are left come all the same, in the order of the log, and then the end.
             for step in steps.before(entry.seq):
                 yield step
             event = event_of(output_of(execution, entry.message))

@@ -1,7 +1,7 @@
 """One execution: all that is known of one ``execute_request``, over whatever transport it came.
 
-It is a state machine: its methods are called for the messages that were seen, it has no timers of
-its own, and it has exactly one end.
+An `Execution` is a state machine: its methods are called for the messages that the server reads in
+the log. An execution has no timers of its own, and exactly one end.
 
 ::
 
@@ -30,9 +30,9 @@ StepName = Literal["cancel", "timeout", "interrupt", "kill"]
 class ExecutionState(StrEnum):
     """The state of an execution. All but the first two are ends, and an end is final.
 
-    ``aborted``: it never ran, as an earlier execution failed or the kernel ended. ``cancelled``: a
-    client cancelled it, and it did not run or did not end well. ``lost``: it ran, and how it ended
-    will never be known.
+    ``aborted``: the code never ran, as an earlier execution failed or the kernel ended.
+    ``cancelled``: a client cancelled the execution, and its code did not run or did not end well.
+    ``lost``: the code ran, and how it ended will never be known.
     """
 
     QUEUED = "queued"
@@ -218,7 +218,7 @@ class Execution:
 
     @property
     def seconds(self) -> float | None:
-        """How many seconds it has run, up to now or its end; None if it has not begun."""
+        """How many seconds the execution has run, to now or its end; None if it has not begun."""
         if self._began is None or self._took is not None:
             return self._took
         return time.monotonic() - self._began
@@ -252,12 +252,13 @@ class Execution:
 
     def on_busy(self, place: Position) -> bool:
         """Begin: the kernel has gone busy, by the status at ``place``. False if it had begun."""
-        # Again: a server that reads the log once more, or a kernel that says so twice.
+        # It had begun: this server reads the log once more, or the kernel goes busy twice.
         if self.state is not ExecutionState.QUEUED:
             return False
         self.state = ExecutionState.RUNNING
-        # A kernel sends nothing of an execution before it goes busy. Only what comes over another
-        # socket than the status may overtake it, and has been seen then: an input request, a reply.
+        # A kernel sends nothing of an execution before it goes busy. Only messages over another
+        # socket than the status's may be read before it: an input request, or the reply. Those have
+        # set `first_seq` already (`_see`).
         if self.first_seq is None:
             self.place = place
         self._see()
@@ -306,7 +307,7 @@ class Execution:
             self.first_seq = self.place.cursor
 
     def take_step(self, step: StepName, detail: str, seq: int) -> None:
-        """Note a step that is taken against it: ``detail`` becomes the reason of its end."""
+        """Note a step against the execution; ``detail`` becomes the reason of its end."""
         self.steps.append(Step(seq, time.time(), step, detail))
         self._why = detail
 
@@ -332,7 +333,7 @@ class Execution:
         self._end(ExecutionState.ABORTED if aborted else ExecutionState.LOST, reason, end)
 
     def _end(self, state: ExecutionState, reason: str, end: Position) -> None:
-        if self.ended:  # exactly one end: of two causes, the first one counts
+        if self.ended:  # exactly one end: of two causes the first counts
             return
         if self.cancel_asked and state is not ExecutionState.OK:
             state = ExecutionState.CANCELLED
@@ -342,7 +343,7 @@ class Execution:
         self.ended_at = time.time()
         if self._took is None and self._began is not None:
             self._took = time.monotonic() - self._began
-        # Of one that was never sent nothing is in the log: a reader has nothing to read up to.
+        # The log has nothing of an execution that was never sent: its end is its own place.
         self.end = end if self.sent else self.place
         if self.first_seq is not None:
             self.last_seq = end.cursor - 1

@@ -21,7 +21,7 @@ class HeldExecutions:
     def __init__(self) -> None:
         self._items: deque[tuple[Execution, ClientMessage]] = deque()
         self._interrupted: Execution | None = None
-        # The held executions that were asked for after the interrupt of that one.
+        # The held executions that were asked for after the interrupt of `_interrupted`.
         self._asked_after: set[Execution] = set()
         self.bytes = 0
         """The bytes of all requests that are held."""
@@ -45,7 +45,7 @@ class HeldExecutions:
             self._asked_after.add(execution)
 
     def add_first(self, execution: Execution, request: ClientMessage) -> None:
-        """Hold an execution before all others: it had its turn, and its request was lost."""
+        """Hold an execution before all others: it was sent already, and its request was lost."""
         self._items.appendleft((execution, request))
         self.bytes += request.size
 
@@ -58,7 +58,7 @@ class HeldExecutions:
 
     def take(self, wanted: Callable[[Execution], bool] = lambda _: True) -> list[Execution]:
         """Take out, in order, the executions for which ``wanted`` returns True."""
-        # ``wanted`` only looks: nothing is added meanwhile, which this would put before the rest.
+        # ``wanted`` must not add an execution, which would get a place before all that stay here.
         items, self._items = self._items, deque()
         taken = []
         for execution, request in items:

@@ -84,8 +84,8 @@ class ExecutionReader:
         # ends belong together.
         before = reader.position
         gap, entries = reader.take()
-        # While the execution has no end, that lies behind all messages that can be read now. Once
-        # it has one, messages and gaps behind the end are not the execution's.
+        # Without an end, all messages that can be read now may be the execution's. Messages and
+        # gaps behind its end are not.
         end = execution.end
         if end is not None:
             if gap is not None and before.cursor + gap.messages > end.cursor:
@@ -94,7 +94,7 @@ class ExecutionReader:
         if gap is not None:
             self.gone_to = before.cursor + gap.messages - 1
         # There may be much to read: the loop's other tasks get a turn. The execution may end in
-        # that turn; its messages up to there are taken by the next `fetch`.
+        # that turn; the next `fetch` reads its messages up to the end.
         await asyncio.sleep(0)
         return Batch(gap, [entry for entry in entries if self._is_of_it(entry)])
 
@@ -132,8 +132,8 @@ async def late_output(log: MessageLog, execution: Execution) -> AsyncIterator[Ba
 
     Updates of displays that other executions make are among them.
     """
-    # Only up to here: late output of a thread may go on without end. Stretches that are noted while
-    # this reads lie behind.
+    # Only up to here, as a thread may print without end. Stretches that are noted while this reads
+    # lie behind that number.
     now = log.next_seq
     for stretch in execution.late.stretches() if execution.late is not None else ():
         reader, end = WholeReader(log, stretch.start), min(stretch.end, now)

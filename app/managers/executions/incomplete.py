@@ -59,9 +59,9 @@ class Incomplete:
         self._plan: asyncio.TimerHandle | None = None
 
     def add(self, execution: Execution, seconds: float) -> None:
-        """Plan to end an execution without the message it lacks: some kernels never send it.
+        """Plan to end an execution in ``seconds`` without the message that it lacks.
 
-        ``seconds`` is how long to wait.
+        Some kernels never send that message.
         """
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
@@ -115,7 +115,7 @@ class Incomplete:
         return False
 
     def clear(self) -> None:
-        """Wait for none of them: their process is gone."""
+        """Forget all executions: their process is gone."""
         self._waiting.clear()
         if self._plan is not None:
             self._plan.cancel()

@@ -70,7 +70,7 @@ class Stretch(msgspec.Struct, array_like=True):
 
     @property
     def start(self) -> Position:
-        """The place of its first message."""
+        """The place of the stretch's first message."""
         return Position(self.cursor, self.offset)
 
 
@@ -79,14 +79,14 @@ class LateOutput(msgspec.Struct, array_like=True):
 
     own: list[Stretch] = []
     updates: dict[str, Stretch] = {}
-    """The newest update of each of its displays, whoever made it."""
+    """The newest update of each of the execution's displays, by this or any later execution."""
 
     def add(self, place: Position) -> None:
         """Note the place of late output of the execution itself; places come in order."""
         cursor, offset = place
         if self.own:
             last = self.own[-1]
-            if cursor < last.end:  # a new server reads a part of the log again: it is noted
+            if cursor < last.end:  # noted already: a new server reads a part of the log again
                 return
             if cursor - last.end < NEAR or len(self.own) >= MAX_STRETCHES:
                 last.end = cursor + 1
@@ -94,7 +94,7 @@ class LateOutput(msgspec.Struct, array_like=True):
         self.own.append(Stretch(cursor, offset, cursor + 1))
 
     def update(self, display_id: str, place: Position) -> None:
-        """Note the place of an update of one of its displays."""
+        """Note the place of an update of one of the execution's displays."""
         self.updates[display_id] = Stretch(*place, place.cursor + 1)
 
     def stretches(self) -> Iterable[Stretch]:

@@ -264,7 +264,7 @@ class OutputAssembler:
 
         An output is shortened if that is enough, and otherwise left out.
         """
-        # This ends: each `_cut` shortens what it is given until it fits, or takes it out.
+        # The loops end: each `_cut` shortens an output until all fits, or takes the output out.
         tail = self._tail
         while len(tail) > MAX_OUTPUTS // 2:
             self._cut(tail[0], tail[0].bytes, tail.popleft)

@@ -82,7 +82,7 @@ class Prompts:
         name no parent: they mean the only open prompt of their own session or, if that has none,
         of the kernel.
         """
-        # An id that nobody has is a prompt that was closed: it never falls back to another one.
+        # An answer with an unknown id is for a prompt that was closed, and never for another one.
         name = parent.msg_id
         if name:
             found = next((prompt for prompt in self._open.values() if prompt.id == name), None)

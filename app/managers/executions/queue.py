@@ -183,7 +183,7 @@ class Executions:
     # Asking
 
     async def ask(self, code: Code, new_id: str = "") -> Execution:
-        """As `run`, when other servers were asked whether the execution may wait."""
+        """As `run`, but other servers that count together are asked first if one more may wait."""
         asking = self.share.place()
         if asking is None:
             return self.run(code, new_id)
@@ -197,8 +197,8 @@ class Executions:
         `KernelNotRunning`, `GenerationMismatch`, `TooManyExecutions`, `ExecutionsLimit`,
         `MessageTypeNotAllowed` or `ServerStopping`.
         """
-        # Nothing is awaited in here: what is checked still holds when the execution is held, so the
-        # bounds are exact, and none is taken in behind `close_streams`.
+        # Nothing is awaited in here, between the checks and the moment when the execution is held:
+        # so the bounds are exact, and no execution is held behind `close_streams`.
         timeout = timeout_of(code.timeout, self._settings)
         self._check_allowed("execute_request")
         if self.closing:
@@ -248,16 +248,16 @@ class Executions:
         try:
             await self._tracker.execution_stored(execution)
         except KernelkeepError:
-            if _waits(execution):  # otherwise the kernel has it meanwhile, or it has ended
+            if _waits(execution):  # else it was sent meanwhile, or has ended
                 raise
 
     async def withdraw(self, execution_id: str) -> None:
         """Take back an execution that waits: its client is told that it could not be stored.
 
-        It never runs, and nothing is known of it afterwards, so that its client can ask for it
-        anew, even under the same id.
+        The execution never runs, and the server forgets it, so that its client can ask for it anew,
+        even under the same id.
         """
-        # The kernel may have got it while it was being stored: then it runs, and can be looked up.
+        # While it was being stored the execution may have been sent: then it runs, and stays known.
         execution = self.get(execution_id)
         if _waits(execution):
             self._held.take(lambda held: held is execution)
@@ -336,8 +336,8 @@ class Executions:
     def hold_again(self) -> None:
         """Hold the executions that the server before this one held.
 
-        Call this before the log is read again: an end that is read there may abort them, or let
-        them go.
+        Call this before the log is read again: an end that is read there may abort the held
+        executions, or have the first of them sent.
         """
         for execution in self._tracker:
             if _waits(execution) and not execution.by_client:
@@ -357,8 +357,8 @@ class Executions:
             if execution.by_client:
                 self._submit(execution, message)
             else:
-                # Of these there is one at most, as the server sends one at a time: so it is the one
-                # whose turn it was, and goes before all that are held.
+                # There is one such execution at most, as the server sends one at a time. It was its
+                # turn, so it goes before all that are held.
                 self._held.add_first(execution, message)
         self.on_free()
 
@@ -390,11 +390,12 @@ class Executions:
     def on_free(self) -> None:
         """Send the next held execution, if the kernel has nothing left to do.
 
-        One at a time: the end of each calls this again. A held execution is not in the kernel's own
-        queue, so an error of an earlier one cannot make the kernel abort it.
+        One at a time: the end of each execution calls this again. A held execution is not in the
+        kernel's own queue, so an error of an earlier one cannot make the kernel abort it.
         """
-        # An end comes here by way of `on_end`, and so do those that are made below: each call takes
-        # out what it deals with before it does so, and so no execution is dealt with twice.
+        # This may call itself: `give_up` and `submit`, below, may end an execution, and each end
+        # comes here by `on_end`. So an execution is taken out of the held ones first: the inner
+        # call does not find it.
         if not self._held or not self._is_free():
             return
         if self._is_for_another_process(self._held.first):
@@ -405,7 +406,7 @@ class Executions:
 
     def _submit(self, execution: Execution, message: ClientMessage) -> None:
         if not self._messages.submit(message, execution.session) and not execution.ended:
-            # It was stored by the server before, whose options allowed it.
+            # The server before has stored the execution, and its options allowed the request.
             self._abort([execution], "execute_request is not in allowed_message_types")
 
     def _is_for_another_process(self, execution: Execution | None) -> bool:

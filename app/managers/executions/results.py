@@ -185,7 +185,7 @@ async def result(
                 reply = content_of(message)
                 expressions, payload = reply.get("user_expressions"), reply.get("payload")
             assembler.add(output_of(execution, message))
-    # What comes between the two is of an execution that goes on: the next call tells it.
+    # An execution that goes on may have more messages by now: the next call reads those.
     assembler.begin_late()
     async for gap, entries in late_output(log, execution):
         if gap is not None:

@@ -44,7 +44,8 @@ def shortened_error(fields: Fields, room: int) -> Fields:
 
     The error's name stays, the beginning of its value, and the end of its traceback.
     """
-    # The name first, then the value; the traceback gets what is left, and its last lines tell most.
+    # The name gets its room first, then the value. The traceback gets the rest, for its last lines:
+    # they tell most.
     if size_of(fields) <= max(room, LEAST_ERROR):
         return fields
     lines: list[str] = fields["traceback"]

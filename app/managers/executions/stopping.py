@@ -111,8 +111,8 @@ class Stopping:
         # An execution that is idle only lacks its reply: an interrupt would hit the next one.
         if execution.ended or execution.idle:
             return
-        # From here to the branches nothing is suspended, so an execution cannot be sent, or begin,
-        # between the look at it and what is done.
+        # From here to the branches nothing is suspended: the execution is neither sent nor begun
+        # between the look at its state and the step that follows from it.
         execution.cancel_asked = True
         if not execution.sent:
             self._step(execution, "cancel", f"{why} before it ran")
@@ -128,7 +128,7 @@ class Stopping:
                 raise failed
         else:
             # Its request is on its way, or in the kernel's own queue, from which nothing can be
-            # taken. An interrupt now would hit the execution before it; `on_start` sends one.
+            # taken. An interrupt now would hit an earlier execution; `on_start` sends it in time.
             self._step(execution, "cancel", f"{why}; it is interrupted when it begins")
             execution.kill_after = kill_after
 
@@ -175,8 +175,8 @@ class Stopping:
 
     async def _follow_up(self, execution: Execution, why: str, grace: float | None) -> None:
         """Interrupt once more, and kill after ``grace`` seconds, unless the execution has ended."""
-        # The two interrupts can both count, the second one for a handler of KeyboardInterrupt. That
-        # is rarer than a kernel that ignores the first, and code that is cancelled goes on.
+        # Both interrupts may reach the code, and the second may hit its handler of the first. That
+        # is rarer than a kernel that ignores the first, so that cancelled code goes on.
         ran = execution.seconds or 0.0
         if ran < EARLY_SECONDS:
             pause = EARLY_SECONDS if grace is None else min(grace, EARLY_SECONDS)
@@ -197,8 +197,8 @@ class Stopping:
 
     async def _kill(self, execution: Execution) -> None:
         """Have the kernel killed, and try again with longer and longer pauses if that fails."""
-        # Behind a kill that has worked, the kernel's life launches the next process. This has
-        # returned by then; and behind one that has failed it looks whether the execution has ended.
+        # After a kill the kernel's life launches the next process, which must not be killed: this
+        # returns when a kill has worked, and after a failed one looks if the execution has ended.
         pause = KILL_AGAIN_SECONDS
         while not (execution.ended or execution.idle or self._waits.closing):
             try:

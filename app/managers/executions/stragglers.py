@@ -54,8 +54,8 @@ class Stragglers:
         """Go on with an execution: the kernel has gone idle for a request of the server."""
         if msg_id not in self._asked:  # its time was over first, or it is no such request
             return
-        # The timer of `_go_on` and this race to end the execution: the first one takes it out of
-        # the plans, so that the other finds nothing.
+        # The timer of `_go_on` and this both end the execution: the first of them takes it out of
+        # the plans, and the other then finds nothing.
         execution, rounds = self._asked.pop(msg_id)
         if execution in self._plans:
             if rounds:
@@ -95,8 +95,8 @@ class Stragglers:
         self._plans[execution] = loop.call_later(seconds, then, execution)
 
     def _end(self, execution: Execution) -> None:
-        # Answers that come later find nothing (`on_idle`). `finish` is called last: it may lead to
-        # the next execution, and that back to here.
+        # Idle statuses that come later find nothing (`on_idle`). `finish` is called last: it may
+        # have the next execution sent, whose end may call this again.
         plan = self._plans.pop(execution, None)
         if plan is not None:
             plan.cancel()

@@ -91,8 +91,8 @@ class ExecutionTracker:
         self._remembered = remembered
         self._by_id: dict[str, Execution] = {}  # in the order in which they were asked for
         self._under_way: dict[str, list[Execution]] = {}  # those that were sent, by id, in order
-        self._count = 0  # of the executions under way
-        self._stored_bytes = 0  # of the waiting requests of clients that are stored
+        self._count = 0  # how many executions are under way
+        self._stored_bytes = 0  # the bytes of clients' waiting requests that are stored
         self.begun = 0
         """How many executions the kernel has begun with, ever."""
         self._ended: deque[Execution] = deque()
@@ -132,7 +132,7 @@ class ExecutionTracker:
 
     def add(self, execution: Execution) -> None:
         """Know an execution from now on; its request need not be sent yet."""
-        self._drop(execution.id)  # the one before, whose place in the order is another
+        self._drop(execution.id)  # an earlier execution of this id, elsewhere in the order
         self._by_id[execution.id] = execution
         self.changed(execution)
 
@@ -175,7 +175,7 @@ class ExecutionTracker:
         self.changed(execution)
         self._under_way.setdefault(execution_id, []).append(execution)
         self._count += 1
-        if self._count > MAX_UNFINISHED:  # this one is counted already, so there is another
+        if self._count > MAX_UNFINISHED:  # the new one is counted already: an older one is there
             oldest = next(self.under_way)
             self.give_up(oldest, "Too many executions of this kernel are under way")
         return execution
@@ -188,7 +188,7 @@ class ExecutionTracker:
             on_main_shell=message.header.subshell_id is None,
         )
         execution.by_client = True
-        # An id names one execution: the id of an earlier one goes on to name that.
+        # An id names one execution: if an earlier one has this id, the id goes on to name that.
         if execution.id not in self._by_id:
             self.add(execution)
         return execution
@@ -226,7 +226,7 @@ class ExecutionTracker:
         self.changed(execution)
 
     def _let_go(self, execution: Execution) -> None:
-        """Forget the parts of its request."""
+        """Forget the parts of the execution's request."""
         if execution.by_client:
             self._stored_bytes -= sum(map(len, execution.held))
         execution.held = ()
@@ -248,9 +248,9 @@ class ExecutionTracker:
             self._forget(execution)
 
     def take_back(self, execution: Execution, reason: str) -> None:
-        """End an execution that was never sent, and know nothing of it any more.
+        """End an execution that was never sent, and forget it.
 
-        The registry may have it, and the next server runs it if this one cannot delete it there.
+        The registry may have the execution; if it cannot be deleted there, the next server runs it.
         """
         self.give_up(execution, reason, never_ran=True)
         if self._by_id.get(execution.id) is execution:
@@ -282,8 +282,8 @@ class ExecutionTracker:
         elif reported == "busy":
             self._on_busy(same_id, message)
         elif reported == "idle":
-            # Of several with one id, kernels work in order: the status is the oldest one's that
-            # lacks it. The same holds for busy statuses and replies.
+            # Kernels work in order: of several executions with one id, the status is that of the
+            # oldest that lacks it. The same holds for busy statuses and replies.
             execution = next((one for one in same_id if not one.idle), same_id[0])
             if execution.on_idle():
                 self._complete(execution)
@@ -345,7 +345,7 @@ class ExecutionTracker:
     def _on_late_output(self, execution: Execution, message: Message) -> None:
         place = _place_of(message)
         if execution.end is None or place.cursor < execution.end.cursor:
-            return  # a new server reads it again: it came before the end
+            return  # this server reads the log again, and the message came before the end
         execution.late = execution.late or LateOutput()
         execution.late.add(place)
         if time.time() - (execution.ended_at or 0.0) < STRAGGLER_SECONDS:
@@ -414,12 +414,12 @@ class ExecutionTracker:
             self.listener.on_free()
 
     def close_waiting(self, reason: str) -> None:
-        """Have the executions end that wait to be sent: the process takes no more requests."""
+        """End the executions that wait to be sent: the process takes no more requests."""
         if self.listener is not None:
             self.listener.on_close(reason)
 
     def leave(self) -> None:
-        """Finish what is complete before the next server takes over, so that it is stored so."""
+        """Finish the complete executions, so that the next server finds them stored as ended."""
         for execution in self.under_way:
             if execution.complete:
                 execution.finish(self._log.end)
@@ -461,8 +461,8 @@ class ExecutionTracker:
 
     def _forget(self, execution: Execution) -> None:
         """Move an execution that has ended to those that are remembered; the oldest go."""
-        # First what is known here, last the listener: it sends the next execution, whose end may
-        # come here in turn, and finds this one gone from those under way.
+        # The listener is called last. It sends the next execution, whose end may call this again:
+        # by then this execution is not among those under way.
         self._withdraw(execution)
         self._let_go(execution)
         self.changed(execution)
@@ -478,7 +478,7 @@ class ExecutionTracker:
             self.listener.on_free()
 
     def _drop(self, execution_id: str) -> None:
-        """Know the execution of this id no longer, if there is one."""
+        """Forget the execution of this id, if there is one."""
         execution = self._by_id.pop(execution_id, None)
         if execution is not None and self.store is not None:
             self.store.forgotten(execution)

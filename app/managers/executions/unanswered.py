@@ -72,7 +72,7 @@ class Unanswered:
 
 
 class _Looks:
-    """Looks now and then at what waits in one kernel, by one task, as long as anything waits.
+    """Looks now and then, by one task, at the executions of one kernel that wait, while any does.
 
     ``pauses`` are how many seconds lie before a look, at the least and at the most. A look that
     fails ends nothing: it is logged, and the next one follows the longest pause.
@@ -148,7 +148,7 @@ class _Watch(_Looks):
         return self.pauses[0] if self._waiting else None
 
     async def _look_at(self, waiting: list[Execution]) -> None:
-        """Ask the kernel, and end those of the executions that its answer ends."""
+        """Ask the kernel, and end the executions that its answer proves to be over."""
         raise NotImplementedError
 
 
@@ -305,5 +305,6 @@ class Dropped(_Looks):
                     self._end(execution)
         if found is None:
             return None
-        # While code runs there are no suspects, and what it hides is to be found soon behind it.
+        # While code runs there are no suspects. A dropped execution behind it is to be found soon
+        # after the code has ended: the shortest pause.
         return self._longer(pause) if waiting else self.pauses[0]

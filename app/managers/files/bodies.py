@@ -18,7 +18,7 @@ MAX_READ_BYTES: Final = 64 * 2**20
 
 def open_file(place: Place) -> BinaryIO:
     """Open an existing file to read its bytes; the caller closes it. May raise `OSError`."""
-    # Since the name was looked at, another process may have put a link or a pipe in its place.
+    # Since the name was looked up, another process may have put a link or a pipe in its place.
     # The flags refuse to follow a link and to wait for a writer of a pipe.
     descriptor = os.open(place.target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -47,7 +47,7 @@ def as_text(data: bytes, path: str) -> str:
 
 
 def data_of_file(content: Any, form: str | None) -> bytes:
-    """The bytes to save of a content in this format. Raises `InvalidContents`."""
+    """The bytes to save for ``content`` in the format ``form``. Raises `InvalidContents`."""
     if form not in ("text", "base64"):
         raise InvalidContents("Must specify format of file contents as 'text' or 'base64'")
     if not isinstance(content, str):

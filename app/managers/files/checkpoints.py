@@ -31,8 +31,8 @@ class Checkpoints:
 
     def create(self, place: Place) -> CheckpointModel:
         """Copy the file as it is now; an earlier checkpoint is replaced."""
-        # The copy replaces the one before whole: a restore that reads that one meanwhile gets all
-        # of it, as it has it open.
+        # The new copy replaces the old one as a whole file. A restore that reads the old one
+        # meanwhile has it open, and gets all of it.
         copy = _copy_of(place)
         copy.parent.mkdir(exist_ok=True)
         with open_file(place) as source, replacing(copy) as file:
@@ -51,16 +51,16 @@ class Checkpoints:
     ) -> None:
         """Replace the file by its checkpoint, and hold ``guard`` while it is replaced.
 
-        Raises `ContentsNotFound` if that does not exist.
+        Raises `ContentsNotFound` if there is no such checkpoint.
         """
         copy = _existing(place, checkpoint_id)
-        # As with other files: a kernel may have put a link or a pipe there since the look.
+        # Opened as other files are: a kernel may have put a link or a pipe in its place since.
         kept = Place(place.path, copy, copy)
         with open_file(kept) as source, replacing(place.target, guard) as file:
             copy_file(source, file)
 
     def delete(self, place: Place, checkpoint_id: str) -> None:
-        """Remove the checkpoint. Raises `ContentsNotFound` if that does not exist."""
+        """Remove the checkpoint. Raises `ContentsNotFound` if there is no such checkpoint."""
         _existing(place, checkpoint_id).unlink()
 
     def move(self, place: Place, to: Place) -> None:

@@ -38,7 +38,7 @@ MAX_NAMES: Final = 10_000
 """How many numbers are tried to find a free name for a new file."""
 
 MAX_REMOVALS: Final = 100
-"""How often the removal of a directory goes on when a file in it was removed by others."""
+"""How often the removal of a directory is tried when others remove files in it meanwhile."""
 
 
 class Save(msgspec.Struct):
@@ -140,8 +140,8 @@ class Contents:
                 model.type = "file"
             if content or hashed:
                 with open_file(place) as file:
-                    # Another process may have replaced the file since the name was looked at: the
-                    # version that is told is that of the bytes that are.
+                    # Another process may have replaced the file since the name was looked up: the
+                    # version has to be that of the bytes that are read.
                     status = os.fstat(file.fileno())
                     data = read(file, status, place.path)
                 if content:
@@ -210,7 +210,7 @@ class Contents:
         source = self._tree.find_to_change(source_path)
         with filesystem_errors(source):
             is_directory = stat.S_ISDIR(source.target.stat().st_mode)
-            if is_directory:  # as on a Jupyter server, the directory that it goes into is made
+            if is_directory:  # as on a Jupyter server, which makes the directory to copy into
                 self._tree.find_to_change(path).target.mkdir(parents=True, exist_ok=True)
         directory = self._directory(path)
         with filesystem_errors(source):
@@ -255,8 +255,8 @@ class Contents:
         """
         for number in range(first, MAX_NAMES):
             name = f"{stem}{insert}{number}{suffix}" if number else f"{stem}{suffix}"
-            # Looked up anew for each name: by now the directory may be a link that leads out of the
-            # root directory.
+            # Looked up anew for each name: the directory may meanwhile have become a link that
+            # leads out of the root directory.
             place = self._tree.find_to_change(directory.child(name))
             with filesystem_errors(place):
                 try:
@@ -293,7 +293,7 @@ class Contents:
             if save.content is None and exists:
                 raise InvalidContents("No file content provided")
             if save.chunk is not None:
-                # Until the last chunk has come, no file changes: only then the condition counts.
+                # No file changes before the last chunk: the precondition is checked at that one.
                 guard = self._changes(place, precondition)
                 return self._save_chunk(place, save, save.chunk, guard, exists=exists)
             # Checked here to write nothing in vain, and again under the lock in `_changes`.
@@ -301,7 +301,7 @@ class Contents:
             data, complaint = self._data(place, kind, save)
             with replacing(place.target, self._changes(place, precondition)) as file:
                 file.write(data)
-            # As a Jupyter server does. It may be of a newer save than this one, which is as good.
+            # As a Jupyter server does. The checkpoint may have a newer save, which is as good.
             if kind == "notebook" and not self._checkpoints.of(place):
                 self._checkpoints.create(place)
             found = self._found(place, created=not exists)
@@ -357,8 +357,8 @@ class Contents:
             raise InvalidContents("The root directory cannot be renamed")
         self._tree.check_movable(place)
         with filesystem_errors(place):
-            # 404, and not 412 or 409, if there is nothing to move. A link that leads nowhere is
-            # nothing, as for every other request: the answer could not tell what was moved.
+            # 404, and not 412 or 409, if there is nothing to move. A link that leads nowhere counts
+            # as nothing, as for every other request: no model could be answered for it.
             place.target.stat()
             if new.path == place.path:
                 return self._found(place)
@@ -368,9 +368,9 @@ class Contents:
             with self._changes(place, precondition):
                 if os.path.lexists(new.entry) and not _same_file(place.entry, new.entry):
                     raise ContentsExist(new.path)
-                # Another process may make a file of the new name between the look and this, which
-                # is lost then. The lock keeps the requests of this server apart, and Python has no
-                # rename that refuses to replace.
+                # If another process makes a file of the new name between the check and this line,
+                # that file is lost: Python has no rename that refuses to replace. Requests to this
+                # server do not meet here, by the lock.
                 os.rename(place.entry, new.entry)
             if not new.entry.is_dir():
                 self._checkpoints.move(place, new)
@@ -389,8 +389,8 @@ class Contents:
                     place.entry.unlink()
                     self._checkpoints.forget(place)
                     return
-            # Without the lock, which is not held for as long as this may take. What is saved to the
-            # directory meanwhile goes with it, as if it had been saved just before.
+            # Without the lock, as this may take long. Files that are saved into the directory
+            # meanwhile are removed with it, as if they had been saved just before.
             self._check_removable(place)
             _remove(place.entry)
 
@@ -454,7 +454,7 @@ class Contents:
 def _remove(directory: Path) -> None:
     """Remove a directory with all that is in it. Raises `OSError`."""
     for _ in range(MAX_REMOVALS):
-        # What others remove at the same time ends this, as if there had been nothing to remove.
+        # A file that others remove at the same time ends this attempt, and the next one goes on.
         with suppress(FileNotFoundError):
             shutil.rmtree(directory)
         if not os.path.lexists(directory):

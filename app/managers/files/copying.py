@@ -49,7 +49,7 @@ def copy_directory(tree: Tree, source: Place, target: Path) -> None:
 
 
 class _Room:
-    """The room that is left in the copy of one directory, which is called ``path``."""
+    """The bytes and files that the copy of one directory may still have; ``path`` is its name."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -73,7 +73,7 @@ class _Room:
 
 
 def _measure(tree: Tree, place: Place, room: _Room, depth: int = 1) -> None:
-    """Take the room of all that is in a directory, so that nothing is begun in vain."""
+    """Take the room of everything in a directory before the copy begins: none is begun in vain."""
     for child in tree.children(place):
         if child.target.is_dir():
             room.take(depth=depth)
@@ -86,10 +86,11 @@ def _copy_into(
     to: Path, tree: Tree, source: Place, copy: Path, room: _Room, depth: int = 1
 ) -> None:
     """Copy what is in a directory into the directory ``to``, which is ``copy`` or below it."""
-    # There may be more by now than was measured, so all of it takes its room once more.
+    # There may be more by now than was measured: all of it takes its room once more, of a new
+    # `_Room`.
     for child in tree.children(source):
-        # A link may lead to a directory that the copy is made in, which would have no end. One that
-        # leads into the copy led nowhere when this began, and each could double what is there.
+        # A link to a directory above the copy would have the copy copied into itself, without end.
+        # A link into the copy led nowhere when this began, and could double the copy's files.
         if copy.is_relative_to(child.target) or child.target.is_relative_to(copy):
             continue
         target = to / child.name

@@ -19,8 +19,8 @@ VERSION: Final = 4
 
 
 def load() -> None:
-    """Have ready what notebooks take, the system's table of media types included. Blocks."""
-    # Of each version the schema is read when it is first used. nbformat keeps it then.
+    """Load the modules and tables that notebooks need, such as that of media types. Blocks."""
+    # nbformat reads the schema of a version when it is first used, and remembers it.
     newest = range(_nbformat().v4.nbformat_minor + 1)
     for version in ((3, 0), *((VERSION, minor) for minor in newest)):
         for relaxed in (False, True):
@@ -31,8 +31,8 @@ def load() -> None:
 @cache
 def _nbformat() -> Any:
     """nbformat, imported at the first notebook: that takes longer than the server's whole start."""
-    # Two threads may come here at a time, and both do all of this: the import system lets one of
-    # them wait, and the filters that are added twice count once.
+    # Two threads may call this at the same time, and both do all of it: the import system has one
+    # of them wait, and filters that are added twice count once.
     import_jsonschema()
     import nbformat
     import nbformat.sign
@@ -83,10 +83,10 @@ class Notebooks:
         A notebook whose outputs are all trusted is signed. Raises `InvalidContents` for content
         that is no notebook at all: `read` would refuse the file.
         """
-        # The marks go before the text is made: what is signed is what is written.
+        # The marks are removed before the text is made: the signed notebook is the written one.
         found: dict[str, Any] = {}
         try:
-            # Without the key nbformat takes a notebook for one of format 1, which nobody writes.
+            # Without the key nbformat takes a notebook for one of format 1, which is not in use.
             if "nbformat" not in content:
                 raise ValueError("it lacks nbformat")
             notebook = _nbformat().from_dict(content)
@@ -118,7 +118,7 @@ class Notebooks:
             return False
 
     def _notary(self) -> Any:
-        # It is made anew each time, for its connection to the database belongs to this thread.
+        # Made anew each time, as its connection to the database belongs to this thread.
         return _nbformat().sign.NotebookNotary(data_dir=str(self._data_dir))
 
 

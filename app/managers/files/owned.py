@@ -31,7 +31,7 @@ THREADS: Final = 16
 """How many requests of all owners work on files at a time."""
 
 THREADS_OF_ONE: Final = 4
-"""How many of them may be one owner's: a file that hangs there holds up nobody else."""
+"""How many of these requests may be one owner's: files that hang hold up no other owner."""
 
 NOTARIES: Final = "notaries"
 """The directory in the state directory that has the signatures of each owner's notebooks: what one
@@ -55,7 +55,7 @@ class _Turns:
             self._free.release()
             raise
 
-        # The thread counts as long as it works, also when nobody waits for its result.
+        # The thread counts as long as it works, even if the request has given up its result.
         def ended(_: object) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
                 loop.call_soon_threadsafe(self._free.release)
@@ -109,8 +109,8 @@ class OwnersContents:
             raise ContentsUnavailable(
                 f"The file system did not answer within {service.WORK_SECONDS:g} s"
             ) from None
-        # From here on nothing is awaited: of two requests at a time the later finds what the
-        # earlier has made, and an owner's uploads are in one place.
+        # From here on nothing is awaited: of two requests at the same time, the later one finds the
+        # manager that the earlier one has made, so that one manager has all of an owner's uploads.
         found = self._services.get(owner)
         if found is None or found.files != files:  # the owner may have another account by now
             if found is not None:
@@ -152,7 +152,7 @@ class OwnersContents:
 
 
 class CallersContents:
-    """The files that one principal may read or write: all, or with owners those of each."""
+    """The files that one principal may read or write: the common ones, or those of each owner."""
 
     def __init__(self, files: ContentsService | OwnersContents, principal: Principal) -> None:
         self._files = files
@@ -161,8 +161,9 @@ class CallersContents:
     async def of(self, action: str, owner: str | None = None) -> ContentsService:
         """The contents manager for an action, ``read`` or ``write``, with an owner's files.
 
-        Without a name they are the caller's. Raises `NotAuthorized`, for whichever name, if they
-        are not the caller's to read or write, `InvalidRequest` and what `OwnersContents.of` does.
+        Without an ``owner`` they are the caller's files. Raises `NotAuthorized` if the caller may
+        not read or write them, whether or not there is such an owner; `InvalidRequest`; and what
+        `OwnersContents.of` raises.
         """
         if not isinstance(self._files, OwnersContents):
             if owner is not None:

@@ -25,7 +25,7 @@ WORK_SECONDS: Final = 60.0
 """How long a file system may take for one request, waiting for a free thread included."""
 
 LAST_SECONDS: Final = 10.0
-"""How long the end of the server waits for work that has begun, which else is done by halves."""
+"""How long the end of the server waits for work that has begun, so that none is left half done."""
 
 CLOSE_SECONDS: Final = 2.0
 """How long the end of the server waits until incomplete uploads are dropped."""
@@ -46,8 +46,8 @@ class ContentsService:
         Raises what it raises, and `ContentsUnavailable` after `WORK_SECONDS`. Work that has begun
         cannot be stopped: it may still be done afterwards.
         """
-        # The timeout cancels work that waits for a thread. Work that has begun keeps its thread to
-        # its end, and its result or error goes nowhere: the future is cancelled by then.
+        # The timeout cancels work that waits for a thread. Work that has begun has its thread until
+        # it ends. Its result or error is then dropped, as the future is cancelled by then.
         try:
             async with asyncio.timeout(WORK_SECONDS):
                 return await asyncio.wrap_future(await self._begin(partial(work, *args, **kwargs)))
@@ -76,7 +76,7 @@ class Workers:
         self._work: set[Future[Any]] = set()
 
     def begin(self, work: Callable[[], T]) -> Future[T]:
-        """Have work done behind the one before. Raises `RuntimeError` after `close`."""
+        """Have work done when a thread is free. Raises `RuntimeError` after `close`."""
         done = self._threads.submit(work)
         self._work.add(done)
         done.add_done_callback(self._work.discard)
@@ -84,7 +84,7 @@ class Workers:
 
     async def close(self, last: Callable[[], object]) -> None:
         """Drop the work that waits, let work that has begun end, and do ``last``; with bounds."""
-        # Threads take what they have done from the set, so this goes through a copy.
+        # A copy: threads remove their finished work from the set meanwhile.
         begun = {asyncio.wrap_future(done) for done in [*self._work] if not done.cancel()}
         self._threads.shutdown()
         if begun:

@@ -65,9 +65,9 @@ class Tree:
         Raises `ContentsNotFound` for a path that is hidden or leads out of the root directory,
         and `InvalidContents` for one that no file can have.
         """
-        # What is found here holds until another process moves a file or a link. What is opened
-        # afterwards is looked at once more where that counts (`bodies.open_file`), and a kernel of
-        # the same user could read and write all of it anyway.
+        # The result is true until another process moves a file or a link. Where that matters, the
+        # file is checked again when it is opened (`bodies.open_file`). A kernel of the same user
+        # could read and write all of these files anyway.
         plain = plain_path(path)
         parts = plain.split("/") if plain else []
         if any(part.startswith(".") or "\0" in part for part in parts):
@@ -121,7 +121,7 @@ class Tree:
 
     def children(self, place: Place) -> Iterator[Place]:
         """The visible files and directories in a directory, sorted by name. Raises `OSError`."""
-        # By name, and each looked up by `find`: a link in here may lead to what is not shown.
+        # Each name is looked up by `find`: a link may lead to a file that is hidden.
         for name in sorted(os.listdir(place.target)):
             if _is_unlisted(name) or not _is_text(name):
                 continue

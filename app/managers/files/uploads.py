@@ -36,8 +36,8 @@ class _Upload:
         self.touched = time.monotonic()
 
     def drop(self) -> None:
-        # On a full disk the close fails again, as it writes what is buffered: the file goes all the
-        # same. One that cannot be removed must not fail the upload for which there is to be room.
+        # On a full disk the close fails again, as it writes buffered bytes: the file is removed all
+        # the same. If it cannot be, the upload that it should make room for must not fail by that.
         with contextlib.suppress(OSError):
             self.file.close()
         with contextlib.suppress(OSError):
@@ -52,8 +52,8 @@ class Uploads:
     """
 
     def __init__(self) -> None:
-        # One for all, as a chunk has a megabyte or so and is soon written. A disk that hangs holds
-        # up every upload, and so every thread that has one; other requests have the others.
+        # One lock for all uploads: a chunk has a megabyte or so and is soon written. A disk that
+        # hangs holds up all threads that have chunks; the other threads serve other requests.
         self._lock = threading.Lock()
         self._uploads: dict[Path, _Upload] = {}
 
@@ -67,8 +67,9 @@ class Uploads:
         ``guard`` raises, after which the upload is dropped.
         """
         with self._lock:
-            # Chunks have no name but the file's. Of two clients that send one file at a time, each
-            # begins anew, and the chunk that is not the next one of the newer upload is refused.
+            # An upload is known by its file alone. If two clients send the same file at the same
+            # time, the later chunk 1 begins the upload anew, and a chunk of the earlier client is
+            # refused unless it is the next one.
             upload = self._begin(target) if number == 1 else self._uploads.get(target)
             if upload is None or number not in (LAST, upload.next_chunk):
                 raise InvalidContents("chunk: not the next one of an upload that is under way")

@@ -30,17 +30,17 @@ COPIED_TOGETHER: Final = 2**20  # bytes
 def replacing(
     target: Path, guard: AbstractContextManager[None] | None = None
 ) -> Iterator[BinaryIO]:
-    """A new file to write to, which replaces ``target`` at the end, with that one's mode and owner.
+    """A new file to write to, which replaces ``target`` at the end, with its mode and owner.
 
-    ``guard`` is held while it does. If the block, the guard or the file system raises, ``target``
-    is as it was. Raises `OSError`.
+    ``guard`` is held during the replacement. If the block, the guard or the file system raises,
+    ``target`` is as it was. Raises `OSError`.
     """
     partial = partial_beside(target)
     file = open_new(partial)
     try:
         with file:
             yield file
-            # Before the rename: a machine that fails between the two has the whole old file.
+            # Before the rename: if the machine fails between the two, the old file is there, whole.
             finish(file, target)
         with guard or nullcontext():
             os.replace(partial, target)
@@ -73,7 +73,7 @@ def finish(file: BinaryIO, target: Path) -> None:
     except FileNotFoundError:
         pass
     else:
-        # A rename asks for no right to the file that it replaces, only for one to the directory.
+        # A rename needs rights to the directory only, and none to the file that it replaces.
         if not may_write(target):
             raise PermissionError(13, "Permission denied")
         if os.geteuid() == 0:
@@ -84,7 +84,7 @@ def finish(file: BinaryIO, target: Path) -> None:
 
 def may_write(path: Path) -> bool:
     """Whether this thread may write a file, by the rights that it has now."""
-    # Without the option the system is asked about the user who has started the process.
+    # Without `effective_ids` the system would check the rights of the user who started the process.
     return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
@@ -96,7 +96,7 @@ def making(path: Path) -> Iterator[BinaryIO]:
     """
     file = open_new(path)
     try:
-        # The close is within: on a full disk it is what fails, as it writes what is buffered.
+        # Closed within the `try`: on a full disk the close fails, as it writes buffered bytes.
         with file:
             yield file
     except BaseException:

@@ -97,8 +97,8 @@ def cull_reason(idle_seconds: float, limit: str) -> str:
 class Culler:
     """Looks at every kernel each ``interval`` seconds, and stops those that the policy names.
 
-    ``stop`` stops one kernel. Its arguments are the kernel's id, for how many seconds nobody has
-    used the kernel, and the limit by which it is stopped if there is one; it may raise
+    ``stop`` stops one kernel. Its arguments are the kernel's id, the seconds since the kernel was
+    last used, and the name of the limit by which it is stopped, if there is one. It may raise
     `KernelNotFound`.
     """
 
@@ -152,7 +152,7 @@ class Culler:
         if state.lifecycle not in (Lifecycle.RUNNING, Lifecycle.DEAD):
             return  # the kernel has just been started, restarted or stopped
         if state.unreachable:
-            return  # it may be at work, and could not be stopped
+            return  # the kernel may be at work, and could not be stopped
         if kernel not in self._timeouts:
             self._timeouts[kernel] = timeout_of_spec(kernel.name, kernel.spec.metadata or {})
         # Facts of one moment: nothing is awaited up to the decision. The stop begins a turn of the

@@ -51,7 +51,7 @@ class Departures:
 
     def __init__(self) -> None:
         self.last = 0
-        """The number of the latest; 0 before the first."""
+        """The number of the latest departure; 0 before the first."""
         self._by_id: dict[str, Departure] = {}
 
     def note(

@@ -46,7 +46,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 FAREWELL_SECONDS: Final = 0.2
-"""The time for a shutdown request to leave; whether the kernel heeds it cannot be seen."""
+"""Seconds for a ``shutdown_request`` to leave; whether the kernel heeds it cannot be seen."""
 
 FILE_GONE: Final = "Its connection file is gone, or is another one"
 
@@ -177,7 +177,7 @@ class ExternalKernel(Kernel):
         """
         if not is_near(self._info, self._services.settings.external_networks):
             raise ValueError("its address is not of this machine, nor of the external_networks")
-        # Without the lock: nobody else knows of the kernel until this is done (`_add`).
+        # Without the lock: the kernel is not listed until this is done (`ExternalKernels._add`).
         self._course.on(Event.BEGUN)
         self.state.generation = 1  # how often the other program restarts it is not known
         try:
@@ -220,7 +220,7 @@ class ExternalKernel(Kernel):
                 return
             await self._life.end()
             if self.owned:
-                # The keeper's socket is closed next, and with it what it has not sent by then.
+                # The keeper's socket is closed next, and a message that it has not sent is lost.
                 self.traffic.own.send("control", "shutdown_request", {"restart": False})
                 await asyncio.sleep(FAREWELL_SECONDS)
             await self.traffic.close()
@@ -260,8 +260,8 @@ class ExternalKernels:
             Path(jupyter_runtime_dir()) / "external_kernels"
         )
         self._by_file: dict[Path, ExternalKernel] = {}
-        # Looks of several callers and an adoption may come at a time, and each awaits between the
-        # look at a file and the entry of its kernel: each file shall make one kernel.
+        # Held from the look at a file until its kernel is listed. Requests of several callers and
+        # an adoption may look at the same time, and each file shall make one kernel.
         self._refreshing = asyncio.Lock()
         self._stops: set[asyncio.Task[None]] = set()  # the loop alone would not keep them
 
@@ -302,9 +302,9 @@ class ExternalKernels:
         """Forget the kernel of a file unless the file has this content still."""
         kernel = self._by_file.get(file)
         if kernel is not None and kernel.info != info:
-            # A look ends in the middle when its client goes away. The stop is a task of its own,
-            # and goes on: a kernel that is stopped by half would stay listed. The file is forgotten
-            # last: the next look finds the kernel here, and waits for the stop.
+            # A request that looks may be cancelled here, when its client goes away. The stop is a
+            # task of its own and goes on: a kernel stopped by half would stay listed. The file is
+            # forgotten last: the next look finds the kernel here, and waits for the stop.
             stop = asyncio.get_running_loop().create_task(kernel.stop(why=FILE_GONE))
             self._stops.add(stop)
             stop.add_done_callback(self._stops.discard)

@@ -145,7 +145,7 @@ class Kernel:
 
     @property
     def is_changing(self) -> bool:
-        """Whether a start, a restart or a stop is under way, whatever `state` tells yet."""
+        """Whether a start, a restart or a stop is under way, even if `state` is still the old."""
         return self._lock.locked()
 
     @property
@@ -194,7 +194,7 @@ class Kernel:
         await self.save()
 
     async def save(self) -> None:
-        """Have the next server know what others have changed: where it works, or its shares.
+        """Store the kernel's changed directory, environment or shares for the next server.
 
         During a start, a restart, a stop or an adoption this returns before the change is stored.
         """
@@ -204,8 +204,8 @@ class Kernel:
         elif not self._lock.locked():
             async with self._alone():
                 pass
-        # Else whoever has the lock, perhaps for long, stores the change before letting go. If that
-        # is cancelled, or this server is killed before, the next server may not know the change.
+        # Else the holder of the lock, perhaps after long, stores the change before it lets go. If
+        # it is cancelled, or this server is killed before, the next server may not know the change.
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -222,7 +222,7 @@ class Kernel:
                 is_cancelled = True
                 raise
             finally:
-                # A kernel that nothing is known of but that it starts is registered by its start.
+                # Without sockets, and not dead, the kernel is being started: that registers it.
                 is_known = self.traffic.connected or self.state.lifecycle is Lifecycle.DEAD
                 is_over = is_cancelled or self._course.phase is Phase.GONE
                 if is_known and not is_over:
@@ -302,16 +302,16 @@ class Kernel:
             if is_gone or self.state.lifecycle not in self._leavable:
                 return False
             await self._life.end()
-            # Nothing is awaited from here to `Traffic.leave`: nobody reads on in the log, or sends
-            # a request, in the name of a life that is over.
-            # It may not be reached yet, or be dead, and its log not be read to the end.
+            # The life is over. Nothing is awaited from here to `Traffic.leave`, so that no bell has
+            # this server read on in the log, and no client sends a request, between the two.
+            # The process may not be reached yet, or the log of a dead kernel not read to the end.
             was_left = self._course.phase in (Phase.LEFT, Phase.NEW)
             self._course.on(Event.HANDED_OVER)
             self.traffic.leave()
             if was_left:  # the record of the server before holds
                 return True
-            # Connections end later than this, and the places of their clients are stored as before:
-            # the record does not have them.
+            # WebSockets end later than this. The places of their clients are stored all the same:
+            # they are no part of the record.
             try:
                 await self._registration.save()
             finally:
@@ -335,7 +335,7 @@ class Kernel:
             record.provisioner = self._services.engines.noted_if_out(self.id)
 
     def hand_over(self, services: KernelServices, asked: WantedKernel, on_gone: OnGone) -> None:
-        """Give a warm kernel that is claimed these services, and what it was asked for with."""
+        """Give a claimed warm kernel these services, and owner, directory and env of the start."""
         self._services = services
         self._life.hand_over(services, partial(on_gone, self))
         self._registration.hand_over(services)
@@ -345,7 +345,7 @@ class Kernel:
         self.traffic.activity.touch()
 
     def own(self, ownership: Ownership) -> None:
-        """Give the kernel to an owner; call this before anybody else sees the kernel."""
+        """Give the kernel to an owner; call this before any request can find the kernel."""
         self.ownership = self._registration.ownership = self.reports.ownership = ownership
         self._launches.ownership = ownership
         self.traffic.share_log(log_share(self._services.shares, ownership))
@@ -397,8 +397,8 @@ class Kernel:
         """
         if self._course.phase is Phase.NEW:  # its start will launch a new process anyway
             return
-        # This takes over the slot of the start that it ends. Should that start be over by the time
-        # that the lock is had, the restart has no slot: one start more than may run at a time.
+        # The restart takes over the slot of the start that it ends. Should that start be over when
+        # the restart gets the lock, the restart has no slot: one start too many runs for a while.
         if not self.came_up.done():
             await self._restart(self.came_up, now=now, newports=newports)
             return
@@ -415,8 +415,8 @@ class Kernel:
             # While the life goes on: a check that fails has changed nothing.
             await self._launches.check()
             await self._life.end()
-            # Read only now: until it was over, the life may have changed it. Nothing is awaited
-            # until requests are held, so each meets the old process or the new one, and not both.
+            # Read only now that the life is over, which may have changed the state. Nothing is
+            # awaited until requests are held: each goes to the old process or to the new, not both.
             before = self.state.lifecycle
             self._life.take_turn(came_up)
             self._course.on(Event.RESTART)
@@ -457,8 +457,8 @@ class Kernel:
                 return
             async with self.reports.action("shutdown"):
                 await self._reach_at_once()
-                # From here on nobody but this sees the end of the process: the life would take it
-                # for a death, and launch the next one.
+                # From here on only this stop sees the end of the process: the life would take that
+                # end for a death, and launch the next process.
                 await self._life.end()
                 before = self.state.lifecycle
                 if before is not Lifecycle.DEAD:

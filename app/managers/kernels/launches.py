@@ -50,7 +50,7 @@ PROBE_SECONDS: Final = 5.0
 """The longest pause between two `kernel_info_request`s to a kernel that does not answer."""
 
 LEFT_PROBE_SECONDS: Final = 30.0
-"""The same for a kernel that had come up for an earlier server."""
+"""The longest such pause for a kernel that had come up under an earlier server."""
 
 PORT_ATTEMPTS: Final = 3
 """Starts over tcp before ports that others took meanwhile count as a failure."""
@@ -149,7 +149,7 @@ class Launches:
             async with asyncio.timeout(CALL_SECONDS):
                 found = await asyncio.to_thread(provisioner.resolve_path, path)
                 if not getattr(provisioner, "is_here", True):
-                    return found  # a path there, which was looked at where its files are
+                    return found  # a path on the kernel's host, which was checked there
                 below = await asyncio.to_thread(is_below, self.cwd, found) if found else False
                 return found if below else None
         except (OSError, RuntimeError, ValueError):  # no such user, a loop of links, a NUL
@@ -198,7 +198,7 @@ class Launches:
         self.launched = asyncio.get_running_loop().time()
         try:
             if self._manager is not None and not is_as_wanted(self._manager.provisioner):
-                # The options have changed: what the process before had is of no use for this one.
+                # The options have changed: the manager with its connection file is of no use.
                 await self.release(restart=False)
             if self._manager is None:
                 self._manager = await self._new_manager()
@@ -226,8 +226,8 @@ class Launches:
             max(settings.kernel_info_timeout, CALL_SECONDS),
         )
         self._logger.info("kernel %s (%s): process %s", self._id, self._name, process.pid)
-        # Before anything more is awaited: a record of the process before, which may be under way,
-        # is recognised as out of date by this number (`Registration._record`).
+        # Before anything more is awaited: a record of the process before may just be being made,
+        # and this number tells that it is out of date (`Registration._record`).
         if not is_fallback:
             self._state.generation += 1
         await self._traffic.connect(self.info)
@@ -275,9 +275,9 @@ class Launches:
         Raises `KernelUnreachable`, and nothing has changed then.
         """
         self._transport = "ipc" if record.connection.get("transport") == "ipc" else "tcp"
-        # A manager and a process of this attempt's own, until all has succeeded: an attempt that
-        # fails is made again, and meanwhile the kernel has no process that could be stopped. The
-        # process is watched by a task, which must not stay behind a failure or a cancellation.
+        # The manager and the process are this attempt's own until all has succeeded. A failed
+        # attempt is followed by another, and between the two the kernel has no process that could
+        # be stopped. A task watches the process: it must end with a failure or a cancellation.
         process: KernelProcess | None = None
         try:
             manager = self._manager_of(self._spec)
@@ -367,7 +367,7 @@ class Launches:
         return True
 
     async def _reaches(self, process: KernelProcess, seconds: float, on_control: bool) -> bool:
-        """Do `OwnRequests.reach`; False when the process ends meanwhile."""
+        """Try to reach the kernel (`OwnRequests.reach`); False when the process ends meanwhile."""
         reaching = asyncio.ensure_future(self._traffic.own.reach(seconds, on_control=on_control))
         try:
             events: set[asyncio.Future[Any]] = {reaching, process.exited}
@@ -409,7 +409,7 @@ class Launches:
         return ""
 
     async def describe(self, process: KernelProcess, problem: str) -> str:
-        """The problem, the last output of the process, and whether memory was short."""
+        """A reason for clients: the problem, the process's last output, and if memory was short."""
         problem += process.want_of_memory
         tail = await process.tail()
         if tail and not self._services.settings.allow_tracebacks:
@@ -457,8 +457,8 @@ class Launches:
 
     async def release(self, *, restart: bool) -> None:
         """Forget the process and, unless another follows, its connection file and ports."""
-        # Before the first await: nobody finds a process that is being cleaned up after. If this is
-        # cancelled below, the kernel has none (`Life._come_up_and_die`).
+        # Before the first await, so that no stop or interrupt finds a process whose files are being
+        # removed. If this is cancelled below, the kernel has no process (`Life._come_up_and_die`).
         if self.process is not None:
             self.process.close()
             self.process = None

@@ -100,7 +100,7 @@ class Life:
         self._on_gone = on_gone
 
     def settle_loss(self) -> None:
-        """Requests to the present process may be lost (`Losses`)."""
+        """Give requests that a killed keeper has lost their end (`Losses.settle`)."""
         self._losses.settle()
 
     # The task
@@ -125,9 +125,9 @@ class Life:
             await asyncio.wait(left, timeout=CANCEL_SECONDS)
 
     async def end_job(self, why: str) -> None:
-        """Have the engine end the job of a process that is out of reach, and so the process.
+        """End the task; then have the engine end the job, and with it a process out of reach.
 
-        The task has ended then. Raises `KernelNotStopped`, with this reason, if no engine can.
+        Raises `KernelNotStopped`, with the reason ``why``, if no engine can.
         """
         # First the task: it would see the end of the process, and take it for a death.
         await self.end()
@@ -154,8 +154,8 @@ class Life:
         except ServerStopping:  # while a launch waited for its turn; `stop` or `leave` comes next
             pass
         except Exception:
-            # A bug of the server's. A process that nobody supervises would run on unseen, and what
-            # it was asked would have no end.
+            # A bug of the server's. A process without a life would run on unseen, and the requests
+            # that it was sent would never have an end.
             self._logger.exception("kernel %s: its supervision failed", self._kernel.id)
             reason = "The server failed to supervise the kernel; see its log"
             process = self._launches.process
@@ -163,7 +163,7 @@ class Life:
             await self.give_up(f"{reason}. {not_stopped(why).message}" if why else reason)
 
     async def _live_once(self) -> bool:
-        """See one process from its launch to its end; whether another one follows."""
+        """See one process from its launch to its end; return whether another one follows."""
         reason = await self._come_up_and_die()
         delay = None
         if self._course.asked is EndAsked.NOTHING:  # a death: it counts
@@ -263,8 +263,8 @@ class Life:
         except KernelStartFailed:
             self._kernel.reports.start_failed()
             raise
-        # No await is between the moment when the process is heard (`Traffic.on_launch`) and this:
-        # what a client asks of the new process is not taken for a request to the one before.
+        # Nothing is awaited between the moment when the process is heard (`Traffic.on_launch`) and
+        # this: a client's request to end the new process is not taken for one to the old process.
         self._course.on(Event.LAUNCHED)
         await self._registration.register()
 
@@ -276,8 +276,8 @@ class Life:
             self.take_turn(came_up)
             await self.launch(cause)
 
-        # `take_turn` comes with the slot, and not before. A client's restart takes over the slot of
-        # a start that is under way (`Kernel.restart`); of one that still waits there is none.
+        # `take_turn` is called when the start has its slot, and not before. A client's restart
+        # takes over that slot (`Kernel.restart`); a start that still waits has none to take over.
         with self._services.starts.admission(always=True):
             await self._services.starts.launch(launch, came_up)
 
@@ -307,13 +307,13 @@ class Life:
         self._launches.begin_again()
 
     def take_turn(self, came_up: asyncio.Future[bool]) -> None:
-        """Make this the start that is under way; whoever waits for the one before hears False."""
+        """Make ``came_up`` the future of the start under way; the future before gets False."""
         if self.came_up is not came_up:
             self.settle_start(False)
             self.came_up = came_up
 
     def settle_start(self, came_up: bool) -> None:
-        """The start that is under way is over, if one is: whether the kernel answers."""
+        """Note the result of the start that is under way, if one is: whether the kernel answers."""
         if not self.came_up.done():
             self.came_up.set_result(came_up)
 
@@ -374,7 +374,7 @@ class Life:
             self._state.reason = ""
             self.take_for_ready()
             return
-        # Nothing is awaited from here on: who is told that the kernel has come up finds it ready.
+        # Nothing is awaited from here on: whoever awaits `came_up` finds the kernel ready.
         now = asyncio.get_running_loop().time()
         self._course.on(Event.CAME_UP)
         self.settle_start(True)
@@ -428,7 +428,7 @@ class Life:
         self._course.on(Event.BURIED)
         self._state.begin(Lifecycle.DEAD, reason)
         self._traffic.refuse_waiting()
-        self.settle_start(False)  # after the reason: who waits for this reads that next
+        self.settle_start(False)  # after the reason, which those who await `came_up` read next
         self._traffic.voice.announce("dead")
         await self._registration.save()
         self._rest_later()
@@ -443,7 +443,7 @@ class Life:
         self._rest_later()
 
     def _rest_later(self) -> None:
-        # Another replica that takes the kernel has no copy of the log: the job has it.
+        # With replicas the job stays: it has the log, of which another replica has no copy.
         has_log_here = not self._services.settings.replicated
         if has_log_here and self._services.engines.has(self._kernel.id):
             self.begin(self._rest())
@@ -463,7 +463,7 @@ class Life:
                     self._logger.warning("kernel %s: its job stays: %s", kernel_id, error.message)
                 trouble, pause = error.message, min(2 * pause, LONGEST_REST_SECONDS)
                 if not engines.is_out(kernel_id):
-                    break  # its log is as whole as it ever will be
+                    break  # no job is left that could send more of the log
             except Exception:  # an engine may raise anything
                 self._logger.exception("kernel %s: its job stays until it is deleted", kernel_id)
                 return
@@ -474,9 +474,9 @@ class Life:
 
         ``why`` is the reason that is told of its end; by default, the one that it has.
         """
-        # First the phase: whoever waits for the lock finds that the kernel is gone, even if this is
-        # cancelled at an await below. It stays listed until the end, so that nobody starts a kernel
-        # of its id while its log and its record are being removed.
+        # First the phase: the next holder of the lock finds that the kernel is gone, even if this
+        # is cancelled at an await below. The kernel stays listed until the end, so that no kernel
+        # of its id is started while its log and its record are being removed.
         self._course.on(Event.RETIRED)
         self.settle_start(False)
         await self._launches.release(restart=False)

@@ -1,4 +1,4 @@
-"""Requests that a killed keeper may have lost, of one kernel."""
+"""The requests to one kernel that a killed keeper may have lost."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Losses:
         self._task: asyncio.Task[None] | None = None
 
     def settle(self) -> None:
-        """The keeper was killed, and another one hears the kernel: requests may be lost.
+        """Begin to find the lost requests: the keeper was killed, and another hears the kernel.
 
-        A task that runs already sees a loss that comes meanwhile, by `RequestEnds.has_loss`.
+        If a task runs already, it sees the new loss by `RequestEnds.has_loss`.
         """
         if self._task is None or self._task.done():
             settling = settle_loss(self._traffic, self._state)
             self._task = asyncio.get_running_loop().create_task(settling, name=f"settle {self._id}")
 
     def cancel(self) -> None:
-        """The process has ended or is about to: its requests get their ends otherwise."""
-        # Not waited for: a task that is cancelled makes no further step that ends a request.
+        """Stop looking: the end of the process gives all its requests their end."""
+        # The task is not waited for: once cancelled, it makes no further step that ends a request.
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -85,14 +85,14 @@ class ModelCache:
         self._json = b""
 
     def own(self, owner: str) -> None:
-        """Show this owner from now on."""
+        """Show the kernel as this owner's from now on."""
         self._owner = owner
         self._changes = -1
 
     @property
     def json(self) -> bytes:
         """The model as JSON."""
-        # Whatever is shown here counts as a change of the state, in whichever module it happens.
+        # Every module that changes something shown here has to count `KernelState.changes` up.
         traffic, state = self._traffic, self._state
         if self._changes != state.changes:
             model = KernelModel(

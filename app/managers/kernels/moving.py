@@ -31,7 +31,7 @@ MOVABLE: Final = "ipython"
 READ_AT_START: Final = (
     *READ_ONCE,
     *READ_WHEN_LOADED,  # by what a fork server has preloaded, or a start-up file
-    # By ipykernel and what it is made of.
+    # Variables that ipykernel and its dependencies read.
     *("IPYTHON*", "JUPYTER_*", "IPYKERNEL_*", "XDG_*", "TERM", "NO_COLOR", "FORCE_COLOR"),
 )
 
@@ -142,7 +142,7 @@ def plan(
     if any(map(matcher(READ_AT_START), changed)):
         return None
     if changed and any("$" in value for value in spec_env.values()):
-        return None  # the kernelspec makes its own entries from variables that change
+        return None  # the kernelspec's own entries are made from variables that would change
     return Move(
         None if new_cwd == cwd else str(new_cwd),
         {name: new_env[name] for name in changed & new_env.keys()},

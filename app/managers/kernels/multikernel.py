@@ -85,7 +85,7 @@ class MultiKernelManager:
         self.shares = KernelShares(self._kernels, settings.max_kernels, services.shares)
         services.queues = self.shares
         self.elsewhere: Known = Nowhere()
-        """What other replicas have, and what they say this one has."""
+        """The kernels and sessions of all replicas, as the registry has them."""
         self._stop_task: asyncio.Task[None] | None = None
         policy = CullingPolicy(
             settings.cull_idle_timeout, connected=settings.cull_connected, busy=settings.cull_busy
@@ -141,8 +141,8 @@ class MultiKernelManager:
         try:
             await kernel.adopt(record)
         except BaseException:
-            if self._kernels.get(kernel.id) is kernel:  # it may have been lost, and be here again
-                self._kernels.pop(kernel.id)  # it has not ended
+            if self._kernels.get(kernel.id) is kernel:  # else `let_go` has removed it meanwhile
+                self._kernels.pop(kernel.id)  # not `_forget`: the kernel has not ended
             raise
 
     # Looking
@@ -180,9 +180,8 @@ class MultiKernelManager:
 
     async def shares_changed(self, kernel: Kernel) -> None:
         """Take note of a kernel's shares, and store them for the next server (`Kernel.save`)."""
-        # What is allowed changes at once, and is stored then. A crash between the two takes back
-        # the change. Its client has not heard of it by then, unless the kernel was just starting,
-        # restarting, stopping or being adopted.
+        # The shares hold at once, and are stored behind that. A crash between the two takes them
+        # back; the client has no answer by then, unless `Kernel.save` has returned before (see it).
         self._kernels.index(kernel)
         kernel.executions.wake()  # connections that are not permitted any more end now
         await kernel.save()
@@ -209,7 +208,7 @@ class MultiKernelManager:
 
     def check_adopted(self, kernel_id: str) -> None:
         """Raise `KernelUnreachable` for a kernel that waits to be adopted."""
-        # It is not listed yet, for others are in its way.
+        # Only some kernels are adopted at a time: one that waits for its turn is not listed yet.
         if kernel_id in self.adopting and kernel_id not in self._kernels:
             text = f"Kernel {kernel_id} is being taken over from an earlier server"
             raise KernelUnreachable(text)
@@ -265,9 +264,9 @@ class MultiKernelManager:
     ) -> Kernel:
         """Start a kernel, or return the one that has this id already.
 
-        Without a ``kernel_id`` it gets ``new_id``, which nobody else has; if that is empty, any id,
-        as a warm kernel has one already.
-        Returns when its process is launched, before that is ready. Until the start's turn comes
+        Without a ``kernel_id`` the kernel gets ``new_id``, which no kernel has. If that is empty
+        too, the kernel may have any id: a warm kernel keeps its own.
+        Returns when the process is launched, before it is ready. Until the start's turn comes
         the kernel is listed as ``starting``. ``path`` is where it works, relative to the root
         directory, or to its owner's home; ``given`` are options of its engine. Raises
         `InvalidKernelId`, `InvalidPath`, `InvalidEnvironment`, `EngineOptionRefused`,
@@ -296,7 +295,7 @@ class MultiKernelManager:
                 options = path, env or {}, owned, given or {}
                 asked = wanted_kernel(self.settings, root, name, *options)
                 kernel = await self._start(identity, asked, any_id=not (is_chosen or new_id))
-                if kernel.id in self._kernels:  # else somebody has ended it, or has it, meanwhile
+                if kernel.id in self._kernels:  # else it was stopped, or another replica has it
                     await end_unsaved(kernel, self._handover, self.keepers)
                 return kernel
         finally:
@@ -333,9 +332,9 @@ class MultiKernelManager:
         return kernel
 
     async def _claim(self, kernel_id: str, asked: WantedKernel) -> Kernel | None:
-        """A warm kernel, if there is one that is, or can be made, what is asked for.
+        """Claim a warm kernel that is, or can be made, what is asked for; None if there is none.
 
-        It has an id of its own, in place of ``kernel_id``.
+        The kernel keeps its own id, and does not get ``kernel_id``.
         """
         began = time.monotonic()
         kernel = await self.warm.claim(asked)
@@ -345,9 +344,9 @@ class MultiKernelManager:
         # parked nor listed would be ended by nobody if this were cancelled there.
         kernel.hand_over(self._services, asked, self._forget)
         self._kernels[kernel.id] = kernel
-        self.shares.taken(kernel_id)  # it counts by itself from now on, and has another id
-        # Under this id, too, its start is not answered yet. Should the server stop at one of the
-        # awaits below, `_stop_all` stops the kernel, of which its client will not hear.
+        self.shares.taken(kernel_id)  # the kernel, listed under its own id, counts in its place
+        # `_stop_all` looks here, by the kernel's own id, for kernels whose start is not answered
+        # yet. It stops this one if it comes at an await below: the client never hears of it.
         self._starting[kernel.id] = self._starting[kernel_id]
         try:
             await kernel.impose_limits()
@@ -423,8 +422,8 @@ class MultiKernelManager:
     def let_go(self, kernel_id: str) -> Rest:
         """Leave a kernel to another replica, which has it already.
 
-        When this returns, no request finds the kernel here, and its record is not stored any more:
-        this replica may take the kernel anew, and then knows it better. The rest is to be called.
+        When this returns, no request finds the kernel here, and this object stores nothing more of
+        it: this replica may take it anew, as another object. The caller has to call the result.
         """
         kernel = self._kernels.pop(kernel_id, None) or self.warm.drop(kernel_id)
         if kernel is not None:
@@ -445,7 +444,7 @@ class MultiKernelManager:
         """Stop or leave every kernel; returns when that is done, or has taken too long."""
         self.begin_stop()
         assert self._stop_task is not None
-        # Whoever waits here may be cancelled: kernels that were asked to end are seen through.
+        # The caller may be cancelled: the stops go on, for kernels that were asked to end already.
         await asyncio.shield(self._stop_task)
 
     async def _stop_all(self) -> None:
@@ -487,7 +486,7 @@ class MultiKernelManager:
         owned = self._kernels.found_by([("owner", owner)])
         dead = [kernel for kernel in owned if kernel.state.lifecycle is Lifecycle.DEAD]
         for kernel in dead[:-MAX_DEAD]:
-            # Its owner may have restarted it, or begun to, while the one before was removed.
+            # While the kernel before was removed, this one's owner may have begun to restart it.
             if kernel.state.lifecycle is Lifecycle.DEAD and not kernel.is_changing:
                 await stop_quietly(kernel)
 

@@ -1,7 +1,8 @@
 """All kernels of one caller at a glance: what each does and takes, once or as it changes.
 
-Nothing is stored here. A stream looks at the kernels once a second and tells of those that are
-different from what it told last, so that what it costs depends on neither output nor executions.
+Nothing is stored here. A stream looks at the kernels once a second, and sends an event about each
+kernel that has changed since its last event. So the cost of a stream depends on neither output nor
+executions.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ CODES_READ: Final = 50
 """How many kernels' code is read from their logs at each look."""
 
 MAX_ENDS: Final = 1000
-"""Of how many kernels of other replicas a stream remembers that it has told their ends. A replica
-that is followed anew tells those that it knows again."""
+"""How many ends of kernels of other replicas a stream remembers, so that it tells each once: a
+replica that is followed anew sends again the ends that it knows."""
 
 _HEAD_MESSAGES: Final = 32
 _HEAD_BYTES: Final = 2**20
@@ -93,7 +94,7 @@ class Watched(Protocol):
 
 
 class OfOwner:
-    """Those of the watched kernels that are one owner's."""
+    """The watched kernels of one owner."""
 
     def __init__(self, watched: Watched, owner: str) -> None:
         self._watched = watched
@@ -211,7 +212,7 @@ class Codes:
         self._left = CODES_READ
 
     def refill(self) -> None:
-        """Allow `CODES_READ` more to be read."""
+        """Allow the code of `CODES_READ` more kernels to be read from their logs."""
         self._left = CODES_READ
 
     def line(self, kernel_id: str, log: MessageLog, execution: Execution) -> str | None:
@@ -264,8 +265,8 @@ Told = Mapping[str, Mapping[str, KernelEvent]]
 class Overview:
     """The kernels of one caller, as events.
 
-    Which kernels other replicas have is what the registry tells, and what they do is what ``told``
-    has of it. A kernel of which its replica has told nothing is as the registry has it.
+    Which kernels other replicas have is known from the registry. What those kernels do is known
+    from ``told``; a kernel that is not there is shown as the registry has it.
     """
 
     def __init__(self, kernels: Watched, told: Told | None = None) -> None:
@@ -274,7 +275,7 @@ class Overview:
         self._codes = Codes()
         self._departed = 0  # the number of the latest departure that is told
         self._ended: list[GoneEvent] = []  # at other replicas
-        self._ends: dict[str, str] = {}  # of these, when kernels have ended
+        self._ends: dict[str, str] = {}  # when kernels of other replicas have ended, by their ids
 
     def ended(self, event: GoneEvent) -> None:
         """Note that a kernel has ended at another replica, which may tell that again."""
@@ -294,10 +295,10 @@ class Overview:
             yield one.id, self._row(one) if isinstance(one, Kernel) else self._row_of(one)
 
     def _row_of(self, one: KernelElsewhere) -> KernelEvent:
-        # Looked up by the replica that has the kernel now: what the one before has told of it, and
-        # has not taken back yet, is not shown.
+        # Looked up under the replica that has the kernel now. The replica before may not have taken
+        # its last event about the kernel back yet: that event is not shown.
         row = self._told.get(one.replica or "", {}).get(one.id)
-        # One that cannot be reached is not as it was told before.
+        # What a replica has told of a kernel that cannot be reached now is out of date.
         return row if row is not None and one.is_reachable else _as_registered(one)
 
     def _row(self, kernel: Kernel) -> KernelEvent:
@@ -326,7 +327,7 @@ class Overview:
         return RunningModel(execution.id, format_timestamp(since), line)
 
     async def follow(self, keepalive: float) -> AsyncIterator[OverviewEvent | None]:
-        """Tell of all kernels, and then of what changes, until the server stops.
+        """Yield an event about each kernel, and then one for each change, until the server stops.
 
         After a silence of ``keepalive`` seconds there is a None.
         """
@@ -335,7 +336,7 @@ class Overview:
         whole, last = False, time.monotonic()
         try:
             while self._is_running():
-                # Beside the looks: a host that answers slowly delays figures, and not states.
+                # A task of its own: a host that answers slowly delays figures, and not states.
                 if sampling is None or sampling.done():
                     sampling = _retrieved(self._kernels.sample(SAMPLED_AT_ONCE))
                 await self._kernels.refresh()
@@ -363,8 +364,8 @@ class Overview:
     def _changes(self, told: dict[str, bytes]) -> Iterator[OverviewEvent]:
         """The events that differ from those in ``told``, which is updated."""
         gone = set(told)
-        # Lists: kernels come and go while the client takes what is told. An end is told before the
-        # kernels that there are: one of them may have been started anew under the same id.
+        # Lists, as kernels come and go while the client takes the events. Ends are told before the
+        # kernels that there are, one of which may have been started anew under an ended one's id.
         # Nothing is awaited between these two, nor until `rows` is made: no end falls between.
         ended = self._kernels.departures(self._departed)
         self._departed = self._kernels.departed
@@ -382,7 +383,7 @@ class Overview:
             yield GoneEvent(one.kernel_id, at, msgspec.Raw(one.model), one.host)
         for kernel_id, row in rows:
             gone.discard(kernel_id)
-            # Compared as it is sent: a change that clients do not see is none.
+            # The JSON is compared: a change that clients cannot see is none.
             encoded = _encode(row)
             if told.get(kernel_id) != encoded:
                 told[kernel_id] = encoded
@@ -430,7 +431,7 @@ def host_of(kernel: Kernel) -> str | None:
 
 
 def _retrieved(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task whose error nobody has to look at, for the next task does the same work again."""
+    """A task whose error is ignored, as the next task does the same work again."""
     task = asyncio.get_running_loop().create_task(work, name="sample for an overview")
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task

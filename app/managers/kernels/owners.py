@@ -68,9 +68,10 @@ class OwnerModel(msgspec.Struct):
 def together(models: Iterable[OwnerModel]) -> list[OwnerModel]:
     """One model of each owner, by name, with what it uses at all replicas that know the owner.
 
-    Its limits are those that the first of them tells. Every replica knows of all kernels. Of starts
-    and bytes of contents it knows what all have used, as of when it has counted any itself: the one
-    that was the last to do so tells the most, and the truth.
+    The limits are those that the first model has. The number of kernels is the same in all, as
+    every replica knows of all kernels. A replica learns how many starts and bytes of contents all
+    have used when it counts one itself: so the replica that has counted last has the largest
+    figure, which is the true one.
     """
     found: dict[str, OwnerModel] = {}
     for model in models:
@@ -120,7 +121,8 @@ class CallersOwners:
     def get(self, written: str) -> OwnerModel:
         """One owner. Raises `OwnerNotFound`.
 
-        The server knows an owner by what it has here alone: who may see all finds one by any name.
+        The server knows an owner only by what the owner has here. So a principal that may see all
+        owners finds one under any name.
         """
         try:
             name = owner_name(written)
@@ -132,8 +134,8 @@ class CallersOwners:
 
     def _model(self, name: str) -> OwnerModel:
         kernels, shares = self._kernels, self._shares
-        # A principal's groups are of now; another owner's are those it was last seen with here, and
-        # those that its kernels were started with.
+        # The principal's own groups are known. Another owner's groups are those that it was last
+        # seen with here, and those that its kernels were started with.
         groups = self._principal.groups
         if name != self._principal.owner:
             groups = shares.groups_of(name)

@@ -33,9 +33,9 @@ class Phase(Enum):
     LEFT = auto()
     """An earlier server has left the process, and this one could not reach it yet."""
     DEAD = auto()
-    """It has no process, and gets another one only if a restart is asked for."""
+    """The kernel has no process, and gets another one only if a restart is asked for."""
     GONE = auto()
-    """It is not this server's any more: it was removed, or left for the next server."""
+    """The kernel is not this server's any more: it was removed, or left for the next server."""
 
 
 class Event(Enum):
@@ -44,7 +44,7 @@ class Event(Enum):
     BEGUN = auto()
     """The turn of its start has come."""
     FOUND = auto()
-    """It is in the registry: an earlier server has left it."""
+    """The kernel is in the registry: an earlier server has left it."""
     REACHED = auto()
     """The process that was left is reached, or is known to have ended."""
     WAS_UP = auto()
@@ -78,7 +78,7 @@ class Event(Enum):
 
 
 class EndAsked(Enum):
-    """For what somebody has asked the present process to end; if nobody has, its end is a death."""
+    """What the present process was asked to end for; if it was not asked, its end is a death."""
 
     NOTHING = auto()
     SHUTDOWN = auto()
@@ -159,8 +159,8 @@ TRANSITIONS: Final[Mapping[Phase, Mapping[Event, Phase | None]]] = {
         Event.RETIRED: Phase.GONE,
         Event.HANDED_OVER: Phase.GONE,
     },
-    # A kernel's life is cancelled when the kernel is left, and may do one thing more before it
-    # ends: nothing of that brings the kernel back.
+    # A kernel's life is cancelled when the kernel is left, and may still cause one event before it
+    # ends. No event brings the kernel back.
     Phase.GONE: dict.fromkeys(Event, Phase.GONE),
 }
 """The phase that follows, by the present one and by the event.
@@ -181,7 +181,7 @@ class Course:
         """What was asked of the present process."""
         self.has_been_ready = False
         """Whether any process of the kernel has come up: one that never does is not restarted."""
-        self._before = Phase.NEW  # the stop that is under way
+        self._before = Phase.NEW  # the phase to go back to if the stop under way fails
 
     def on(self, event: Event) -> None:
         """Take note of an event. Raises `WrongTurn`, and nothing has changed then."""
@@ -190,8 +190,8 @@ class Course:
             if event not in TRANSITIONS[phase]:
                 raise WrongTurn(f"{event.name} cannot come to a kernel that is {phase.name}")
             self.phase = TRANSITIONS[phase][event] or self._before
-        # A stop of a kernel whose restart was cut short goes back, should it fail, to where the
-        # restart had begun.
+        # Not if the stop follows a restart that was cut short (`Phase.REPLACING`): should the stop
+        # fail, the kernel goes back to the phase in which the restart began.
         if event in _IS_STOPPED and phase is not Phase.REPLACING:
             self._before = phase
         self.asked = _asked_after(self.asked, phase, event)
@@ -208,7 +208,7 @@ def _asked_after(asked: EndAsked, phase: Phase, event: Event) -> EndAsked:
             return EndAsked.SHUTDOWN
         case Event.RESTART_ASKED:
             return EndAsked.RESTART
-        case Event.STOP_FAILED:  # should the process end after all, that was asked for
+        case Event.STOP_FAILED:  # the process may still end: that end was asked for
             if phase is Phase.REPLACING and asked is EndAsked.NOTHING:
                 return EndAsked.RESTART
             return asked if phase is Phase.REPLACING else EndAsked.SHUTDOWN

@@ -16,7 +16,7 @@ __all__ = ["impose_limits", "limits_of", "say_limits", "usage_of"]
 
 
 def say_limits(manager: KernelManager | None, limits: ProcessLimits) -> bool:
-    """Set the limits of the process that is launched or adopted next; whether that changes them."""
+    """Set the limits of the next process that is launched or adopted; return if they differ."""
     provisioner = None if manager is None else manager.provisioner
     if not isinstance(provisioner, KeeperProvisioner) or provisioner.process_limits == limits:
         return False

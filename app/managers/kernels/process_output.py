@@ -14,12 +14,12 @@ MOST_BYTES: Final = 64 * 1024
 def end_of(path: Path, most: int = MOST_BYTES) -> str:
     """The end of the output whose file this is, with U+FFFD for bytes that are not UTF-8.
 
-    It is empty where there is no file: the kernel has written nothing, or runs on another host. Who
-    writes the file may begin a new one between the two reads here. Then the end is told without
-    what came between, which the next call has.
+    The end is empty where there is no file: the kernel has written nothing, or runs on another
+    host. The keeper may begin a new file between the two reads here. Then the result lacks the text
+    that came between them, which the next call has.
     """
-    # The older file first: were the newer one read first, and begun anew then, its text would come
-    # twice.
+    # The older file first: were the newer file read first, and then become the older one, its text
+    # would come twice.
     before = _end(path.with_name(f"{path.name}.1"), most + 1)
     whole = before + _end(path, most + 1)
     text = whole[-most:].decode("utf-8", "replace")

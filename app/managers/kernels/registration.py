@@ -45,7 +45,8 @@ class Registration:
         self._handover = services.handover
         self._note = note
         self.ownership = ownership
-        # How often something has changed that only the record tells, and how much of it is stored.
+        # How many changes of directory, environment or shares there were, and how many of them are
+        # in the stored record.
         self._changes = self._stored = 0
 
     def hand_over(self, services: KernelServices) -> None:
@@ -59,7 +60,7 @@ class Registration:
     async def save_again(self, record: KernelRecord) -> None:
         """Store the record that an earlier server has written, with what has changed since.
 
-        Its process is not reached yet, so nothing else of it can be known.
+        The kernel's process is not reached yet, so nothing else in the record can be newer.
         """
         self._note_changes(record)
         self._stored = self._changes
@@ -76,7 +77,7 @@ class Registration:
         record.shares = [*self.ownership]
 
     def changed(self) -> None:
-        """Note that others have changed where the kernel works, or its shares."""
+        """Note that the kernel's directory, environment or shares have changed."""
         self._changes += 1
 
     async def register(self) -> None:
@@ -88,8 +89,8 @@ class Registration:
 
     async def save(self) -> None:
         """Have the next server know the kernel as it is now."""
-        # A change that comes while the record is being written is not in it, and whoever makes the
-        # change leaves it to whoever writes (`Kernel.save`): so the record is written once more.
+        # A change that comes while the record is being written is not in that record, and
+        # `Kernel.save` leaves it to the writer: so the record is written once more.
         while True:
             changes = self._changes
             await self._handover.save(self._kernel.id, self._record)
@@ -98,7 +99,7 @@ class Registration:
                 return
 
     async def catch_up(self) -> None:
-        """Store what has changed and could not be stored when it did (`Kernel.save`)."""
+        """Store the changes that `Kernel.save` could not store when they came."""
         if self._stored != self._changes:
             await self.save()
 
@@ -131,9 +132,9 @@ class Registration:
             replaced=self._kernel.traffic.is_replaced,
         )
         await self._note(record)
-        # A provisioner was asked, which takes time. `Kernel.relocate` or a share may have come
-        # meanwhile: what they have changed is read only now. And the process may have been
-        # replaced: then the launch saves a record of its own, which this one must not overwrite.
+        # While the provisioner was asked, `Kernel.relocate` or a new share may have changed the
+        # kernel: their changes are read only now. And the process may have been replaced: then the
+        # launch saves a record of its own, which this one must not overwrite.
         self._note_changes(record)
         return record if record.generation == state.generation else None
 

@@ -82,7 +82,7 @@ class KernelServices:
     begin_term: Callable[[str], None] = lambda _: None
     """Called with the id of a kernel that is about to be started, by one of several replicas."""
     parks: bool = False
-    """Whether kernels are started without an owner, and parked until somebody asks for one."""
+    """Whether kernels are started without an owner, and parked until a start claims one."""
     check_start: Callable[[], None] = lambda: None
     """Raises an error if no kernel can be started just now."""
     queues: Queues = ANY_QUEUE
@@ -162,7 +162,7 @@ class KernelServices:
         `KernelStartFailed` if the options are wrong.
         """
         spec = settled(spec, given)
-        # Before the keeper hears of the kernel: what it is told goes with the term.
+        # Before the keeper is told of the kernel: all that it is told goes with the term.
         if left is None:
             self.begin_term(kernel_id)
         left = left or {}
@@ -182,7 +182,7 @@ class KernelServices:
     async def choose_host(
         self, spec: KernelSpec, given: Mapping[str, Value]
     ) -> Mapping[str, Value]:
-        """What is given for a kernel that is to be started, its host included if it has a choice.
+        """The given options of a kernel that is to be started, with the host chosen for it, if any.
 
         Call `assign` with it before anything else is awaited. Raises `KernelStartFailed`.
         """
@@ -196,15 +196,15 @@ class KernelServices:
             raise KernelStartFailed(text, cause=error) from error
 
     def new_address(self, manager: KernelManager) -> str:
-        """The beginning of the names of a kernel's ipc sockets, for the next launch."""
+        """The path with which the names of a kernel's ipc sockets begin, for the next launch."""
         confinement = getattr(manager.provisioner, "confinement", None)
         return self.transports.new_address() if confinement is None else confinement.place.address
 
     def check_isolation(self, manager: KernelManager) -> None:
         """Raise `IsolationUnavailable` for a kernel that would not be as isolated as is wanted.
 
-        Another package's provisioner launches processes by its own rules. Over TCP, kernels of all
-        owners could listen to what is said without encryption.
+        Another package's provisioner launches processes by its own rules. Without encryption, the
+        kernels of all owners could listen to each other's messages over TCP.
         """
         if self.isolation.kind == "none":
             return
@@ -220,7 +220,7 @@ class KernelServices:
             )
 
     def _encryption(self, transport: Transport) -> str:
-        """The option, if it is set; else encryption where a kernel can, over TCP alone.
+        """As `Settings.transport_encryption`: required over TCP with isolation, else the option.
 
         Other users of a host can listen to TCP on loopback, and not to ipc sockets.
         """
@@ -252,8 +252,8 @@ class KernelServices:
 
     async def close(self) -> None:
         """Close what was made for this run of the server, when all its kernels are gone or left."""
-        # From the last to the first: those that ask the keepers, then the keepers, and at last the
-        # files that both use. One that fails keeps no other open.
+        # Closed from the last to the first: the collaborators that ask the keepers, then the
+        # keepers, at last the files that both use. One that cannot be closed keeps no other open.
         async with AsyncExitStack() as stack:
             stack.callback(self.files.close)
             stack.callback(self.isolation.close)

@@ -24,7 +24,8 @@ __all__ = ["KernelShares"]
 
 
 class KernelShares:
-    """The kernels of ``table`` against the bounds on them: ``max_kernels`` (0 for any), shares."""
+    """Counts the kernels of ``table``, and holds them to ``max_kernels`` (0: any number) and to
+    their owners' limits (``shares``)."""
 
     def __init__(self, table: KernelTable, max_kernels: int, shares: Shares) -> None:
         self._table = table
@@ -50,8 +51,8 @@ class KernelShares:
         is a client's, and another replica may have it. Raises `TooManyKernels`, `KernelsLimit` or
         `BeyondLimit`, and with replicas `KernelElsewhereError` or `RegistryUnavailable`.
         """
-        # A second restart of a dead kernel shares the place of the first, which may give it back
-        # first: the kernel counts by itself as soon as either has begun (`Kernel._restart`).
+        # Two restarts of one dead kernel share a place. The first may give it back while the second
+        # goes on: the kernel counts by itself as soon as either has begun (`Kernel._restart`).
         if kernel_id in self._reserved:
             yield
             return
@@ -83,9 +84,9 @@ class KernelShares:
         raise TooManyKernels(self._max)
 
     def taken(self, kernel_id: str) -> None:
-        """Give a place back early: its kernel is there, with another id."""
-        # With replicas, the registry counts both until the start is over. For that moment it may
-        # refuse a start that would fit; it never grants one that would not.
+        """Give a place back early: a warm kernel, with another id, is listed in its stead."""
+        # With replicas, the registry counts the place and the kernel until the start is over. For
+        # that moment it may refuse a start that would fit; it never grants one that would not.
         self._reserved.pop(kernel_id, None)
 
     async def take_start(self, ownership: Ownership) -> None:
@@ -116,8 +117,9 @@ class KernelShares:
         except KernelkeepError as error:
             yield QueuePlace(error)
             return
-        # Between the check and this nothing is awaited, and nothing in the block for which this is
-        # yielded: until the execution waits, its place counts here.
+        # Nothing is awaited between the check and this line: no two executions get the last place.
+        # Nor is anything awaited in the caller's block: when the execution counts no more here, it
+        # waits at its kernel, and counts there.
         self._asked[owner] += 1
         try:
             try:

@@ -31,7 +31,7 @@ TERMINATE_SECONDS: Final = 2.0
 
 
 class Shutdown:
-    """Asks one process to end; whoever needs it to be gone kills it afterwards.
+    """Asks one process to end. A caller that needs the process to be gone kills it afterwards.
 
     ``seconds`` is how long the process may take to end by itself when it is asked to.
     """
@@ -52,14 +52,14 @@ class Shutdown:
         self._logger = about(logger, kernel_id=kernel_id)
 
     async def run(self, interrupt: Callable[[], Awaitable[None]], *, restart: bool) -> None:
-        """Ask the kernel to shut down, then terminate its process; it may run all the same.
+        """Ask the kernel to shut down, then terminate its process, which may run on all the same.
 
         ``interrupt`` interrupts the kernel. ``restart`` if another process follows.
         """
         try:
             if self._traffic.own.answered:
                 if self._state.execution_state == "busy":
-                    # A kernel that runs something looks at its shutdown only when that is done.
+                    # A kernel reads the `shutdown_request` only when it has done what it runs.
                     await interrupt()
                 if await self._end_by_itself(restart=restart):
                     return
@@ -69,16 +69,17 @@ class Shutdown:
             self._logger.warning("kernel %s cannot be shut down: %s", self._id, error.message)
 
     async def _end_by_itself(self, *, restart: bool) -> bool:
-        """Ask the kernel to shut down; whether it ends within the seconds that it has."""
+        """Ask the kernel to shut down; return whether it ends within the seconds that it has."""
         if not self._traffic.connected:  # it cannot be asked
             return False
         loop, seconds, process = asyncio.get_running_loop(), self._seconds, self._process
-        # Before the request: children that are started by exit hooks are not to be among them.
+        # Looked up before the request: children that exit hooks start are not to be in the set.
         children = await process.children() if self._may_wait_in_vain else set()
         deadline = loop.time() + seconds
         ask = self._traffic.own.ask("shutdown_request", {"restart": restart}, seconds, "control")
-        # The reply and the end of the process come by two ways, in either order, and some kernels
-        # send no reply: only the end counts. The reply tells that the kernel waits for children.
+        # The reply comes over a socket and the end of the process from the keeper, in either order,
+        # and some kernels send no reply: only the end counts. From the reply on, the kernel may be
+        # waiting for children.
         answer = loop.create_task(ask)
         in_vain = 0
         try:
@@ -89,7 +90,7 @@ class Shutdown:
                 # Children that are not in this set were started later, by exit hooks: those run.
                 if has_agreed and children:
                     in_vain = in_vain + 1 if await process.has_dead_only(children) else 0
-                if in_vain == 2:  # at two looks in a row: the kernel may be about to reap them
+                if in_vain == 2:  # in two looks: after one, the kernel may be about to reap them
                     self._logger.info("kernel %s waits for children that have ended", self._id)
                     return False
             has_agreed = answer.done() and answer.result() is not None

@@ -40,7 +40,7 @@ HAND_OVER_AGAIN_SECONDS: Final = 1.0
 """The pause before kernels are handed over again that could not be."""
 
 REST_SECONDS: Final = 30.0
-"""How long the last handover may take. Each of its steps has a bound of its own."""
+"""How many seconds the last handover, of the kernels that are still this replica's, may take."""
 
 GIVEN_UP: Final = "The kernel was given up: its host was not reached"
 
@@ -48,8 +48,8 @@ GIVEN_UP: Final = "The kernel was given up: its host was not reached"
 async def stop_or_give_up(kernel: Kernel, keepers: Keepers, *, now: bool, give_up: bool) -> None:
     """Stop a kernel and forget it; returns when its process is gone. Raises `KernelNotStopped`.
 
-    Nobody can tell from here whether a process on a host that is away runs. With ``give_up`` the
-    process is taken for gone, and the keeper there ends it when the host is back.
+    Whether a process runs on a host that is away cannot be known here. With ``give_up`` the process
+    is taken for gone, and the keeper there ends it when the host is back.
     """
     is_away, why = kernel.state.unreachable or kernel.is_left, BY_REQUEST
     if give_up and is_away and keepers.remote.give_up(kernel.id, GIVEN_UP):
@@ -89,9 +89,9 @@ async def stop_all(
 class HandingOver:
     """Hands kernels over to the other replicas as soon as they are left, beside the server's stop.
 
-    A kernel that takes long to stop, or to be left, so keeps no other from its clients. Nothing in
-    here raises, and a registry that is away holds up the end of the server by no more than `end`
-    does.
+    So a kernel that takes long to stop, or to be left, keeps no other kernel from its clients.
+    Nothing in here raises. A registry that is away delays the end of the server only in `end`, for
+    `REST_SECONDS` at the most.
     """
 
     # Streams and WebSockets end first (`MultiKernelManager.begin_stop`), and the kernels are left
@@ -117,7 +117,7 @@ class HandingOver:
     async def _run(self) -> None:
         has_failed = False
         while self._left:
-            # Those that are left meanwhile are the next ones: many kernels go in few transactions.
+            # Kernels that are left during this round go in the next: few transactions for many.
             asked = {*self._left}
             why: object = "the registry does not have all of them yet"
             try:
@@ -129,13 +129,15 @@ class HandingOver:
                     logger.error("%d kernels are handed over later: %s", later, why)
                 has_failed = True
                 await asyncio.sleep(HAND_OVER_AGAIN_SECONDS)
+        # Nothing is awaited since the last look at `_left`: the next `add` begins another task.
         self._task = None
 
     async def end(self) -> None:
-        """Hand over what is left by now, and the rest."""
+        """Hand over all kernels that are still this replica's; `add` does nothing any more."""
         self._is_over = True
         if self._task is not None:
-            # What the registry was asked comes into effect, or not: the rest is what it has then.
+            # The registry has carried out the cancelled round, or has not: the rest are the kernels
+            # that are this replica's in the registry then.
             self._task.cancel()
             await asyncio.wait({self._task})
         try:
@@ -206,12 +208,12 @@ async def leave_now(kernel_id: str, kernel: Kernel | None, keepers: Keepers) -> 
     Its streams and WebSockets end, so that their clients come back, and find that replica.
     """
     if kernel is not None:
-        # First, and without the lock: they would follow a log that this replica reads no further.
+        # First, and without the lock: streams would follow a log that this replica reads no more.
         kernel.executions.close_streams()
         try:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await _leave_quietly(kernel)
-        except TimeoutError:  # a start or a stop holds the kernel's lock; its keeper refuses it
+        except TimeoutError:  # a start or a stop has the lock; the keeper refuses its requests
             about(logger, kernel_id=kernel_id).error(
                 "kernel %s is another replica's; it is still used here", kernel_id
             )
@@ -222,7 +224,7 @@ async def end_unsaved(kernel: Kernel, handover: Handover, keepers: Keepers) -> N
     """End a kernel that was just started if another server may not know it, and raise why it may
     not (`Handover.check_saved`).
 
-    One whose host is away is given up: nobody is told of it who could do that later.
+    A kernel whose host is away is given up, as no client is told of it that could do so later.
     """
     try:
         handover.check_saved(kernel.id)
@@ -247,7 +249,7 @@ async def stop_quietly(kernel: Kernel, *, now: bool = False) -> bool:
         )
     except Exception:
         about(logger, kernel_id=kernel.id).exception("kernel %s could not be stopped", kernel.id)
-        # Whatever has failed, a process that nobody knows of any more must not stay.
+        # Whatever has failed, the process must not stay: no request can find it any more.
         with contextlib.suppress(Exception):
             await kernel.kill()
     else:

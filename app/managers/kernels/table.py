@@ -1,6 +1,6 @@
 """The kernels of one server, by id and by who may see them.
 
-A list of one's own kernels costs what those are, however many others there are.
+Listing an owner's kernels takes time by the number of that owner's kernels, not of all kernels.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .kernel import Kernel
 __all__ = ["KernelTable", "Key", "checked_id", "connections", "keys_for", "last_activity"]
 
 Key = tuple[Literal["owner", "owners group", "name", "group"], str]
-"""Why somebody may see a kernel: its owner, a group of the owner's, or a share."""
+"""Why a principal may see a kernel: as its owner, by a group of the owner's, or by a share."""
 
 
 def keys_for(principal: Principal) -> tuple[Key, ...]:
-    """Every key by which a principal may see a kernel; its scopes may still say no."""
+    """Every key by which a principal may see a kernel, if its scopes permit that as well."""
     owners, groups = principal.scopes.restrictions("kernels")
     return (
         ("owner", principal.owner),
@@ -53,7 +53,7 @@ class KernelTable(MutableMapping[str, Kernel]):
         self._by_key: dict[Key, dict[str, Kernel]] = {}
         self._next = count()
         self.version = 0
-        """Counts the changes of what there is, and of who may see it."""
+        """Counts the changes of which kernels there are, and of who may see them."""
 
     def __getitem__(self, kernel_id: str) -> Kernel:
         return self._kernels[kernel_id]
@@ -90,7 +90,7 @@ class KernelTable(MutableMapping[str, Kernel]):
 
     def index(self, kernel: Kernel) -> None:
         """Take note that a kernel's shares have changed."""
-        # Its client may have looked the kernel up just before it was removed.
+        # A client may have looked the kernel up just before the kernel was removed.
         if self._kernels.get(kernel.id) is not kernel:
             return
         self.version += 1
@@ -121,8 +121,8 @@ class KernelTable(MutableMapping[str, Kernel]):
             self._by_key.setdefault(key, {})[kernel_id] = kernel
 
     def _unindex(self, kernel_id: str) -> None:
-        # By the keys that it was put here with: its shares may have changed since, and `index` is
-        # yet to come.
+        # By the keys with which the kernel was indexed: its shares may have changed since, when
+        # `index` has not been called yet.
         for key in self._keys.pop(kernel_id):
             self._remove(key, kernel_id)
 

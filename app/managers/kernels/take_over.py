@@ -1,7 +1,7 @@
 """Taking over a kernel whose process an earlier server has left.
 
-It is found out what has become of the process, and the kernel's log and executions are put back.
-Then the kernel's life begins: with the process, with the next one, or with none.
+`TakeOver` finds out what has become of the process, and puts the kernel's log and executions back.
+Then the kernel's life begins: with that process, with the next one, or with none.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Fate(Enum):
     """What has become of a process that was left."""
 
     STARTING = auto()
-    """It runs, and has not come up yet."""
+    """The process runs, and has not come up yet."""
     READY = auto()
-    """It runs, and is heard."""
+    """The process runs and is heard, and had come up under the earlier server."""
     SILENT = auto()
-    """It had come up, and has said nothing since this server was started."""
+    """The process had come up, and has said nothing since this server was started."""
     UNUSABLE = auto()
-    """It runs, but what the kernel has said and done could not be read."""
+    """The process runs, but the kernel's log or its stored executions could not be read."""
     REPLACED = auto()
-    """It was ended for a restart, or had ended before one: another process is to follow."""
+    """The process was ended for a restart, or had ended before one: another is to follow."""
     DEAD = auto()
-    """It has ended."""
+    """The process has ended."""
 
 
 class Found(NamedTuple):
@@ -74,9 +74,9 @@ class LeftKernel(HandedOver, Protocol):
 class TakeOver:
     """Owns, for one kernel, the process that an earlier server has left.
 
-    `begin` and `at_once` are called with the kernel's lock. Between them the kernel's life tries to
-    reach the process. Both ways lead to `_take_over`, and never at the same time: `at_once` ends
-    the life first.
+    `begin` and `at_once` are called with the kernel's lock. Between these two calls the kernel's
+    life tries to reach the process. The life and `at_once` both call `_take_over`, but never at the
+    same time: `at_once` ends the life first.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class TakeOver:
         if not self._kernel.is_left:
             return
         await self._life.end()
-        # The life may have reached the process in the turn in which it was ended, or may have been
-        # cancelled behind that: `_reach` notes it before it awaits anything more. What was not read
-        # of the log then is not missed, as whoever calls this is about to end the process.
+        # The life may have reached the process before its cancellation came: `_reach` notes that
+        # (`Event.REACHED`) before it awaits anything more. The log may not be read to its end then,
+        # which does not matter, as the caller is about to end the process.
         if not self._kernel.is_left:
             return
         try:
@@ -137,7 +137,7 @@ class TakeOver:
         while True:
             await asyncio.sleep(pause)
             try:
-                await self._take_over()  # it begins the next part of this life
+                await self._take_over()  # which begins the next part of the kernel's life
             except KernelUnreachable as error:
                 self._life.doubt(error.message)
             else:
@@ -204,14 +204,14 @@ class TakeOver:
         return Found(Fate.STARTING)
 
     async def _clean_up(self, record: KernelRecord, why: str, code: int | None) -> Found:
-        """The process has ended meanwhile, with the exit code ``code`` if that is known."""
-        # The server before was between two processes: it had ended this one, so that is no death.
+        """Put a kernel back whose process has ended: ``why``, with its exit ``code`` if known."""
+        # If the server before was between two processes, it had ended this one: that is no death.
         unfinished = record.execution_state == Lifecycle.RESTARTING
         await self.recover(record, {}, another=unfinished)
         if not unfinished:
             self._kernel.reports.died(UNKNOWN_EXIT if code is None else code)
         await self._launches.end(why, restart=False)
-        with contextlib.suppress(KeeperUnavailable):  # a keeper may have it under its id alone
+        with contextlib.suppress(KeeperUnavailable):  # a keeper may know it by the kernel's id only
             await self._services.keepers.end(self._kernel.id)
         return Found(Fate.REPLACED if unfinished else Fate.DEAD, why)
 
@@ -235,7 +235,7 @@ class TakeOver:
             self._logger.exception("kernel %s: what it has said and done is not known", kernel.id)
             kernel.traffic.read_from_end()
             return None
-        # First the hold: what was not sent to the process that is gone waits for the next one.
+        # First the hold: requests that the ended process was not sent wait for the next process.
         if another:
             kernel.traffic.expect_process()
         kernel.executions.send_again()

@@ -43,8 +43,8 @@ class TimeLimits:
         self._shares = shares
         self._end = end
         self._plans: WeakKeyDictionary[Kernel, TimePlan] = WeakKeyDictionary()
-        # When each kernel was created, by the monotonic clock: a jump of the wall clock, by which
-        # the registry has it, changes nothing for kernels that this server knows already.
+        # When each kernel was created, by the monotonic clock. The registry has that time by the
+        # wall clock; a jump of that clock changes nothing for kernels that this server knows.
         self._created: WeakKeyDictionary[Kernel, float] = WeakKeyDictionary()
 
     async def run(self) -> None:
@@ -75,7 +75,7 @@ class TimeLimits:
         if created is None:
             created = self._created[kernel] = now - max(0.0, time.time() - kernel.created)
         idle = now - kernel.traffic.activity.idle_since
-        # One that starts, or cannot be reached, is not idle.
+        # A kernel that starts, or cannot be reached, is not idle.
         is_idle = lifecycle is Lifecycle.RUNNING and not kernel.state.at_work
         comes = due(limits, age=now - created, idle=idle if is_idle else None)
         # An end that fails (the process cannot be killed) is begun again by a later look.

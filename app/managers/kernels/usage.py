@@ -1,6 +1,6 @@
-"""What kernels use of the machine: sampled while somebody asks, and remembered for a while.
+"""The usage of kernels: sampled while clients ask about it, and remembered for a while.
 
-The keeper takes the samples. A kernel is sampled for a minute after somebody has asked about it.
+The keeper takes the samples. A kernel is sampled for a minute after a request about its usage.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ FRESH_SECONDS: Final = 1.0
 """A sample up to this age is used again, as many may ask."""
 
 PERIOD_SECONDS: Final = 5.0
-"""Seconds between two samples of a kernel that somebody asks about."""
+"""Seconds between two samples of a kernel that clients ask about."""
 
 WANTED_SECONDS: Final = 60.0
-"""How long a kernel is sampled after somebody has asked."""
+"""How long a kernel is sampled after a request about its usage."""
 
 HISTORY_SECONDS: Final = 600.0
 POINTS: Final = int(HISTORY_SECONDS / PERIOD_SECONDS)
@@ -55,7 +55,7 @@ RECENT_SECONDS: Final = 30.0
 """How old samples may be if many kernels are asked about at once."""
 
 LATELY_SECONDS: Final = 120.0
-"""Up to this age a sample counts for what kernels use together."""
+"""Up to this age a sample of a kernel counts in the sum over several kernels."""
 
 REFRESH_SECONDS: Final = 2.0
 """How long a request waits for new samples of many kernels."""
@@ -161,18 +161,18 @@ class Measured(Protocol):
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The kernel's id."""
 
     @property
     def traffic(self) -> Traffic:
-        """Its messages."""
+        """The kernel's messages."""
 
     @property
     def limits(self) -> ProcessLimits:
-        """The limits of its processes."""
+        """The limits of the kernel's processes."""
 
     async def usage(self) -> ProcessUsage | None:
-        """The present usage of its processes; None if they cannot be measured."""
+        """The present usage of the kernel's processes; None if they cannot be measured."""
 
 
 class UsedTogether(NamedTuple):
@@ -191,7 +191,7 @@ class Series:
         self.at = float("-inf")
         self.tried = float("-inf")  # when the last sample was begun, by the monotonic clock
         self.cpu: float | None = None
-        self._rated: ProcessUsage | None = None  # from which the share is measured
+        self._rated: ProcessUsage | None = None  # the sample from which the next rate is measured
         self._points: deque[UsagePoint] = deque(maxlen=POINTS)
 
     def is_fresh(self, seconds: float) -> bool:
@@ -228,7 +228,7 @@ class Series:
 
 
 class UsageSampler:
-    """Samples the kernels that somebody asks about. `close` it."""
+    """Samples the kernels whose usage clients ask about. `close` it."""
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
@@ -259,11 +259,11 @@ class UsageSampler:
         return series
 
     async def refresh(self, kernels: Iterable[Measured], seconds: float = RECENT_SECONDS) -> None:
-        """Have samples of all these that are no older than so many seconds, or as many as can be
-        had within `REFRESH_SECONDS`.
+        """Have samples of these kernels that are no older than so many seconds, or of as many of
+        them as can be sampled within `REFRESH_SECONDS`.
         """
-        # Side by side, so that a host that answers slowly holds up none of the others; and not all
-        # at once, as there may be thousands. Samples that the timeout leaves go on (`_sample`).
+        # Side by side, so that a host that answers slowly delays no other host's samples; but not
+        # all at once, as there may be thousands. The timeout ends no sample (`_sample`).
         room = asyncio.Semaphore(AT_ONCE)
 
         async def one(kernel: Measured) -> None:
@@ -294,7 +294,7 @@ class UsageSampler:
         return self._series.get(kernel_id)
 
     def used_together(self, kernel_ids: Iterable[str]) -> UsedTogether:
-        """What those of these kernels use that were sampled lately. No sample is taken."""
+        """The sums over those of these kernels that were sampled lately. No sample is taken."""
         known = [series for each in kernel_ids if (series := self._series.get(each)) is not None]
         lately = [series for series in known if series.is_fresh(LATELY_SECONDS)]
         samples = [series.latest for series in lately if series.latest is not None]
@@ -305,7 +305,7 @@ class UsageSampler:
         )
 
     async def _sample(self, kernel: Measured, series: Series) -> None:
-        """Take one sample; whoever asks meanwhile waits for the same."""
+        """Take one sample; a caller that asks for one meanwhile waits for the same."""
         task = self._sampling.get(kernel.id)
         if task is None:
             series.tried = time.monotonic()
@@ -319,7 +319,7 @@ class UsageSampler:
     def _on_taken(self, kernel_id: str, task: asyncio.Task[None]) -> None:
         self._sampling.pop(kernel_id, None)
         if not task.cancelled():
-            task.exception()  # whoever asked may not wait any more
+            task.exception()  # looked at here, as perhaps no caller waits any more
 
     async def _take(self, kernel: Measured, series: Series) -> None:
         sample = await kernel.usage()
@@ -347,8 +347,8 @@ class UsageSampler:
                     continue
                 await self._try(kernel, PERIOD_SECONDS * 0.9)
             self._forget_old()
-        # Nothing is awaited since the last look at the kernels: whoever asks about one after that
-        # look finds no task here, and begins the next one.
+        # Nothing is awaited since the last look at the kernels: a request about a kernel that comes
+        # after that look finds no task here, and begins the next one.
         self._periodic = None
 
     def _forget_old(self) -> None:
@@ -360,7 +360,7 @@ class UsageSampler:
                 del self._series[kernel_id]
 
     async def close(self) -> None:
-        """Sample no more."""
+        """End the tasks that take samples."""
         tasks = [*self._sampling.values(), *([self._periodic] if self._periodic else [])]
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Events that tell what kernels use, for whoever subscribes to the server's events."""
+"""Events that tell the usage of kernels, for subscribers to the server's events."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Reported(Measured, Protocol):
 
     @property
     def state(self) -> KernelState:
-        """Its state."""
+        """The kernel's state."""
 
     @property
     def reports(self) -> KernelReports:
-        """Its reports."""
+        """The kernel's reports."""
 
 
 class UsageEvents:
@@ -45,7 +45,7 @@ class UsageEvents:
         self._kernels = kernels
         self._sampler = sampler
         self._events = events
-        self._told: dict[str, int] = {}  # how far the log of each kernel was when it was told of
+        self._told: dict[str, int] = {}  # by kernel: the log's next number at its last event
         self._task = asyncio.get_running_loop().create_task(self._run(), name="usage events")
 
     async def _run(self) -> None:
@@ -55,8 +55,8 @@ class UsageEvents:
                 await self._tell()
 
     async def _tell(self) -> None:
-        # Kernels that have gone are forgotten with the dict of before. One that cannot be sampled
-        # is noted all the same, and is told of when it does something more.
+        # Kernels that have gone are forgotten with the earlier dict. A kernel that cannot be
+        # sampled is noted all the same, and gets an event when it does something more.
         before, self._told = self._told, {}
         for kernel in self._kernels:
             said = kernel.traffic.log.end.cursor
@@ -68,12 +68,12 @@ class UsageEvents:
                 if series.latest is not None:
                     kernel.reports.used(series.latest.cpu_seconds, series.latest.memory)
             except KeeperUnavailable:
-                pass  # the kernel is told of when its keeper answers again and it does something
+                pass  # the kernel gets an event when its keeper answers and it does something
             except Exception:  # one kernel must not end the events of all others
                 about(logger, kernel_id=kernel.id).exception(
                     "what kernel %s uses could not be told", kernel.id
                 )
 
     def close(self) -> None:
-        """Tell no more."""
+        """Emit no more events."""
         self._task.cancel()

@@ -72,7 +72,7 @@ RETRY_SECONDS: Final = 60.0
 """The pause before a kernelspec that cannot be started is tried again."""
 
 LONGEST_RETRY_SECONDS: Final = 600.0
-"""The longest of these pauses, when it has failed again and again for the same reason."""
+"""The longest of these pauses, for a kernelspec that fails again and again for one reason."""
 
 OWN_SECONDS: Final = 5.0
 """How long an engine may take to note the owner of a claimed kernel."""
@@ -175,10 +175,10 @@ class WarmKernels:
                     await self._services.engines.own(kernel.id, owner)
         except (KeeperUnavailable, TimeoutError) as error:
             return f"could not be made somebody's ({str(error) or 'no answer'})"
-        except BaseException:  # its client has gone, for one: nobody else knows of the kernel
+        except BaseException:  # such as a cancellation: the kernel is neither parked nor listed
             self._stop(kernel)
             raise
-        # It may have died, or have been restarted by another hand, while it was being moved.
+        # The kernel may have died, or have been restarted, while it was being moved.
         return "" if _is_fit(kernel) else "has become unfit"
 
     def drop(self, kernel_id: str) -> Kernel | None:
@@ -199,7 +199,7 @@ class WarmKernels:
             await pool.missing.wait()  # without a bound: there may never be a claim
             await asyncio.sleep(max(pool.refill_at - asyncio.get_running_loop().time(), 0))
             await self._starts.quiet()
-            # One is missing still: kernels are parked here alone, one after the other.
+            # A kernel is still missing: only this task parks kernels, one after the other.
             try:
                 pool.park(await self._start(pool))
                 failure, times = "", 0
@@ -227,19 +227,19 @@ class WarmKernels:
         self._starting[kernel.id] = kernel
         try:
             if there:
-                # It takes nothing of this machine, and may wait for long: nobody waits for it.
+                # The start takes nothing of this machine and may take long: it needs no turn.
                 await kernel.start()
             else:
                 with self._starts.admission():
                     await self._starts.launch(kernel.start, kernel.came_up)
             # Bounded by kernel_info_timeout, and by how long the engine may have it wait. A
-            # cancellation cancels the future as well, which nobody else awaits of such a kernel.
+            # cancellation cancels the future as well; only this task awaits it for a warm kernel.
             if not await kernel.came_up:
                 raise KernelStartFailed(kernel.state.reason)
             if kernel.id not in self._starting:
                 raise KernelStartFailed("the other replicas have declared this one dead")
         except BaseException:
-            if kernel.id in self._starting:  # else others end it
+            if kernel.id in self._starting:  # else `drop` has taken it: other replicas end it
                 self._stop(kernel)
             raise
         finally:
@@ -261,8 +261,8 @@ class WarmKernels:
             spec = await self._specs.find(pool.name)
         for kernel in [*pool.parked]:
             why = await self._what_is_wrong(pool, kernel, spec)
-            # It may have been handed out while it was asked: then it is a client's, whatever it
-            # has answered.
+            # The kernel may have been claimed while it was asked: then it is a client's, whatever
+            # it has answered.
             if why and pool.remove(kernel):
                 about(logger, kernel_id=kernel.id).info(
                     "warm kernel %s (%s) is stopped: %s", kernel.id, pool.name, why
@@ -360,7 +360,7 @@ def _same(one: KernelSpec, other: KernelSpec) -> bool:
 
 
 def retry_seconds(failures: int) -> float:
-    """The pause after so many failures for the same reason: the first of these are not longer."""
+    """The pause after a number of failures for one reason: longer only after the first few."""
     return min(RETRY_SECONDS * 2.0 ** max(min(failures, 9) - 2, 0), LONGEST_RETRY_SECONDS)
 
 

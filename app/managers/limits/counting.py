@@ -68,8 +68,9 @@ class Counting(Protocol):
     ) -> Taken | None:
         """Count an amount for one of the limits in `SPANS`, if there is room for it.
 
-        Returns None if no shared count can be asked: then the server's own count decides. An amount
-        that ``is_used`` already is counted even without room. ``capacity`` is above 0.
+        Returns None if there is no shared count, or it is out of reach: then the server's own count
+        decides. An amount that ``is_used`` already is counted even without room. ``capacity`` is
+        above 0.
         """
 
     async def admit(self, limit: str, owner: str, most: int) -> int | None:

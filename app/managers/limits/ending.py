@@ -47,8 +47,8 @@ def notices(whole: float) -> tuple[float, ...]:
 class TimePlan:
     """The announcements of one kernel's end. Times are in seconds of a monotonic clock.
 
-    No kernel is ended that was not announced: one whose time was up already when it was found, as
-    after a restart of the server, is given the time of the last notice.
+    No kernel is ended without a notice. A kernel whose time is up at the first look, as after a
+    restart of the server, is given the time of the last notice.
     """
 
     __slots__ = ("_limit", "_not_before", "_told")
@@ -64,8 +64,8 @@ class TimePlan:
             self._limit = ""
             return False, None
         planned = notices(due.whole)
-        # The end has moved away: an idle kernel has run something. What is told next is a first
-        # notice again.
+        # The end has moved away, as an idle kernel has run something: the next notice is a first
+        # one again.
         if due.left > planned[0]:
             self._limit = ""
             return False, None
@@ -81,5 +81,5 @@ class TimePlan:
             if is_first:
                 self._not_before = now + left
             return False, max(left, 0.0)
-        # `left` alone does not tell: of a kernel that was found overdue it is below 0 all the time.
+        # `left` alone does not tell: for a kernel that was found overdue it is always below 0.
         return due.left <= 0 and now >= self._not_before, None

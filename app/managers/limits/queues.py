@@ -40,7 +40,7 @@ class Queues(Protocol):
         """
 
     def queue_changed(self, ownership: Ownership) -> None:
-        """Take note that another number of executions waits at the kernels of this owner."""
+        """Take note that the number of executions that wait at this owner's kernels has changed."""
 
 
 class _AnyQueue:
@@ -62,7 +62,10 @@ ANY_QUEUE: Final[Queues] = _AnyQueue()
 
 
 class QueueShare:
-    """The places of one kernel's owner; the kernel may get another owner."""
+    """The places for executions that wait at the kernels of one kernel's owner.
+
+    The kernel may get another owner: a warm kernel does.
+    """
 
     def __init__(
         self,

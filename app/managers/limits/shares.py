@@ -1,9 +1,10 @@
-"""What each owner uses now, and the refusal of more.
+"""What each owner uses now of its limits, and the refusal of more.
 
 Kernels, waiting executions and bytes of logs have no counters here: they are counted when a number
 is needed (`app.managers.kernels.shares`), so no count can be wrong. Everything here runs in the
-event loop's thread. Where several servers count together (`Counting`), they are asked first;
-between a check here and the use that follows nothing is awaited.
+event loop's thread. Where several servers count together (`Counting`), the shared count is asked
+first. Between a check here and the counting of the use nothing is awaited: no two requests get the
+last room.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class Shares:
         if not named:
             return
         use = self._use(principal.owner)
-        # An administrator may ask for the usage of an owner who asks for nothing just then.
+        # For `groups_of`: an administrator may look at an owner who makes no request just then.
         use.groups = principal.groups
         if "requests_per_second" in named:
             rate = self.policy.limits(principal.owner, principal.groups).requests_per_second
@@ -128,7 +129,8 @@ class Shares:
         limit = self.policy.limits(principal.owner, principal.groups).websockets
         use = self._use(principal.owner)
         self.check(WebSocketsLimit, limit, use.websockets)
-        # Before anybody is asked: two that are opened at once cannot both be the last one here.
+        # Counted before other servers are asked: of two that are opened at once, only one can be
+        # the last that there is room for.
         use.websockets += 1
         if limit is None:
             return
@@ -140,7 +142,7 @@ class Shares:
 
     def close_websocket(self, principal: Principal) -> None:
         """Count a WebSocket no more."""
-        # It is there: `_use` forgets no owner that has a WebSocket open.
+        # The owner is in the table: `_use` forgets none that has a WebSocket open.
         self._uses[principal.owner].websockets -= 1
         if self.counting.is_shared:
             limits = self.policy.limits(principal.owner, principal.groups)
@@ -215,8 +217,8 @@ class Shares:
         if taken is None:
             self._take(kind, meter, amount, capacity, seconds)
             return
-        # Remembered here, too: this is what counts while the other servers cannot be asked. It does
-        # not refuse what they have granted: it may be behind them by the time of their answer.
+        # This server's own meter learns of it: it decides while the shared count is out of reach.
+        # It refuses nothing now that the shared count has granted.
         meter.learn(taken.used, capacity, seconds, self._clock())
         if taken.wait:
             raise self._refused(kind.limit, kind(capacity, _whole(taken.used), taken.wait))
@@ -232,7 +234,7 @@ class Shares:
         shown: float | None = None,
     ) -> None:
         now, value = self._clock(), capacity if shown is None else shown
-        # No waiting makes room for such an amount, so nobody is told to try again.
+        # Waiting never makes room for such an amount, so the error does not ask to try again.
         if amount > capacity:
             raise self._refused(kind.limit, BeyondLimit(kind.limit, value, amount))
         wait = meter.take(amount, capacity, seconds, now)
@@ -250,8 +252,8 @@ class Shares:
             self._uses.move_to_end(owner)
             return use
         if len(self._uses) >= MAX_OWNERS:
-            # Who is forgotten begins with empty meters. Where all have WebSockets open the table
-            # grows on: it is bounded by the connections that there can be.
+            # An owner that was forgotten begins again with empty meters. If all have WebSockets
+            # open, the table grows on, bounded by the number of connections.
             unseen = next((name for name, one in self._uses.items() if not one.websockets), None)
             if unseen is not None:
                 del self._uses[unseen]

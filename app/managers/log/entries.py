@@ -40,7 +40,7 @@ class Gap(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a reader took at once: a gap, if there is one, then entries in order."""
+    """The messages that a reader took at once: a gap, if there is one, then entries in order."""
 
     gap: Gap | None
     entries: list[Entry]

@@ -108,7 +108,7 @@ class MessageLog:
 
     def begin_at(self, epoch: str, bell: Bell) -> None:
         """Begin with the log that a keeper has opened; readers do not see more of it yet."""
-        if epoch != self.epoch:  # another log: the shared entries have numbers of the one before
+        if epoch != self.epoch:  # another log: the shared entries have numbers of the earlier log
             self.epoch = epoch
             self._last = (0, [])
         self._files.forget()
@@ -117,15 +117,15 @@ class MessageLog:
     def advance(self, bell: Bell) -> None:
         """Take the ends of the log from a bell. A bell that cannot be true is ignored."""
         # Ends only grow, even from one keeper to the next (see `Line.known`), and bells come in
-        # order: one that goes back is that of a keeper in error. The first place may be too low
-        # (`Hearings.ring_for`): whoever reads there finds no file.
+        # order: a bell that goes back is an error of the keeper. The first place may be too low
+        # (`Hearings.ring_for`): a reader finds no file there, and then a gap.
         if bell.end[0] < self._written.cursor or bell.first > bell.end:
             return
         self._first, self._written = Position(*bell.first), Position(*bell.end)
         self._tip = Tip(*bell.tip)
         self._files.newest = self._tip.segment
-        # Messages were dropped before this server has read them: `LogReading.on_bell` sees that the
-        # end has moved, and doubts what they may have told.
+        # Messages were dropped before this server has read them. `LogReading.on_bell` sees that the
+        # end has moved, and takes all requests for doubtful.
         if self._end.cursor < self._first.cursor:
             self._end = self._first
         self._files.forget_before(self._first.cursor)
@@ -227,8 +227,8 @@ class MessageLog:
             found = self.read(Position(cursor, start.offset), 1, 0)
             if isinstance(found, list) and found:
                 return Position(cursor, found[0].offset)
-        # The message is gone, and its offset with it. So the bytes of the gap that a reader finds
-        # here are wrong, and its offset behind the gap is right again.
+        # The message is gone, and its offset with it. So a reader that begins here is told wrong
+        # bytes for its first gap; behind that gap its offset is right.
         return Position(cursor, start.offset)
 
     def place_of(self, number: int) -> Position:
@@ -240,7 +240,7 @@ class MessageLog:
         return Position(number, found[0].offset) if isinstance(found, list) and found else place
 
     def close(self) -> None:
-        """Let the readers end once they have read the rest: no more messages will come."""
+        """Close the log, as no message will follow: readers end when they have read the rest."""
         self.closed = True
         self.wake()
 
@@ -249,12 +249,12 @@ class MessageLog:
         self._files.hold_newest()
 
     def let_go(self) -> None:
-        """Close the files: nobody reads them any more."""
+        """Close the files: no reader needs them any more."""
         self._files.let_go()
 
     def wake(self) -> None:
         """Let every waiting reader look again."""
-        # Taken by all at once, without an order: each reads from its own place.
+        # The order does not matter: each reader reads from its own place.
         for waiter in self._waiting:
             if not waiter.done():  # its task may have been cancelled in this turn
                 waiter.set_result(None)
@@ -300,7 +300,7 @@ class Reader:
         return Position(self._cursor, self._offset)
 
     def confirm_with(self, confirmed: Callable[[Position], Position]) -> None:
-        """Use ``confirmed`` to tell how far the client has come: it gets the present `position`."""
+        """Have ``confirmed`` tell how far the client has come, of the `position` that it gets."""
         self._confirmed = confirmed
 
     @property
@@ -309,8 +309,8 @@ class Reader:
 
         It may lie before `position`: a message that was read and sent may be lost on the way.
         """
-        # Of a client that confirms nothing all that was taken counts as arrived: what was under way
-        # when its connection broke is lost for it, and it is not sent twice.
+        # For a client that confirms nothing, every message taken counts as arrived. Those under way
+        # when its connection broke are lost for it, and none is sent twice.
         return self._confirmed(self.position) if self._confirmed else self.position
 
     @property

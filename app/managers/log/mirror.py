@@ -1,7 +1,7 @@
 """A mirror: this server's copy of the log of a kernel whose keeper is on another host.
 
-It is a log like any other, with the same numbers, and this server is its only writer. What it is
-given are pieces of the keeper's records, as they come over the link.
+A mirror is a log like any other, with the same numbers, and this server is its only writer. It
+writes pieces of the keeper's records, as they come over the link.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ...protocol.records import DamagedLog
 __all__ = ["MirrorWriter"]
 
 MAX_NUMBER: Final = 2**48
-"""No log comes near."""
+"""The largest number of a message that is believed; no log comes near."""
 
 MAX_RECORD: Final = 2**31
-"""The bytes of a record that a keeper may tell of: none has more."""
+"""The largest size of a record, in bytes, that is believed of a keeper; no record has more."""
 
 KEPT_RECORD: Final = 2**26
 """A record of so many bytes is kept whatever the bound of the log is."""
@@ -36,13 +36,13 @@ class MirrorWriter(LogWriter):
         self._left_out = 0  # bytes still to come of a record that is left out
 
     def feed(self, data: memoryview, *, anew: bool) -> None:
-        """Append the records that end in this piece; what is left waits for the next one.
+        """Append the records that end in this piece; an incomplete one waits for the next piece.
 
-        A record that is larger than the log may be is a gap, of which nothing is kept in memory.
+        A record that is larger than the log may be becomes a gap, and is not held in memory.
         ``anew``: the piece begins with a record. Raises `DamagedLog` for what no keeper writes.
         """
-        # The keeper has dropped the file that was on its way, or this server has asked anew: the
-        # rest of a record that has come in part does not follow. The next number tells the gap.
+        # The keeper has dropped the file that it was sending, or this server has asked anew: the
+        # rest of an incomplete record does not follow. The next record's number shows the gap.
         if anew:
             self._rest, self._wanted, self._left_out = bytearray(), 0, 0
         if self._left_out:
@@ -51,14 +51,14 @@ class MirrorWriter(LogWriter):
             data = data[passed:]
         if self._rest:
             self._rest += data
-            # Not looked at before it is whole: a large record comes in many pieces.
+            # A record is parsed only when it is whole: a large one comes in many pieces.
             if len(self._rest) < self._wanted:
                 return
             data, self._rest = memoryview(self._rest), bytearray()
         at = self._wanted = 0
         while (record := records.next_record(data, at, 0)) is not None:
-            # A keeper on another host is believed nothing that would harm this server: what it
-            # sends is bounded in number, offset and size before it is kept or waited for.
+            # A keeper on another host must not be able to harm this server: number, offset and size
+            # of a record are checked against bounds before the record is written or waited for.
             self._check(record)
             end = at + record.whole
             if record.whole > max(self._room.each, KEPT_RECORD):

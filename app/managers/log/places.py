@@ -56,7 +56,7 @@ class Places(msgspec.Struct, frozen=True):
 
 
 def session_key(session: str) -> bytes:
-    """What stands for a session where places are kept: short, whatever a client calls itself."""
+    """The key under which a session's place is stored: short, however long the session's id is."""
     return hashlib.blake2b(session.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -142,11 +142,11 @@ class SegmentReader:
     ) -> list[Entry]:
         index = max(0, bisect_right(starts, place.cursor) - 1)
         segment = self._try_open(starts[index]) if starts else None
-        # A file with this name is no segment of the log: the place lies in the one before it.
+        # If the file named like that is no segment of the log, the place lies in the one before it.
         while segment is None and index > 0:
             index -= 1
             segment = self._try_open(starts[index])
-        # A place that no record of its file has leads to the next file: what lay between is lost.
+        # If its file has no record from the place on, the next file is read: the rest is lost.
         for start in starts[index:]:
             if segment is None or segment.start != start:
                 segment = self._try_open(start)
@@ -159,7 +159,7 @@ class SegmentReader:
                 try:
                     read = READERS[version_of(segment.head)]
                     entries = read(self, segment, begin, end, max_messages, max_bytes, heads)
-                except (OSError, DamagedLog) as error:  # what was read of it does not count
+                except (OSError, DamagedLog) as error:  # records read from this file do not count
                     self._note(start, error)
                     entries = []
                 if entries:
@@ -187,7 +187,7 @@ class SegmentReader:
         goes_on = True
         while goes_on and cursor < end.cursor and len(entries) < max_messages:
             data = _pread(descriptor, chunk, position)
-            if len(data) < FRAME_AT:  # the end of the file, or somebody has cut it short
+            if len(data) < FRAME_AT:  # the end of the file, which may have been cut short
                 break
             cursor, at, goes_on = self._take(data, segment, position, cursor, wanted, entries)
             position += at
@@ -222,7 +222,7 @@ class SegmentReader:
         while at + FRAME_AT <= length and cursor < behind and len(entries) < max_messages:
             size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
             # A lower number is a record left over in a file that the keeper writes over, or a blank
-            # space. One at or behind ``behind`` may be half written, as no bell has told of it yet.
+            # space. A record from ``behind`` on may be half written, as no bell has told of it yet.
             if not cursor <= number < behind or (entries and size > MAX_FRAME):
                 return cursor, at, False
             frame_at = at + FRAME_AT
@@ -302,7 +302,7 @@ class SegmentReader:
         Raises `OSError`, and `DamagedLog`.
         """
         path = self._directory / f"{start:020}{SUFFIX}"
-        # O_NONBLOCK: if somebody has put a named pipe there, opening it must not wait.
+        # O_NONBLOCK: if a named pipe was put there, opening it must not wait.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags) if held else self._files.open(self, path, flags)
         try:
@@ -388,8 +388,8 @@ class SegmentReader:
     def behind_damage(self, place: Position, tip: Tip, end: Position) -> Position:
         """The place at which reading goes on if no record can be read from ``place`` on.
 
-        That is ``end``, whose record the keeper will write at ``tip``. If an earlier reader came to
-        the same damage, it is the end of that time: all records written since can be read.
+        That is ``end``, whose record the keeper will write at ``tip``. If an earlier reader met the
+        same damage, reading goes on where the end was then: the records since can be read.
         """
         segment, found, _ = self._tip
         if segment != tip.segment or found.cursor <= place.cursor:
@@ -398,9 +398,9 @@ class SegmentReader:
 
 
 READERS: Final = {records.VERSION: SegmentReader._read}
-"""What reads the records of a file, by the version of its format.
+"""The method that reads the records of a file, by the version of the file's format.
 
-A log may have files of the version that is written, and of the one before by an older keeper.
+A log may have files of the version that is written, and, by an older keeper, of the one before.
 """
 
 

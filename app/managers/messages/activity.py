@@ -1,4 +1,4 @@
-"""When one kernel was last used, and what it has worked at."""
+"""When one kernel was last used, and how many requests it has begun with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Activity:
         self._execution_began: float | None = None  # in monotonic seconds
 
     def on_launch(self) -> None:
-        """Forget the execution of the process before: there is a new one."""
+        """Forget the execution that the process before ran: a new process was launched."""
         self._execution_began = None
 
     def touch(self) -> None:

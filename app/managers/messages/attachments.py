@@ -50,7 +50,7 @@ class Attachments:
         # By `session_key`, those that have left first at the beginning; and since when (monotonic).
         self._departed: dict[bytes, tuple[Position, float]] = {}
         self._noted: dict[str, Position] = {}  # the places of attached sessions that are stored
-        self._rest_at: int | None = 0  # the log's next number when all had come to its end
+        self._rest_at: int | None = 0  # the log's next number when all clients had come to its end
         self._new: set[str] = set()  # attached sessions of which nothing was known before
 
     def __len__(self) -> int:
@@ -153,7 +153,7 @@ class Attachments:
 
     @property
     def at_rest(self) -> bool:
-        """Whether `note_places` has nothing to store: every client had all there was, and has.
+        """Whether `note_places` has nothing to store: every client still has all of the log.
 
         Without `buffer_offline_messages` there is never anything to store.
         """
@@ -170,7 +170,7 @@ class Attachments:
             self._noted = places
             self.store.moved()
         end = self._log.next_seq
-        # A place never goes back, and none lies behind the end.
+        # A place never goes back, nor behind the end: with all clients at the end, none can move.
         self._rest_at = end if all(place.cursor >= end for place in places.values()) else None
 
     def note_again(self) -> None:
@@ -213,8 +213,8 @@ class Attachments:
 
     def _forget_departed(self) -> None:
         """Drop the places of sessions that left too long ago, and the oldest of too many."""
-        # The order is that of leaving, for `attach` takes a session out that comes back. So behind
-        # one that is young enough there is none that is too old.
+        # The sessions are in the order in which they left, as `attach` takes out one that comes
+        # back. So behind one that has not left too long ago there is none that has.
         too_old = time.monotonic() - self._session_seconds
         for key, (_, since) in tuple(self._departed.items()):
             if since >= too_old and len(self._departed) <= MAX_PLACES:

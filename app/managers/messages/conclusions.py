@@ -37,7 +37,7 @@ class Conclusions:
     """Draws conclusions from the entries of one kernel's log, before any reader sees them.
 
     ``replaying`` is true while entries are read that the server before this one has read already:
-    they count for no statistics, and for nobody's activity.
+    they count for no statistics, and for no activity of kernel or clients.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Conclusions:
         except MalformedMessage as error:  # the keeper verifies messages: the file is damaged
             self.on_malformed(self._dropped + 1, entry.message.channel, str(error))
         except Exception:
-            # By a bug of the server's. The reading goes on, or all clients would see nothing more.
+            # A bug of the server's. Reading goes on, or no client would see any further message.
             self._logger.exception(
                 "kernel %s: number %d is not understood", self._kernel_id, entry.seq
             )
@@ -123,7 +123,7 @@ class Conclusions:
             return
         if not entry.published:
             self._voice.on_said(message)
-            # The server that has said something has drawn its conclusions then. A server that
+            # A server draws its conclusions when it says a message, and not here. But a server that
             # takes over learns here which requests the one before has ended.
             if not self.replaying:
                 return
@@ -141,7 +141,7 @@ class Conclusions:
         header = message.header
         known = self._ends.pending.find_unlogged(header, owner)
         if known is not None:
-            # The log has it, so no later keeper is to be given it again: its parts can go.
+            # The log has the request, so no later keeper is given it again: its parts can go.
             known.logged, known.message = True, None
         request = ClientMessage(message.channel, header, [bytes(message.part(0))])
         if known is not None:
@@ -149,7 +149,7 @@ class Conclusions:
             if waiting is not None:
                 self._tracker.on_handed(waiting)
             return
-        # Nothing is known of it here: the server before this one has sent it.
+        # Not pending here: the server before this one has sent the request.
         self._ends.pending.add(request, owner).logged = True
         if is_execution(request):
             execution = self._tracker.get(header.msg_id)

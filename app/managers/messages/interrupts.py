@@ -77,7 +77,7 @@ class InterruptWatch:
 
 
 class Interrupts:
-    """The interrupts of one kernel. Whoever sends one calls `before` first, and `after` later."""
+    """The interrupts of one kernel. To send one, call `before` first, and `after` later."""
 
     def __init__(
         self, tracker: ExecutionTracker, outbox: Outbox, state: KernelState, own: OwnRequests
@@ -90,8 +90,8 @@ class Interrupts:
     def before(self) -> None:
         """Hold back new code until the interrupted execution is over (see `Outbox.on_interrupt`).
 
-        It must be called before the interrupt is sent: the error that follows can be in the log
-        before the sender of the interrupt goes on.
+        Call this before the interrupt is sent: the error that follows can be in the log before the
+        task that sends the interrupt goes on.
         """
         execution = self._tracker.at_main_shell
         if execution is not None and not self._outbox.has(execution.id):

@@ -34,8 +34,8 @@ take."""
 SETTLE_SECONDS: Final = 10.0
 """How many seconds the last messages of an ended process may go on arriving. The keeper tells when
 all have arrived, if the kernel has, or may have, a request that it has not finished with. If it has
-none, and where the keeper is of an earlier version, that tells only whether a look at its sockets
-has found any. It has three looks in a row, `PAUSE_SECONDS` apart."""
+none, or if the keeper is of an earlier version, the keeper only tells whether a look at its sockets
+has found a message. Then three looks in a row, `PAUSE_SECONDS` apart, must have found none."""
 
 STDIN_SECONDS: Final = 0.5
 """How much longer than the other channels stdin may take to be connected."""
@@ -44,7 +44,7 @@ PAUSE_SECONDS: Final = 0.002
 
 
 class LineOwner(Protocol):
-    """The owner of a line, which is told what comes. Its methods must not block nor raise."""
+    """The owner of a line, which the line calls. Its methods must neither block nor raise."""
 
     def on_bell(self, bell: Bell) -> None:
         """The log has grown up to the place that the bell tells."""
@@ -121,13 +121,13 @@ class Line:
         # of the log on disk leaves a gap up to here: no number is ever given to two messages.
         self.known = (1, 0)
         self.share: tuple[str, int] | None = None
-        """How many bytes of messages the kernels with one key have together."""
+        """A key, and how many bytes of messages the logs of all kernels with that key may have."""
         # Answers to prompts that came while there was no link to a keeper.
         self.unsent: list[tuple[ClientMessage, str]] = []
         self._hearer = hearer
         self._owner = owner
         self._taken = 0  # requests, by the last bell: counted since the keeper began to hear
-        # The sizes of requests not taken yet; of an answer to a prompt the answer, too.
+        # Requests not taken yet: the size, the message if it answers a prompt, and the session.
         self._on_their_way: deque[tuple[int, ClientMessage | None, str]] = deque()
         self._bytes = 0
 
@@ -214,7 +214,7 @@ class Line:
     # Called by the hearer
 
     def on_heard(self, heard: Heard) -> None:
-        """Begin with a keeper: it has begun to hear the kernel, and knows these numbers."""
+        """Begin with a keeper that has begun to hear the kernel; ``heard`` is how it hears it."""
         self.handle, self.session, self.epoch = heard.handle, heard.session, heard.epoch
         # The link preserves order: a request sent before the question that this answers has reached
         # the keeper, or went down with another keeper. One sent between the question and the answer
@@ -237,7 +237,7 @@ class Line:
         ``bell.taken`` counts all requests since the keeper began to hear the kernel, so that one
         bell may stand for several.
         """
-        # More may be taken than is known to be on its way: see `on_heard`.
+        # The kernel may have taken more requests than are in `_on_their_way`: see `on_heard`.
         taken, self._taken = bell.taken - self._taken, bell.taken
         self.known = max(self.known, bell.end)
         for _ in range(min(taken, len(self._on_their_way))):

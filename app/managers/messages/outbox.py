@@ -99,7 +99,7 @@ class Outbox:
         return (message for message, _ in chain.from_iterable(self._waiting.values()))
 
     def charge(self, message: ClientMessage) -> None:
-        """Count the bytes of a request that waits; one that waits elsewhere until its `discharge`.
+        """Count the bytes of a request that waits here or, until its `discharge`, elsewhere.
 
         `Submissions` charges the requests that it holds for the kernel's next process.
         """
@@ -108,7 +108,7 @@ class Outbox:
             self._room.clear()
 
     def discharge(self, message: ClientMessage) -> None:
-        """Count a request no more that has waited elsewhere."""
+        """Count no longer a request that has waited elsewhere."""
         self._bytes -= message.size
         if self._bytes <= self._max_bytes:
             self._room.set()
@@ -151,8 +151,8 @@ class Outbox:
         ``goes_on`` tells whether the execution is still under way.
         """
         self._interrupted, self._goes_on = msg_id, goes_on
-        # A plan that there is stays: its end releases what a failure holds back, and begins another
-        # while for the interrupt. A client that interrupts again and again moves no end.
+        # A timer that runs stays: at its end it releases what a failure holds back, and runs once
+        # more for the interrupt. So a client that interrupts again and again delays no request.
         if self._failed_plan is None:
             self._plan_after_failure(FAILED_SECONDS)
 
@@ -169,7 +169,7 @@ class Outbox:
     def on_idle(self, msg_id: str) -> None:
         """Let requests go soon if the kernel is done with the one that failed or was interrupted.
 
-        The timer is what lets them go, so that they go even if this idle status never comes.
+        A timer lets them go: they go even if the idle status never comes.
         """
         if msg_id in (self._failed, self._interrupted):
             self._goes_on = lambda: False

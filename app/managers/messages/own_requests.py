@@ -64,7 +64,7 @@ class OwnRequests:
         return self._line.connected
 
     def on_launch(self) -> None:
-        """Forget what is known of the process before: a new one has been launched."""
+        """Forget the facts about the process before: a new one has been launched."""
         # `Traffic.disconnect` has read all that the process before has said (where the keeper could
         # be asked), so no reply of the old process counts for the new one. An `ask` of the old
         # process, which gets no reply any more, returns None in time.
@@ -125,8 +125,8 @@ class OwnRequests:
         # reply that comes after the timeout finds no future, and is dropped.
         self._asked[header.msg_id] = answer
         try:
-            # If the line has no room, the kernel takes no requests just now. That is what no answer
-            # in time means to every caller.
+            # If the line has no room, the kernel takes no requests just now. Every caller takes the
+            # missing answer for just that.
             self._line.send(ClientMessage(channel, header, parts), self.session)
             async with asyncio.timeout(seconds):
                 return await answer
@@ -145,7 +145,7 @@ class OwnRequests:
         msg_id = self.ask_on_control()
         if not msg_id:
             return
-        # After sending, and still before the status can be read: nothing is suspended in between.
+        # The idle status cannot have been read before this line: nothing is suspended since `send`.
         gone_idle = self._going_idle[msg_id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(BEHIND_SECONDS):
@@ -185,9 +185,10 @@ class OwnRequests:
         """Ask a kernel that comes up (`probe`); whether it has answered, and was heard on iopub.
 
         Both are needed: the sockets connect one by one, and output of code that runs before iopub
-        is connected would be lost. Returns False after ``seconds`` without an answer. With an
-        answer that is sooner (`HEARD_SECONDS`): such a kernel sends no welcome, and its status was
-        published before the keeper's subscription reached it. Asked again, it publishes another.
+        is connected would be lost. Returns False after ``seconds`` without an answer. A kernel that
+        has answered and was not heard gets less time (`HEARD_SECONDS`): it sends no welcome, and
+        published its status before the keeper's subscription reached it. Asked again, it publishes
+        another.
         """
         self.probe(on_control=on_control)
         try:

@@ -71,7 +71,7 @@ class LogReading:
             self._read_on()
 
     def _go_on(self) -> None:
-        """Say and send again what is not in the log: the keeper before had not written it."""
+        """Say and send again the messages and requests that the keeper before has not logged."""
         self._read_first = None
         self._voice.go_on()
         if self._line.connected:

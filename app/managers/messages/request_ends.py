@@ -185,7 +185,7 @@ class RequestEnds:
         under_way = [*self._tracker.under_way]
         if not under_way:
             return None
-        # While the main shell runs anything, no answer of it proves that a later request is gone.
+        # While the main shell runs code, its answers do not prove that a later request is gone.
         at_work = self._tracker.at_main_shell
         if at_work is None or at_work.running:
             return []

@@ -117,8 +117,8 @@ class Submissions:
         ):
             self._voice.answer_kernel_info(message, session, self._own.kernel_info)
             return True
-        # Both are told before the request is sent: the kernel may end at once, and its end is no
-        # death then; and the error of what is interrupted may be in the log at once.
+        # Noted before the request is sent. After a `shutdown_request` the kernel may end at once,
+        # which must not be taken for a death; after an interrupt the error may come at once.
         if message.header.msg_type == "shutdown_request":
             self._on_shutdown_request(message)
         if message.header.msg_type == "interrupt_request" and channel == "control":
@@ -134,8 +134,8 @@ class Submissions:
             self._ends.subshells.add(execution, message.header.subshell_id)
         elif execution is not None:
             self._ends.dropped.watch()
-        # One that leaves now needs no storing. Either the keeper logs its header, and the next
-        # server finds that there; or it was lost with this server, and ends (`end_undelivered`).
+        # A request that leaves now is not stored. Either the keeper logs its header, and the next
+        # server finds that; or it is lost with this server, and then ended (`end_undelivered`).
         if not self._outbox.send(message, session) and execution is not None:
             self._tracker.store_request(execution, message)
         return True

@@ -149,11 +149,11 @@ class Traffic:
         await self._outbox.room()
 
     def share_log(self, share: tuple[str, int] | None) -> None:
-        """Have the log share so many bytes with those of the same key."""
+        """Have the log share a number of bytes with the logs of the same key (``share``)."""
         changed, self._line.share = share != self._line.share, share
-        # A kernel without a process has its share told with the request to hear the process. One
-        # that is given to another owner while it has a process is a warm kernel, and ready: that
-        # `opened` tells the keeper so once more changes nothing.
+        # For a kernel without a process the request to hear the process tells the share. A kernel
+        # that gets another owner while it has a process is a warm kernel, and ready. `opened` tells
+        # the keeper the share, and once more that the kernel is ready, which changes nothing.
         if changed and self._line.connected:
             self._line.opened()
 
@@ -175,7 +175,7 @@ class Traffic:
         self.on_launch()
 
     def on_launch(self) -> None:
-        """Forget the state of the process before: there is a new one, and the keeper hears it."""
+        """Forget the state of the process before: the keeper hears a new process."""
         # What a client asks for from now on is for this process (`between_processes`), and waits in
         # the outbox until `ready`. The server's own probes are sent from now on.
         self._line.connected = True
@@ -270,15 +270,15 @@ class Traffic:
         await self.disconnect()
         was_ready = self._outbox.is_open
         why = reason or self.why_it_stops or _ENDS.get(self._state.lifecycle, "The kernel is gone")
-        # A stop may have cancelled an earlier call in here, which has left requests held: all the
-        # same no process follows one that is stopped for good.
+        # A stop may have cancelled an earlier call of this, so that requests are still held. All
+        # the same no process follows one that is stopped for good.
         if is_last or self._state.lifecycle is Lifecycle.STOPPING:
             self.tracker.close_waiting(why)
         self._outbox.close()
         self.ends.clear()
         self.interrupts.clear()
-        # The tracker ends executions only then: the output of one goes up to the end of the log at
-        # that moment, and the error that is said here is a part of it.
+        # The tracker ends executions only when the messages said here are in the log: the output of
+        # an execution goes up to the log's end at its end, and its error is part of the output.
         await self.voice.wait_until_said(self.ends.finish_all(reason))
         self.tracker.close(why, was_ready=was_ready)
         self.ends.stragglers.clear()  # those executions have just ended: only timers are left
@@ -318,7 +318,7 @@ class Traffic:
         self.reading.on_heard(heard)
 
     def on_lost(self, why: str) -> None:
-        """The kernel cannot be reached: it is shown so, and nothing of it ends."""
+        """Show that the kernel cannot be reached, for the reason ``why``; its requests go on."""
         self._state.on_reach(why)
 
     def on_bell(self, bell: Bell) -> None:
@@ -334,8 +334,8 @@ class Traffic:
         self._outbox.flush()
 
     def _on_overdue(self, execution: Execution) -> None:
-        # Without a process there is nobody to ask: `close` ends the execution, or the reply is read
-        # in the log by the next server.
+        # Without a process no kernel can be asked: `close` ends the execution, or the next server
+        # reads the reply in the log.
         if self._line.connected:
             self.ends.overdue.add(execution)
 
@@ -415,8 +415,8 @@ class Traffic:
     def read_from_end(self) -> None:
         """Go on at the end of the log: the kernel could not be taken over, after `meet`.
 
-        What lies before is an earlier process's, or of one that is of no use. Without this nothing
-        that a later process says would be read, and none could come up.
+        The messages before that are of earlier processes, or of one that is of no use. Without this
+        no message of a later process would be read, and none could come up.
         """
         self.reading.skip()
         self._conclusions.replaying = False

@@ -74,7 +74,7 @@ class Voice:
                 "kernel %s: what is said in its place is lost: its log is not written",
                 self._line.kernel_id,
             )
-            self._unsaid.clear()  # all of them, so that there is one warning for many messages
+            self._unsaid.clear()  # all of them: so there is one warning, and not one for each
         # Before the keeper gets the message: if the link is lost with it, `go_on` says it again.
         self._unsaid.append((message, owner, transient))
         if self.has_log and not self._is_held:

@@ -1,1 +1,1 @@
-"""Owners: whose a kernel is, who asks, and what a caller may do."""
+"""Owners and tokens: to whom a kernel belongs, who makes a request, and what a caller may do."""

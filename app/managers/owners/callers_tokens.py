@@ -40,7 +40,7 @@ class CallersTokens:
 
     def get(self, token_id: str) -> TokenRecord:
         """A token in force. Raises `TokenNotFound`."""
-        # The two errors are alike, but for what the audit log is told.
+        # Both errors look the same to the caller; only the audit log is told that a token is there.
         record = self._tokens.record(token_id)
         if record is None:
             raise TokenNotFound(token_id)
@@ -83,8 +83,8 @@ class CallersTokens:
             raise InvalidToken(str(error)) from None
         if not self._may("write", wanted.owner):
             raise NotAuthorized("write", "tokens")
-        # What the maker may do is that of now. Should its token end before the new one is stored,
-        # `TokenTable.add` refuses: it looks in the transaction that makes the new one.
+        # This checks the maker as it is now. Should its token end before the new one is stored,
+        # `TokenTable.add` refuses: it looks for that in the transaction that makes the new one.
         if refused := not_to_give(maker, wanted.owner, named, Scopes.parse(wanted.scopes)):
             raise ScopeNotGiven(refused)
         groups, expires = tuple(sorted(named)), self._expires(seconds)
@@ -92,7 +92,7 @@ class CallersTokens:
         return await self._tokens.create(wanted, named_by_hand=not own)
 
     def _expires(self, seconds: float | None) -> float | None:
-        # None for one who has logged in elsewhere: tokens are made to outlast such a login.
+        # None for a principal of another identity provider: tokens may outlast such a login.
         made_with = self._tokens.record(self._principal.credential)
         ends = [] if seconds is None else [time.time() + seconds]
         if made_with is not None and made_with.expires is not None:

@@ -1,4 +1,4 @@
-"""The tokens of the list: what one looks like, what is shown of it, and what is stored of it.
+"""The tokens of the list: their form, the part that is shown of them, and the hash that is stored.
 
 A token is 256 random bits. So its SHA-256 is stored as it is: the slow hashes with a salt that
 passwords need make guessing dear, and nobody can guess among 2**256 tokens. One hash and one look
@@ -24,7 +24,7 @@ _TOKEN: Final = re.compile(f"{MARK}[0-9a-f]{{64}}", re.ASCII)
 
 
 def new_token() -> str:
-    """A token that nobody has had before."""
+    """A new token, from 256 random bits."""
     return MARK + secrets.token_hex(32)
 
 
@@ -39,5 +39,5 @@ def shown(token: str) -> str:
 
 
 def digest(token: str) -> bytes:
-    """What is stored of a token."""
+    """The SHA-256 of a token, which is stored in its place."""
     return sha256(token.encode()).digest()

@@ -1,4 +1,4 @@
-"""What a principal may give to a token that it makes: never more than it may do itself."""
+"""The scopes that a principal may give to a token which it makes: never more than it has itself."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["not_to_give"]
 def not_to_give(maker: Principal, owner: str, groups: Set[str], scopes: Scopes) -> str:
     """The first scope or group that ``maker`` cannot give to a token of ``owner``; empty for none.
 
-    What the token is to do with its owner's own things, its maker must be allowed to do with them.
-    The groups of another owner count for nothing here: the maker names them.
+    A scope about the owner's own things can be given only by a maker who may do the same with the
+    things of that owner. The groups of another owner do not help here, as the maker names them.
     """
     # "Everything" is no scope among others: it is compared first, in both directions.
     held = maker.scopes
@@ -36,7 +36,7 @@ def not_to_give(maker: Principal, owner: str, groups: Set[str], scopes: Scopes) 
 
 
 def _covers(held: Scope, asked: Scope) -> bool:
-    """Whether one scope permits all that another does, which is about what others own."""
+    """Whether a scope permits all that ``asked`` does, which is about other owners' things."""
     everybody = held.action == "admin" and held.owner is None and held.group is None
     same = (held.owner, held.group) == (asked.owner, asked.group)
     return held.resource == asked.resource and (everybody or (same and held.includes(asked.action)))

@@ -34,7 +34,7 @@ class Share(msgspec.Struct, frozen=True):
         return self.kind, self.name
 
     def includes(self, action: str) -> bool:
-        """Whether who has the share may do ``action``."""
+        """Whether the share permits ``action``."""
         return action in ("read", self.access)
 
 
@@ -49,7 +49,7 @@ class Ownership:
         groups: Iterable[str] = (),
         shares: Iterable[Share] = (),
     ) -> None:
-        # Those of then: the server learns of an owner's groups only when the owner asks something.
+        # The groups at that time: the server learns an owner's groups only from its requests.
         self.owner = owner
         self.groups = frozenset(groups)
         self._shares = {share.grantee: share for share in shares}
@@ -82,7 +82,7 @@ class Ownership:
 
     def shared_for(self, action: str, name: str, groups: Set[str]) -> bool:
         """Whether a share lets this name, or a member of these groups, do ``action``."""
-        if not self._shares:  # as of nearly all kernels, in lists of thousands
+        if not self._shares:  # the fast way, for lists of thousands of kernels: few are shared
             return False
         grantees: list[Grantee] = [("name", name), *(("group", group) for group in groups)]
         return any(
@@ -98,14 +98,14 @@ NOBODYS: Final = Ownership()
 def access(principal: Principal, action: str, resource: str, ownership: Ownership) -> bool:
     """Whether a principal may do ``action`` with a thing of the kind ``resource``.
 
-    It may if it owns the thing, or has a share of it, and its scopes allow the action with its own;
-    or if its scopes reach what the owner has.
+    It may if it owns the thing or has a share of it, and its scopes permit the action on its own
+    things; or if its scopes reach the things of the owner.
     """
     scopes = principal.scopes
     if scopes.everything:
         return True
-    # A share lets its grantee do what its own scopes let it do with its own things, and no more:
-    # a token that may only read cannot execute, whatever is shared with its owner.
+    # A share permits no more than the grantee's scopes permit on its own things: a token that may
+    # only read cannot execute, whatever is shared with its owner.
     owns = ownership.owner == principal.owner or ownership.shared_for(
         action, principal.owner, principal.groups
     )

@@ -1,4 +1,4 @@
-"""Principals: who asks, as an identity provider has told."""
+"""Principals: who makes a request, as an identity provider has told."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Principal:
 
     The owner's name is the identity's, in the form that `owner_name` gives it; so are the groups'.
     Raises `InvalidName`. Two credentials of one owner are two principals. ``expires`` is in seconds
-    since the epoch; None: the credential does not expire by itself. ``credential`` tells people
-    which one was shown, and cannot be used as one: a token's prefix, or the name of the provider.
+    since the epoch; None: the credential does not expire by itself. ``credential`` names for people
+    the credential that was shown, by a token's prefix or the provider's name; it is no secret.
     """
 
     __slots__ = (
@@ -76,8 +76,8 @@ class Principal:
 
     def end(self) -> None:
         """End the credential: requests and connections that are open with it are closed."""
-        # Set first, and the set is taken out: whatever opens or closes while these are called finds
-        # the principal ended, and changes no set that is being gone through.
+        # The flag is set first, and the set of callbacks is taken out. So a connection that opens
+        # or closes while they are called finds the principal ended, and changes another set.
         self.ended = True
         closing, self._open = self._open, set()
         for close in closing:

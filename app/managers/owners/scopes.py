@@ -43,7 +43,7 @@ them. So ``user`` has no scope of ``contents``.
 _MAX_SHOWN: Final = 64
 
 _QUESTIONS: Final = frozenset(product(ACTIONS, RESOURCES))
-"""The questions whose answers are kept. A caller asks for others, too, as many as it makes up."""
+"""The questions whose answers are remembered. Others, with made-up words, would have no bound."""
 
 
 class InvalidScope(ValueError):
@@ -80,12 +80,12 @@ class Scope(NamedTuple):
         return f"{self.resource}:{self.action}{restriction}"
 
     def includes(self, action: str) -> bool:
-        """Whether who may do this scope's action may do ``action``, too."""
+        """Whether this scope's action includes ``action``."""
         return action in (self.action, "read") or self.action == "admin"
 
 
 class Scopes:
-    """All that a caller may do. The answers are kept by question, so that they cost little."""
+    """All that a caller may do. Answers are remembered by question, so that they cost little."""
 
     def __init__(self, scopes: Iterable[Scope], *, everything: bool = False) -> None:
         self._scopes = frozenset(scopes)
@@ -98,7 +98,7 @@ class Scopes:
     def parse(cls, texts: Iterable[str]) -> Scopes:
         """The scopes of a list of texts; ``*`` is all of them. Raises `InvalidScope`.
 
-        A name of `PRESETS` is the scopes of that one.
+        A name of `PRESETS` stands for the scopes of that preset.
         """
         given = [part for text in texts for part in PRESETS.get(text, (text,))]
         scopes = [Scope.parse(text) for text in given if text != ALL]
@@ -127,7 +127,7 @@ class Scopes:
         if self.everything:
             return True
         question = action, resource
-        found = self._any.get(question)  # `Scopes` never change, so no answer grows old
+        found = self._any.get(question)  # `Scopes` never change, so an answer stays right
         if found is None:
             found = any(
                 scope.resource == resource and scope.includes(action) for scope in self._scopes
@@ -174,7 +174,7 @@ class Scopes:
         return found
 
     def reach(self, action: str, resource: str, owner: str, groups: Set[str]) -> bool:
-        """Whether the caller may do this with what another owner has, who is in these groups."""
+        """Whether the caller may do this with the things of an owner who is in these groups."""
         return self.everything or any(
             scope.resource == resource
             and scope.includes(action)

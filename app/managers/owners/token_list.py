@@ -1,11 +1,11 @@
 """The identity provider of the list of tokens, which a server has in memory.
 
-The list is in a file, or in the registry that replicas share; here "the file" is either.
+The list is in a file, or in the registry that replicas share; "the file" stands for either here.
 
-A request costs one hash and one look into a dictionary. What other processes change in the file is
-seen within a second: a thread looks at it twice a second while a token is in force, and when an
-unknown token is shown. So a token works as soon as the command has printed it, and a server that
-has no tokens looks at nothing.
+A request costs one hash and one look into a dictionary. Changes that other processes make in the
+file are seen within a second: a thread looks at the file twice a second while a token is in force,
+and when an unknown token is shown. So a token works as soon as the command has printed it, and a
+server without tokens does not look at the file.
 
 The thread has the file to itself (``_store``, ``_file``, ``_elsewhere``, ``_version``, ``_ids``),
 and the event loop has the rest. Two are shared: ``_asked`` (see `TokenList._ask`), and
@@ -76,7 +76,7 @@ class _Token:
         self.record = record
         self.principal = principal
         self.deadline = deadline
-        """When the token expires by the loop's clock, which nobody sets back."""
+        """When the token expires by the loop's clock, which cannot be set back."""
 
 
 class TokenList:
@@ -85,7 +85,7 @@ class TokenList:
     def __init__(self, place: TokenPlace) -> None:
         self._place = place
         self._changed: Callable[[str, TokenRecord], None] | None = None
-        self._context = contextvars.Context()  # a change is no caller's doing
+        self._context = contextvars.Context()  # empty: changes of the file have no caller
         self._tokens: dict[str, _Token] = {}
         self._by_digest: dict[bytes, Principal] = {}
         self._scopes: dict[tuple[str, ...], Scopes] = {}
@@ -106,10 +106,10 @@ class TokenList:
         self._ids: set[str] = set()
 
     async def open(self, changed: Callable[[str, TokenRecord], None] | None = None) -> None:
-        """Read the tokens there are. A file that cannot be used is logged, and is tried again.
+        """Read the tokens. A file that cannot be used is logged, and is tried again.
 
-        ``changed`` is told of what other processes change from now on: ``token_created`` or
-        ``token_revoked``, and the record.
+        ``changed`` is called for each change that another process makes from now on: with
+        ``token_created`` or ``token_revoked``, and the record.
         """
         self._changed = changed
         self._thread = DaemonThreads(1, "tokens")
@@ -119,7 +119,7 @@ class TokenList:
         """Write when tokens were last used, and close the file."""
         if self._thread is None:
             return
-        # First the watch: it takes uses, too, and begins a look that this would have to wait for.
+        # First the watch: it writes uses, too, and begins looks that this would have to wait for.
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait({self._watch})
@@ -132,11 +132,11 @@ class TokenList:
     # An identity provider's
 
     def known(self, token: str) -> Principal | None:
-        """Whose a token is, also when it has ended; None for one that is not known."""
+        """The principal of a token, even of one that has ended; None for an unknown token."""
         if not credentials.is_token(token):
             return None
-        # Looked up by its digest: how long the look takes tells of the token that is shown, and of
-        # no other. Expired by the clock counts at once; the watch comes up to `LOOK_SECONDS` later.
+        # By its digest: how long the look takes tells nothing about tokens other than the one that
+        # was shown. A token ends at once when it expires: the watch sees that a little later.
         principal = self._by_digest.get(credentials.digest(token))
         if principal is not None and not principal.ended:
             if principal.over:
@@ -152,8 +152,8 @@ class TokenList:
         """
         found = self.known(token)
         if found is None and credentials.is_token(token):
-            # All who show unknown tokens share one look: guessing costs the disk no more than that.
-            # The callback of `_ask` was added before this wait's, so the look is taken by now.
+            # All requests with unknown tokens share one look: guessing costs the disk no more. The
+            # callback of `_ask` was added before that of `wait`: by now `_take` has taken the look.
             done, _ = await asyncio.wait({self._ask()}, timeout=WAIT_SECONDS)
             found = self.known(token)
             if found is None and (not done or self._trusted_until != NEVER):
@@ -191,8 +191,8 @@ class TokenList:
 
     async def _change(self, work: Callable[[TokenTable], T]) -> T:
         """Change the file and have the change in memory when this returns."""
-        # The thread makes the change whether or not its caller waits: what it has seen behind the
-        # change is taken in any case, and by whoever is still there to do it.
+        # The thread makes the change even if its caller does not wait. `_take` has to take the look
+        # behind the change in any case: here, or in a callback if the caller has given up.
         changing: asyncio.Future[tuple[T, _Seen]] = self._submit(self._change_file, work)
         try:
             done, _ = await asyncio.wait({changing}, timeout=WAIT_SECONDS)
@@ -211,7 +211,7 @@ class TokenList:
         return result
 
     def _take_late(self, changing: asyncio.Future[tuple[Any, _Seen]]) -> None:
-        """Take what was seen behind a change that nobody waits for: no other look sees it again."""
+        """Take the look behind a change whose caller has given up: no later look sees it again."""
         if not changing.cancelled() and changing.exception() is None:
             self._take(changing.result()[1])
 
@@ -222,10 +222,10 @@ class TokenList:
         return asyncio.wrap_future(self._thread.submit(partial(work, *arguments)))
 
     def _ask(self) -> asyncio.Future[_Seen]:
-        """A look at the file that begins after this call, shared by all who ask before it begins.
+        """A look at the file that begins after this call, shared by all calls before it begins.
 
-        When the future is done, `_take` has taken what was seen. The thread clears ``_asked``
-        before it looks: who still finds the future there asked before the look began.
+        When the future is done, `_take` has taken the look. The thread clears ``_asked`` before it
+        looks: a call that still finds the future there has come before the look.
         """
         asked = self._asked
         if asked is None:
@@ -253,8 +253,9 @@ class TokenList:
             return _Seen([], trouble=type(error).__name__)
 
     def _read(self) -> _Seen:
-        """What has changed since the last look."""
-        # Another file may have been moved to this place: its versions mean nothing beside ours.
+        """Look at the file: the changes since the last look."""
+        # Another file may have been moved to this place, with versions of its own: all of it is
+        # read then.
         found = self._place.key()
         if found != self._file or self._has_dropped:
             self._has_dropped = False
@@ -264,7 +265,7 @@ class TokenList:
         if self._store is None:
             self._store, self._file = self._place.open(), found
             self._elsewhere, self._version = None, 0
-        # What is committed between these questions is seen again by the next look.
+        # A change that is committed between these statements is seen again by the next look.
         elsewhere = self._store.changes_elsewhere()
         if elsewhere == self._elsewhere:
             return _Seen([])
@@ -305,9 +306,9 @@ class TokenList:
     # Taking what a look has found
 
     def _take(self, seen: _Seen, *, told: bool = True) -> None:
-        # A look behind a change is taken a turn later than others, by the task that has made the
+        # The look behind a change is taken a turn later than others, by the task that has made the
         # change: a request that revokes its own token is not closed by that (`app.api.endings`). So
-        # an older look may come behind a newer one; what has ended stays ended all the same.
+        # an older look may be taken after a newer one; a token that has ended stays ended then.
         loop = asyncio.get_running_loop()
         if self._thread is None:
             return  # closed meanwhile
@@ -344,8 +345,9 @@ class TokenList:
                 token.principal.end()
 
     def _put(self, record: TokenRecord, loop: asyncio.AbstractEventLoop, *, told: bool) -> None:
-        # A principal is kept where it may do what it might before, as it has what is open with it.
-        # Where not, it ends, and with it its connections: they were permitted by other scopes.
+        # If the token still permits the same, its principal stays, and so do the connections that
+        # are open with it. Else the principal ends, and its connections: other scopes permitted
+        # them.
         old = self._tokens.get(record.id)
         if old is not None and _same(old.record, record):
             principal, deadline = old.principal, old.deadline
@@ -438,17 +440,17 @@ class TokenList:
         )
 
     def _distrust(self) -> None:
-        """Take no token any more: the file cannot be read, and any may have been revoked."""
-        # Connections that are open end, too. A look that hangs may succeed after all, and find that
-        # nothing has changed: the one behind it reads everything again, which is nobody's doing and
-        # is not told (`_has_read`).
+        """Accept no token any more: the file cannot be read, and any may have been revoked."""
+        # Connections that are open end, too. A look that hangs may succeed after all, and find no
+        # change: `_has_dropped` has the look behind it read everything again. Tokens that come back
+        # by that were not created by another process, and `changed` is not called (`_has_read`).
         if self._tokens:
             logger.error("the list of tokens cannot be read: no token of it is taken until it can")
             self._drop(set(self._tokens))
             self._has_read, self._has_dropped = False, True
 
     def _take_uses(self) -> list[tuple[str, float]]:
-        # Taken in the loop's thread: the other one gets a list of its own.
+        # Called in the loop's thread: the writing thread gets a list of its own.
         uses, self._used = [*self._used.items()], {}
         return uses
 

@@ -1,4 +1,4 @@
-"""The list of tokens as a table of a database, whichever it is.
+"""The list of tokens as a table of a database, SQLite's or PostgreSQL's.
 
 Servers and the ``kernelkeep tokens`` command change the table at the same time. Every function here
 blocks.
@@ -36,18 +36,18 @@ MAX_TOKENS: Final = 100_000
 
 REMEMBERED_SECONDS: Final = 30 * 86400
 MAX_REMEMBERED: Final = 10_000
-"""How many tokens that have ended are remembered, and for how many seconds. So a client that still
-shows one is told apart from one that guesses."""
+"""How many tokens that have ended are remembered, and for how many seconds. So the service tells a
+client that still shows an ended token from one that guesses."""
 
 
 BY_COMMAND: Final = "uid:"
-"""What the name of a user of the system begins with, who has made or revoked a token."""
+"""The prefix of the name of a system's user who has made or revoked a token with the command."""
 
 
 class NewToken(msgspec.Struct, frozen=True):
-    """What a token is to be. ``made_with`` is the credential of who makes it, or empty.
+    """A token that is to be made. ``made_with`` is the credential of its maker, or empty.
 
-    A user of the system who makes one with the command is `BY_COMMAND` and who that is.
+    For a user of the system who makes it with the command, that is `BY_COMMAND` and the user.
     """
 
     name: str
@@ -111,7 +111,7 @@ class TokenPlace(Protocol):
     """Where a list of tokens is."""
 
     def key(self) -> Hashable | None:
-        """What tells the list from another that takes its place; None if there is none.
+        """A key that another list in the same place does not have; None if there is no list.
 
         Raises `UnusableTokens`.
         """
@@ -135,7 +135,7 @@ class TokenTable(ABC):
 
     @abstractmethod
     def _write(self, work: Callable[[Execute], T]) -> T:
-        """As `_read`, while nobody else changes the list. ``work`` may run twice."""
+        """As `_read`, while no other process changes the list. ``work`` may run twice."""
 
     @abstractmethod
     def _repeat(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
@@ -189,7 +189,8 @@ class TokenTable(ABC):
         tried = [credentials.new_token()]
 
         def work(execute: Execute) -> tuple[TokenRecord, str]:
-            # If the answer to the first time was lost, the token may be there.
+            # `_write` may call this again, when the answer to the first transaction was lost: then
+            # the token may be there already.
             [*there] = self._select(execute, "WHERE digest = ?", credentials.digest(tried[-1]))
             if there:
                 return there[0], tried[-1]
@@ -201,7 +202,7 @@ class TokenTable(ABC):
                 raise Unauthorized("Forbidden")
             self._check_names(execute, wanted, now, named_by_hand=named_by_hand)
             self._check_room(execute, wanted.owner, now)
-            # Taken before tokens are forgotten, the newest perhaps, so that no number comes twice.
+            # Before tokens are forgotten, perhaps the newest: so no version is given twice.
             version = self._next_version(execute)
             self._forget(execute, now)
             while execute(maker, credentials.shown(tried[-1])):
@@ -281,20 +282,20 @@ class TokenTable(ABC):
     def revoke(self, ids: Iterable[str], now: float, by: str = "") -> list[TokenRecord]:
         """Revoke tokens that are in force, with those that were made with them, and so on.
 
-        Returns what was revoked. Ids of other tokens mean nothing. ``by`` is `BY_COMMAND` and the
-        user of the system, or empty.
+        Returns the revoked tokens. Ids of tokens that are not in force are ignored. ``by`` is
+        `BY_COMMAND` and the user of the system, or empty.
         """
         revoked = [*ids]
 
         def work(execute: Execute) -> list[TokenRecord]:
-            # In one transaction, which keeps others from writing: a token that is made with one of
-            # these while this goes on finds its maker ended (`add`), or is found here.
+            # One transaction keeps other writers away. A token that is being made with one of these
+            # is stored before, and found here; or after, when `add` finds that its maker has ended.
             version = self._next_version(execute)
             end = (
                 f"UPDATE {self.table} SET revoked = ?, version = ?, revoked_by = ? "
                 f"WHERE id = ? AND {_IN_FORCE}"
             )
-            # Through tokens that have ended already, too: those made with them may be in force.
+            # Ended tokens are followed, too: tokens made with them may be in force.
             left, seen = [*revoked], set[str]()
             while left:
                 token_id = left.pop()

@@ -1,7 +1,7 @@
 """The list of tokens on disk: one SQLite file in the state directory.
 
-A file that cannot be trusted or understood is never put aside or written over, as the registry is:
-a new file in its place would lack all revocations. Requests get an error instead.
+The registry is put aside if it cannot be trusted or understood. This file never is, nor is it
+written over: a new file in its place would lack all revocations. Requests get an error instead.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class TokenStore(TokenTable):
         (fault,) = execute("PRAGMA quick_check(1)").fetchone()
         if fault != "ok":
             raise sqlite3.DatabaseError(" ".join(fault.split()))
-        # A revocation must survive the end of the machine, so nothing is said to be done before it
-        # is on the disk. Few writes come.
+        # A revocation must survive a power failure, so it is on the disk before it is answered. Few
+        # writes come.
         execute("PRAGMA synchronous = FULL")
         if version < SCHEMA_VERSION:
             with self._transaction():
@@ -99,13 +99,14 @@ class TokenStore(TokenTable):
                     execute("ALTER TABLE token ADD COLUMN revoked_by NOT NULL DEFAULT ''")
 
     def _has_revoker(self) -> bool:
-        # Not a version of the schema: a server of before leaves the column out, and takes the file.
+        # The column has no schema version of its own: an older server can go on with the file, and
+        # leaves the column out.
         columns = self._connection.execute("PRAGMA table_info(token)")
         return any(name == "revoked_by" for _, name, *_ in columns)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Within, what SQLite complains about is `UnusableTokens`, which names the file."""
+        """Turn an error of SQLite into `UnusableTokens`, which names the file."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -183,9 +184,9 @@ def _create(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = path.parent.stat().st_uid
         if owner != os.geteuid():
-            # The server, which runs as that user, could not read a file of this one.
+            # The server runs as that user, and could not read a file of this user.
             raise UnusableTokens(f"{path.parent} belongs to another user ({owner}): be that one")
-        # Of two processes that come at a time, one makes the file, and both go on with it.
+        # Of two processes that try at the same time, one makes the file, and both go on with it.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         os.close(os.open(path, flags, 0o600))
     except FileExistsError:

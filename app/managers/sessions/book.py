@@ -1,4 +1,4 @@
-"""The sessions of all owners: in memory, where they count, and stored."""
+"""The sessions of all owners: in memory, which answers requests, and in a database."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ WRITE_SECONDS: Final = 10.0
 """How long a change may take to be stored before it is given up."""
 
 ABORT_SECONDS: Final = 2.0
-"""How long a change that is given up may take to fail; whoever has made it waits no longer."""
+"""How long a change that is given up may take to fail; its request waits no longer."""
 
 
 class SessionBook:
     """The sessions of all owners, in memory and in a database.
 
-    The sessions in memory count, because every answer needs the state of their kernels anyway. Each
-    change is made in memory first and then stored by one thread. So no disk holds up the event
-    loop, and the database sees the changes in their order. An answer waits until its change is
-    stored. A change that cannot be stored (the disk is full) is logged and still holds: a notebook
-    must not lose a running kernel by that.
+    The sessions in memory answer all requests: every answer needs the state of their kernels
+    anyway. Each change is made in memory first and then stored by one thread. So no disk holds up
+    the event loop, and the database gets the changes in their order. An answer waits until its
+    change is stored. A change that cannot be stored (the disk is full) is logged and still holds: a
+    notebook must not lose a running kernel by that.
 
-    Where the database is shared, others change it, too (`read_again`).
+    Where replicas share the database, other replicas change it, too (`read_again`).
     """
 
     def __init__(self, kernels: Container[str], store: SessionKeeping) -> None:
@@ -65,7 +65,7 @@ class SessionBook:
         return [session for owner in owners for session in self._by_owner.get(owner, {}).values()]
 
     def has_kernel(self, session: Session) -> bool:
-        """Whether there is the session's kernel."""
+        """Whether the session's kernel exists, here or at another replica (`Everywhere`)."""
         return session.kernel_id in self._kernels
 
     def turn(self, key: str) -> asyncio.Lock:
@@ -76,9 +76,9 @@ class SessionBook:
         return self._turns.setdefault(key, asyncio.Lock())
 
     def turn_of_all(self, owner: str, path: str) -> AbstractAsyncContextManager[None]:
-        """The turn to make an owner's session of a path, among all who have the database.
+        """The turn to make an owner's session of a path, among all servers with the database.
 
-        Sessions that were made before are known then. Raises `RegistryUnavailable`.
+        In the turn, all sessions made before are known. Raises `RegistryUnavailable`.
         """
         return self._store.turn(owner, path)
 
@@ -95,9 +95,12 @@ class SessionBook:
         await self._write(partial(self._store.delete, ids), ids)
 
     def read_again(self) -> None:
-        """Others have changed the database. A change of this server's that is under way holds."""
-        # What is loaded may be older than what this server has in memory and is about to write. Its
-        # write tells everybody, this server included, to read once more.
+        """Load the sessions again: another replica has changed the database.
+
+        A change of this server that is not stored yet holds.
+        """
+        # A loaded session may be older than the one in memory that this server is about to write.
+        # That write tells all replicas, this server included, to read once more.
         found = {session.id: session for session in self._store.load()}
         for session_id in self._sessions.keys() - found.keys() - self._writing.keys():
             self._remove(session_id)
@@ -152,7 +155,7 @@ class SessionBook:
             logger.error("a change of the sessions is not stored yet: its disk does not answer")
 
     def _on_written(self, ids: Collection[str], written: asyncio.Future[None]) -> None:
-        # Counted, as two changes of one session may be under way. What has come to 0 is dropped.
+        # A count, as two changes of one session may be under way; a count of 0 is dropped.
         self._writing -= Counter(ids)
         error = written.exception()
         if error is not None:

@@ -83,9 +83,9 @@ _encode = msgspec.json.Encoder().encode
 class SessionManager:
     """Makes, finds, changes and ends the sessions of one caller, who finds ``kernels``.
 
-    A session is its owner's, who has made it, and is there while the owner may see its kernel.
-    Others find the errors that there are for a session that never was. Sessions of two owners may
-    have the same path.
+    A session belongs to the owner who has made it, and exists while the owner may see its kernel.
+    Other callers get the errors for a session that does not exist. Sessions of two owners may have
+    the same path.
     """
 
     def __init__(self, kernels: CallersKernels, book: SessionBook) -> None:
@@ -101,7 +101,7 @@ class SessionManager:
         Sessions whose kernel is gone are removed.
         """
         await self._book.forget_gone(self._candidates())
-        # Further kernels may have gone while that was stored; the next listing forgets those.
+        # More kernels may have gone while that was stored; the next listing forgets their sessions.
         there = filter(self._book.has_kernel, self._candidates())
         found = [
             session
@@ -111,7 +111,7 @@ class SessionManager:
         return b"[" + b",".join([self.model(session) for session in found]) + b"]"
 
     def _candidates(self) -> list[Session]:
-        """The sessions among which the caller's are: a list of one's own costs what those are."""
+        """The sessions to look at for the caller: if possible, of some owners, and not of all."""
         scopes = self._principal.scopes
         if scopes.of_all("read", "sessions"):
             return self._book.all()
@@ -122,7 +122,8 @@ class SessionManager:
 
     def _sees(self, action: str, session: Session) -> bool:
         """Whether the caller may do ``action`` with a session, and may see its kernel."""
-        # One that is being adopted is there for nobody yet, and its sessions stay (`Everywhere`).
+        # A kernel that waits to be adopted is listed for no caller; its sessions stay
+        # (`Everywhere`).
         if session.kernel_id not in self._kernels:
             return False
         if self._principal.scopes.everything:
@@ -138,7 +139,7 @@ class SessionManager:
         the error for an unknown id. Raises `KernelUnreachable` while its kernel waits to be
         adopted.
         """
-        # Nothing is awaited from here to `forget`, so that no kernel of this id can come meanwhile.
+        # Nothing is awaited from here to `forget`: no kernel with the session's id is started then.
         session = self._book.get(session_id)
         if session is None or not self._knows(session):
             if session is not None and self._is_own(session):
@@ -215,12 +216,12 @@ class SessionManager:
         owner = self._principal.owner
         async with self._book.turn(f"{owner}\0{path}"):
             self._kernels.check_running()
-            # Looked for without the replicas' turn first, which costs a statement: most requests
-            # find a session that is there.
+            # First without the turn among replicas, which costs a statement of the database: most
+            # requests find an existing session.
             session = await self._at(path)
             if session is not None:
                 return session
-            # Another replica may be about to make it, and has stored it when this one's turn comes.
+            # Another replica may be about to make the session: it is stored when this turn comes.
             async with self._book.turn_of_all(owner, path):
                 session = await self._at(path)
                 if session is not None:
@@ -257,8 +258,8 @@ class SessionManager:
         async with self._book.turn(session_id):
             self._kernels.check_running()
             before = await self._changed(session_id)
-            # The turn keeps other changes of this session away at this server. At another replica
-            # one may come meanwhile: what is stored last counts.
+            # The turn keeps away other changes of this session at this server. Another replica may
+            # change it meanwhile: the change that is stored last counts.
             after = msgspec.structs.replace(before, **changes)
             own = await self._environment(after.path, after.name)
             if kernel_id is not None:
@@ -276,8 +277,8 @@ class SessionManager:
                 with contextlib.suppress(KernelNotFound, NotAuthorized):
                     path = after.path if after.path != before.path else None
                     await self._kernels.relocate_kernel(after.kernel_id, path, own)
-            # Only now that the session has its new kernel: who looks at the session while the old
-            # one ends must not find it without a kernel.
+            # Only now that the session has its new kernel: a request for the session must not find
+            # it without a kernel while the old one ends.
             if after.kernel_id != before.kernel_id:
                 try:
                     await self._shut_down(before.kernel_id)
@@ -303,14 +304,14 @@ class SessionManager:
             try:
                 await self._shut_down(session.kernel_id)
             except BaseException:
-                # Where the kernel goes on, so does its session, for the client to ask again: the
-                # kernel could not be stopped, its replica is away, or the server ends.
+                # If the kernel goes on (it could not be stopped, its replica is away, or the server
+                # ends), so does its session: the client may ask again.
                 if self._book.has_kernel(session):
                     await self._book.keep(session)
                 raise
             return session
 
-    # Steps of these
+    # Steps of these methods
 
     def _check_room(self, kernel_id: str | None) -> None:
         """Raise `TooManySessions` if the caller has `MAX_SESSIONS` with the kernel already."""
@@ -335,8 +336,8 @@ class SessionManager:
     async def _environment(self, path: str, name: str | None) -> dict[str, str]:
         """The variables that a session adds to its kernel's environment.
 
-        Raises `InvalidPath` or another `InvalidRequest` if the kernel could not be given this path
-        or name; no session may have such a one.
+        Raises `InvalidPath` or another `InvalidRequest` for a path or name that no kernel's
+        environment can have; no session may have it either.
         """
         cwd = await self._kernels.cwd_for_path(path)
         if name is not None and "\0" in name:

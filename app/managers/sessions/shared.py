@@ -1,4 +1,4 @@
-"""Sessions in the registry that replicas share: a replica knows of a change when all are told."""
+"""Sessions in the registry that replicas share: PostgreSQL notifies all replicas of a change."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SharedSessions:
 
     def load(self) -> list[Session]:
         """As `SessionStore.load`."""
-        # From memory, which blocks nobody: `SessionBook.read_again` is called by the event loop.
+        # From memory, and so without blocking: the event loop calls `SessionBook.read_again`.
         found = sorted(self._known.values(), key=lambda session: session.number)
         return [
             Session(one.id, one.path, one.name, one.type, one.kernel_id, one.owner) for one in found
@@ -48,7 +48,7 @@ class SharedSessions:
                     *(session.kernel_id, session.owner),
                 ),
             )
-            # In the transaction: PostgreSQL tells it when that is committed, and never before.
+            # In the transaction: PostgreSQL notifies the replicas when it is committed, not before.
             tell(connection, "sessions", [session.id])
 
         self._database.run(work)

@@ -1,7 +1,7 @@
 """Sessions on disk: one SQLite table, with the columns of jupyter_server's.
 
-A second table has the owners of sessions, as far as there are owners among whom to tell: a Jupyter
-server that opens the same file finds its own table as it knows it.
+A second table has the owners of sessions, but for those of the server's own token. So a Jupyter
+server that opens the same file finds its own table unchanged.
 
 Every function here blocks. `SessionBook` calls those that write in a thread.
 """
@@ -71,7 +71,7 @@ class SessionKeeping(Protocol):
         """Have a write fail that takes too long; any thread may call this."""
 
     def close(self) -> None:
-        """Nothing can be stored any more."""
+        """Close the store: no session can be stored any more."""
 
 
 class UnusableDatabase(Exception):
@@ -202,7 +202,7 @@ class SessionStore:
         self._connection.executemany("DELETE FROM session_owner WHERE session_id = ?", rows)
 
     def abort(self) -> None:
-        """Give up a write that takes too long: a disk needs no such help."""
+        """As `SessionKeeping.abort`, which a disk does not need: this does nothing."""
 
     def close(self) -> None:
         """Close the database; nothing can be stored any more."""

@@ -79,7 +79,7 @@ class _Refusals:
         self.left_out = 0
 
     def next(self, now: float) -> int | None:
-        """How many were left out before this one, which is to be noted; None to leave it out."""
+        """How many refusals were left out before this one, which is noted; None to leave it out."""
         if now - self._began >= REFUSALS_SECONDS:
             self._began, self._noted = now, 0
         if self._noted >= REFUSALS:
@@ -137,9 +137,9 @@ class AuditLog:
     def action(self, action: str, **data: Any) -> Iterator[dict[str, Any]]:
         """Note the action that the ``with`` block does: that it is done, or the error it raises.
 
-        The block may add to the ``data`` that it is given. What the service refuses is noted as any
-        other refused request (`app.api.errors.note_refusal`), and not here; that something is not
-        there is not noted. What has failed may be done in part.
+        The block may add to the ``data`` that it is given. A refusal of the service is noted as for
+        any other request (`app.api.errors.note_refusal`), and not here; that a thing does not exist
+        is not noted at all. An action that is noted as failed may be done in part.
         """
         try:
             yield data
@@ -150,7 +150,7 @@ class AuditLog:
                 error.noted = True
             raise
         except asyncio.CancelledError:
-            # A thread may do what has begun although nobody waits for it.
+            # A thread may go on with the action although its request is cancelled.
             self.note(action, error="cancelled", **_cut(data))
             raise
         except Exception:
@@ -161,8 +161,9 @@ class AuditLog:
     def refuse(self, asked: str, error: str, *, known: bool, **data: Any) -> None:
         """Note that a request was refused: ``asked`` is its method and path, ``error`` the code.
 
-        Whoever is not ``known`` by a token in force could drive everything else out of the log. So
-        only `REFUSALS` of such requests are noted in `REFUSALS_SECONDS`; the others are counted.
+        ``known`` is whether the caller has a token in force. Strangers could drive everything else
+        out of the log: so only `REFUSALS` of their requests are noted in `REFUSALS_SECONDS`, and
+        the others are counted.
         """
         if self._files is None:
             return
@@ -172,10 +173,10 @@ class AuditLog:
             self.note(REFUSED, asked=asked[:MAX_ASKED], error=error, **data)
 
     def _add(self, record: dict[str, Any], content: Buffer) -> None:
-        # As they are in memory: clients choose texts such as paths, and any character has up to 4.
+        # The bytes in memory: clients choose texts such as paths, with up to 4 bytes a character.
         size = len(content) + sum(map(sys.getsizeof, record.values()))
         with self._arrived:
-            # One that is larger than the bound alone is taken when nothing else waits.
+            # A record that is larger than the bound is taken when no other waits.
             full = self._waiting_bytes and self._waiting_bytes + size > MAX_WAITING_BYTES
             if full or len(self._waiting) >= MAX_WAITING:
                 self._lose(1, "more waits to be written than may wait")
@@ -186,16 +187,16 @@ class AuditLog:
 
     async def close(self) -> None:
         """Write the waiting records; returns when that is done, or has taken `CLOSE_SECONDS`."""
-        # The lifespan takes down all that notes something before this. A record that comes later,
-        # as of a token that ends in that moment, is not written.
+        # The lifespan closes this after everything that notes records. A record that comes later
+        # all the same, as of a token that ends in that moment, is not written.
         if self._refusals.left_out:
             self.note(REFUSED, left_out=self._refusals.left_out)
         if self._thread is not None:
             with self._arrived:
                 self._closed = True
                 self._arrived.notify()
-            # A daemon: if a disk holds the thread up, it does not hold up the end of the process.
-            # No other thread waits for it: there may be none that is free.
+            # The thread is a daemon: if a disk holds it up, the process can end all the same. The
+            # wait needs no thread of a pool, in which none may be free.
             await asyncio.wait({asyncio.wrap_future(self._ended)}, timeout=CLOSE_SECONDS)
 
     # In the writing thread
@@ -207,7 +208,7 @@ class AuditLog:
             self._ended.set_result(None)
 
     def _write_all(self) -> None:
-        """Write what waits, and what comes, until the log is closed."""
+        """Write the records that wait, and those that come, until the log is closed."""
         while True:
             with self._arrived:
                 while not self._waiting and not self._closed:
@@ -261,7 +262,7 @@ def check_audit_log(path: Path | None) -> None:
 
 
 def _cut(data: dict[str, Any]) -> dict[str, Any]:
-    """The data without what is not known, and with a bound for each text: clients send them."""
+    """The data without fields that are None, and with each text cut: clients send the texts."""
     return {
         name: value[:MAX_TEXT] if isinstance(value, str) else value
         for name, value in data.items()

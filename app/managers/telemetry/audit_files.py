@@ -94,9 +94,10 @@ def _numbered(path: Path, number: int) -> str:
 
 def audit_files(path: Path) -> Iterator[BinaryIO]:
     """The files that there are, the oldest first; each is open until the next one is asked for."""
-    # A server may move the files meanwhile. So a file is known by what it is, and not by its name,
-    # and the names are looked at anew for each: none is passed over, and none comes twice. As long
-    # as a file is open, no other one has its inode, though it be removed: the oldest are first.
+    # A server may move the files meanwhile. So a file is known by its device and inode, and not by
+    # its name, and all names are looked at anew for each file: none is passed over, none comes
+    # twice. While a file is open its inode is given to no other, even if the file is removed, which
+    # happens to the oldest first (`HELD`).
     known: set[tuple[int, int]] = set()
     with contextlib.ExitStack() as stack:
         while (file := _oldest_but(path, known)) is not None:
@@ -108,9 +109,9 @@ def audit_files(path: Path) -> Iterator[BinaryIO]:
 
 
 def _oldest_but(path: Path, known: set[tuple[int, int]]) -> BinaryIO | None:
-    """The oldest file that is not ``known``, which it is from then on; None if there is none."""
+    """The oldest file that is not ``known``, which is added there; None if there is none."""
     names = [os.fspath(path)]
-    # While the files are moved, the oldest first, one number after another has no file.
+    # While the files are moved, the oldest first, one number has no file for a moment.
     while any(map(os.path.exists, (_numbered(path, len(names)), _numbered(path, len(names) + 1)))):
         names.append(_numbered(path, len(names)))
     for name in reversed(names):

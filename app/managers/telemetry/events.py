@@ -91,15 +91,16 @@ class Events:
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there are subscribers."""
         return bool(self._subscriptions)
 
     def emit(self, schema_id: str, data: dict[str, Any], about: Ownership = NOBODYS) -> None:
         """Emit an event of the server. Never raises: no action fails because of its event.
 
-        ``about`` is the ownership of what the event tells of: who may see that gets the event.
+        ``about`` is the ownership of the thing that the event is about: subscribers who may see the
+        thing get the event.
         """
-        # While the library is being loaded, in a thread, nobody has subscribed yet.
+        # While the library is being loaded, in a thread, there are no subscribers yet.
         if self._logger is None:  # no client has ever subscribed or posted
             return
         before = _about.set(About("kernels", about))
@@ -172,7 +173,7 @@ class Events:
     ) -> AsyncIterator[Subscription]:
         """A subscription to every event from now on, until the context is left.
 
-        If ``sees`` is given, it tells by what an event is about whether the subscriber gets it.
+        If ``sees`` is given, it tells whether the subscriber gets an event about a thing.
         Raises `ServerStopping`.
         """
         event_logger = await self._loaded()
@@ -225,7 +226,7 @@ class Subscription:
 
     def __init__(self, sees: Callable[[About], bool] | None = None) -> None:
         self.sees = sees
-        """Whether the subscriber gets what is about this; None: it gets everything."""
+        """Whether the subscriber gets an event about this; None: it gets every event."""
         self.dropped = 0
         self._closed = False
         self._waiting: deque[str] = deque()
@@ -243,7 +244,7 @@ class Subscription:
         self._arrived.set()
 
     def miss(self) -> None:
-        """Count an event as dropped that this server has never had: what follows is, too."""
+        """Count as dropped an event that this server never got; all later ones are dropped too."""
         self.dropped += 1
         self._arrived.set()
 

@@ -66,8 +66,8 @@ class PastEvent(msgspec.Struct):
 class KernelReports:
     """The reports of one kernel. ``name`` is its kernelspec's, as the client has written it.
 
-    ``kind`` is the kernel's label in the metrics; by default the name in lower case. Events reach
-    who may see what the ``ownership`` is of.
+    ``kind`` is the kernel's label in the metrics; by default the name in lower case. The kernel's
+    events go to subscribers who may see the kernel, by its ``ownership``.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class KernelReports:
         # In lower case, as kernelspecs are found: R and r are one series.
         self.kind = kind or name.lower()
         self.past: deque[PastEvent] = deque(maxlen=MOST_PAST)
-        """What has happened to the kernel, usage left out, the latest first."""
+        """The kernel's latest events and actions, the newest first; usage is left out."""
 
     # Actions of clients
 
@@ -166,7 +166,7 @@ class KernelReports:
     def died(self, exit_code: int, *, of_memory: bool = False) -> None:
         """A process that was ready has ended by itself; the exit code of a signal is negative.
 
-        ``of_memory`` is whether it was killed for want of it.
+        ``of_memory`` is whether the process was killed for want of memory.
         """
         cause = "oom" if of_memory else _cause_of_death(exit_code)
         self._counters.deaths[self.kind, cause] += 1
@@ -183,7 +183,7 @@ class KernelReports:
         self._note("dead")
 
     def used(self, cpu_seconds: float | None, memory: int | None) -> None:
-        """What the processes have used of the processors' time, and use of memory, in bytes."""
+        """The kernel's processes have used so much processor time, and use ``memory`` bytes."""
         figures = {"cpu_seconds": cpu_seconds, "memory": memory}
         known = {name: value for name, value in figures.items() if value is not None}
         self._emit("usage", known)
@@ -195,7 +195,7 @@ class KernelReports:
     def culled(self, cause: str, idle_seconds: float, connections: int, limit: str = "") -> None:
         """The kernel is stopped as no client uses it; ``cause`` names the rule that applied.
 
-        With a ``limit`` it is stopped as its owner may not have it for longer.
+        With a ``limit`` the kernel is stopped because its time is up by that limit of its owner.
         """
         self._counters.culls[self.kind, cause] += 1
         self._note("culled", cause=cause, idle_seconds=round(idle_seconds))
