@@ -21,7 +21,6 @@ from .responses import ReplicaModel, StatusModel, VersionModel
 from .schemas import schema_of
 
 if TYPE_CHECKING:
-    from ..managers.replicas.directory import Directory
     from ..managers.replicas.group import Group
 
 __all__ = ["replicas_of", "router"]
@@ -74,36 +73,32 @@ async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
         kernels=len(manager) + (0 if others is None else len(manager.others())),
         last_activity=max(one.last_activity for one in (own, *elsewhere)),
         started=min(one.started for one in (own, *elsewhere)),
-        replicas=replicas_of(request.state.group, request.state.directory, manager),
+        replicas=replicas_of(request.state.group, manager),
     )
 
 
-def replicas_of(
-    group: Group | None, directory: Directory | None, manager: CallersKernels
-) -> list[ReplicaModel]:
+def replicas_of(group: Group | None, manager: CallersKernels) -> list[ReplicaModel]:
     """The replicas that the registry has, in the order in which they have joined."""
-    if group is None or directory is None:
+    if group is None:
         return []
     counts = manager.by_replica
     # One that was declared dead is not in the registry any more, and must tell so itself.
-    ids = dict.fromkeys([*directory.addresses, group.id])
+    ids = dict.fromkeys([*group.directory.addresses, group.id])
     return [
         ReplicaModel(
             id=one,
             asked=one == group.id,
-            state=_state_of(one == group.id, group, directory),
+            state=_state_of(one == group.id, group),
             kernels=counts[one],
         )
         for one in ids
     ]
 
 
-def _state_of(
-    is_asked: bool, group: Group, directory: Directory
-) -> Literal["joined", "declared_dead", "unknown"]:
+def _state_of(is_asked: bool, group: Group) -> Literal["joined", "declared_dead", "unknown"]:
     if is_asked and group.problem() is not None:
         return "declared_dead"
-    return "joined" if directory.is_fresh else "unknown"
+    return "joined" if group.directory.is_fresh else "unknown"
 
 
 @router.get(

@@ -137,6 +137,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.managers.kernels.registration": ("managers/handover/test_adoption",),
     "app.managers.kernels.services": ("managers/kernels/test_supervision",),
+    "app.managers.kernels.shared_ties": ("managers/replicas/test_forwarding",),
     "app.managers.kernels.shutdown": (
         *("managers/kernels/test_stop_escalation", "managers/kernels/test_stopping_promptly"),
     ),

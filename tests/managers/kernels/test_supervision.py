@@ -44,6 +44,7 @@ from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.kernels.phases import Phase
 from app.managers.kernels.services import KernelServices
 from app.managers.kernels.stopping import SLACK_SECONDS, leave_all
+from app.managers.kernels.ties import NO_TIES, registered
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess, bounded
@@ -87,8 +88,8 @@ async def kernels(
         orphan_timeout=5,
         **options,
     )
-    registry = Registry(state_dir) if on_shutdown == "keep" else None
-    manager = multi_kernel_manager(settings, Events(), Counters(), None, registry)
+    ties = registered(Registry(state_dir)) if on_shutdown == "keep" else NO_TIES
+    manager = multi_kernel_manager(settings, Events(), Counters(), None, ties)
     await manager.adopt_kernels()
     try:
         yield manager
@@ -96,8 +97,7 @@ async def kernels(
         for kernel in manager:
             await kernel.stop(now=True)
         await manager.close()
-        if registry is not None:
-            await registry.close()
+        await ties.close()
 
 
 async def is_up(kernel: Kernel) -> None:
