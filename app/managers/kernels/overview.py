@@ -32,10 +32,10 @@ __all__ = [
     "Codes",
     "GoneEvent",
     "KernelEvent",
-    "Measured",
     "OfOwner",
     "Overview",
     "RunningModel",
+    "Sampled",
     "Told",
     "Watched",
     "WholeEvent",
@@ -87,7 +87,7 @@ class Watched(Protocol):
         """The departures after a number, of kernels that the caller could read."""
 
 
-class Measured(Protocol):
+class Sampled(Protocol):
     """What the kernels use of the machine, as far as it is sampled; a `Measuring` is one."""
 
     def samples(self, kernel: Kernel) -> Series | None:
@@ -271,9 +271,9 @@ class Overview:
     has of it. A kernel of which its replica has told nothing is as the registry has it.
     """
 
-    def __init__(self, kernels: Watched, measured: Measured, told: Told | None = None) -> None:
+    def __init__(self, kernels: Watched, sampled: Sampled, told: Told | None = None) -> None:
         self._kernels = kernels
-        self._measured = measured
+        self._sampled = sampled
         self._told = {} if told is None else told
         self._codes = Codes()
         self._departed = 0  # the number of the latest departure that is told
@@ -307,7 +307,7 @@ class Overview:
     def _row(self, kernel: Kernel) -> KernelEvent:
         # The kernel's state is told on iopub, and an execution's end on shell, too: either may be
         # ahead. An execution is told of only while both say that it runs.
-        traffic, series = kernel.traffic, self._measured.samples(kernel)
+        traffic, series = kernel.traffic, self._sampled.samples(kernel)
         running = traffic.tracker.at_main_shell if kernel.state.busy else None
         if running is not None and not running.running:
             running = None
@@ -341,7 +341,7 @@ class Overview:
             while self._is_running():
                 # Beside the looks: a host that answers slowly delays figures, and not states.
                 if sampling is None or sampling.done():
-                    sampling = _retrieved(self._measured.sample(SAMPLED_AT_ONCE))
+                    sampling = _retrieved(self._sampled.sample(SAMPLED_AT_ONCE))
                 await self._kernels.refresh()
                 for event in self._changes(told):
                     yield event
