@@ -22,15 +22,15 @@ from .api.tokens import note_token
 from .api.views import Views
 from .managers.files.owned import OwnersContents
 from .managers.files.service import ContentsService
-from .managers.handover.elsewhere import Nowhere
 from .managers.handover.registry import Registry
 from .managers.kernels.construction import multi_kernel_manager
 from .managers.kernels.multikernel import MultiKernelManager
+from .managers.kernels.ties import NO_TIES, Ties, registered
 from .managers.limits.limits import LimitPolicy
 from .managers.limits.shares import Shares
 from .managers.owners.token_list import TokenList
 from .managers.sessions.book import Everywhere, SessionBook
-from .managers.sessions.store import SessionStore
+from .managers.sessions.store import SessionKeeping, SessionStore
 from .managers.telemetry.audit import AuditLog
 from .managers.telemetry.counters import Counters
 from .managers.telemetry.events import Events, Schema
@@ -38,9 +38,7 @@ from .settings import Settings
 from .signals import at_stop_signals
 
 if TYPE_CHECKING:
-    from .managers.replicas.directory import Directory
     from .managers.replicas.group import Group
-    from .managers.replicas.registry import SharedRegistry
 
 __all__ = ["Lifespan", "State", "lifespan_of"]
 
@@ -61,7 +59,6 @@ class State(TypedDict):
     authorizer: Authorizer
     contents: ContentsService | OwnersContents
     group: Group | None
-    directory: Directory | None
     links: Links | None
     others: Others | None
 
@@ -109,8 +106,8 @@ async def _build(
     stack: AsyncExitStack,
 ) -> State:
     # The stack closes these objects in reverse order. An object may use those that were built
-    # before it until its own end: the manager notes the ends of its kernels in the audit log and in
-    # the registry.
+    # before it until its own end: the manager notes the ends of its kernels in the audit log and,
+    # by its ties, in the registry.
     counters = Counters()
     shares = Shares(policy, counters)
     audit = AuditLog(
@@ -121,10 +118,9 @@ async def _build(
     )
     stack.push_async_callback(audit.close)
     await tokens.open(partial(note_token, audit))
-    registry = await _registry(settings)
-    if registry is not None:
-        stack.push_async_callback(registry.close)
-    manager = multi_kernel_manager(settings, events, counters, audit, registry, shares)
+    ties = await _ties(settings)
+    stack.push_async_callback(ties.close)
+    manager = multi_kernel_manager(settings, events, counters, audit, ties, shares)
     stack.push_async_callback(manager.close)
     # Kernels are adopted before the first request, so that no client misses a kernel that the last
     # server has left. (Kernels whose adoption takes too long come later.)
@@ -132,13 +128,12 @@ async def _build(
     # Signals are handled from here on, behind the adoption. A signal that comes earlier ends the
     # server as soon as it has started, and `close` then does what `begin_stop` would have begun.
     stack.enter_context(at_stop_signals(manager.begin_stop))
-    shared = _shared(settings, registry)
-    group = _group(shared, manager)
-    sessions = _sessions(settings, shared, manager)
+    group = ties.group(manager)
+    sessions = _sessions(settings, ties, manager)
     stack.push_async_callback(sessions.close)
     contents = _contents(settings, manager)
     stack.push_async_callback(contents.close)
-    keys = IdempotencyKeys(None if shared is None else shared.claims)
+    keys = IdempotencyKeys(ties.claims)
     metrics = Metrics(manager, counters, by_owner=settings.metrics_by_owner)
     stack.callback(metrics.close)
     return {
@@ -152,7 +147,6 @@ async def _build(
         "authorizer": authorizer,
         "contents": contents,
         "group": group,
-        "directory": None if shared is None else shared.directory,
         "links": None,
         "others": None,
     }
@@ -164,38 +158,20 @@ def _contents(settings: Settings, manager: MultiKernelManager) -> ContentsServic
     return ContentsService(settings.root_dir, settings.state_dir, settings.config_files)
 
 
-def _shared(settings: Settings, registry: Registry | None) -> SharedRegistry | None:
-    """The registry, if other replicas may share it."""
-    if not settings.replicated:
-        return None
-    from .managers.replicas.registry import SharedRegistry
-
-    assert isinstance(registry, SharedRegistry)
-    return registry
-
-
-def _sessions(
-    settings: Settings, shared: SharedRegistry | None, manager: MultiKernelManager
-) -> SessionBook:
+def _sessions(settings: Settings, ties: Ties, manager: MultiKernelManager) -> SessionBook:
     """The sessions, in a file or in the registry that is shared."""
-    if shared is None:
-        there = Everywhere(manager, manager.adopting, Nowhere())
-        return SessionBook(there, SessionStore(settings.sessions_filepath))
-    from .managers.sessions.shared import SharedSessions
+    elsewhere = manager.elsewhere
+    store: SessionKeeping
+    if ties.claims is None:
+        store = SessionStore(settings.sessions_filepath)
+    else:
+        from .managers.sessions.shared import SharedSessions
 
-    url = settings.registry_url.get_secret_value()
-    store = SharedSessions(url, shared.directory.sessions, shared.claims)
-    book = SessionBook(Everywhere(manager, manager.adopting, shared.directory), store)
-    shared.directory.on_sessions = book.read_again
+        url = settings.registry_url.get_secret_value()
+        store = SharedSessions(url, elsewhere.sessions, ties.claims)
+    book = SessionBook(Everywhere(manager, manager.adopting, elsewhere), store)
+    elsewhere.on_sessions = book.read_again
     return book
-
-
-def _group(shared: SharedRegistry | None, manager: MultiKernelManager) -> Group | None:
-    if shared is None:
-        return None
-    from .managers.replicas.group import Group
-
-    return Group(shared, manager.keepers, manager)
 
 
 async def _open_relay(
@@ -221,11 +197,12 @@ async def _open_relay(
         stack.push_async_callback(Door(wire.listening, wire.server, relay.serve).close)
 
 
-async def _registry(settings: Settings) -> Registry | None:
-    """The registry of the kernels that outlive this server, if they do."""
+async def _ties(settings: Settings) -> Ties:
+    """The ties of this server to others, by the options."""
     if settings.replicated:
         # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
+        from .managers.kernels.shared_ties import shared
         from .managers.replicas.registry import SharedRegistry
 
-        return await SharedRegistry.open(settings)
-    return Registry(settings.state_dir) if settings.keeps else None
+        return shared(await SharedRegistry.open(settings))
+    return registered(Registry(settings.state_dir)) if settings.keeps else NO_TIES

@@ -18,7 +18,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ..managers.errors import InvalidRequest, KernelkeepError, RequestTooLarge
-from ..managers.kernels.callers import CallersKernels, Permission
+from ..managers.kernels.callers import CallersKernels
+from ..managers.kernels.finding import Permission
 from ..managers.kernels.kernel import Kernel
 from ..managers.owners.callers_tokens import CallersTokens
 from ..managers.sessions.sessions import SessionManager

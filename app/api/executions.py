@@ -46,8 +46,9 @@ from ..managers.executions.results import (
     output,
     result,
 )
-from ..managers.kernels.callers import Permission, no_longer_shared
+from ..managers.kernels.finding import Permission
 from ..managers.kernels.kernel import Kernel
+from ..managers.kernels.sharing import no_longer_shared
 from ..managers.limits.errors import ExecutionsLimit
 from .access import requires
 from .awaiting import AwaitedResponse

@@ -79,8 +79,9 @@ async def list_kernels(
 
     An administrator's list has everybody's.
     """
-    await manager.refresh()
-    return _Encoded(manager.models if owner is None else manager.models_of(owner))
+    listing = manager.listing
+    await listing.refresh()
+    return _Encoded(listing.models if owner is None else listing.models_of(owner))
 
 
 router.add_api_route(
@@ -145,14 +146,14 @@ async def start_kernel(
     idempotency_key: IdempotencyKeyDep = None,
 ) -> Response:
     """Start a kernel. It becomes ready by itself; requests to it wait until then."""
-    asked = body or StartKernel()
+    asked, driving = body or StartKernel(), manager.driving
     await _check_env(asked.env or {}, manager.settings, authorization)
 
     async def make(new_id: str) -> str:
         if asked.connection_file is not None:
-            found = await manager.adopt_file(asked.connection_file, owned=bool(asked.owned))
+            found = await driving.adopt_file(asked.connection_file, owned=bool(asked.owned))
             return found.id
-        started = await manager.start_kernel(
+        started = await driving.start(
             asked.name,
             path=asked.path,
             env={**trace, **(asked.env or {})},
@@ -221,7 +222,7 @@ async def shut_down_kernel(
     ] = False,
 ) -> Response:
     """Shut a kernel down. The answer comes when its process is gone, or could not be ended."""
-    await manager.shutdown_kernel(kernel_id, give_up=give_up)
+    await manager.driving.shut_down(kernel_id, give_up=give_up)
     return Response(status_code=204)
 
 
@@ -240,7 +241,7 @@ async def shut_down_kernel(
 )
 async def interrupt_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
     """Interrupt what a kernel runs. One that is not ready yet runs nothing."""
-    await manager.interrupt_kernel(kernel_id)
+    await manager.driving.interrupt(kernel_id)
     return Response(status_code=204)
 
 
@@ -271,5 +272,5 @@ async def restart_kernel(manager: ManagerDep, kernel_id: KernelIdDep) -> Respons
 
     The old process goes on if the new one is known not to start.
     """
-    kernel = await manager.restart_kernel(kernel_id)
+    kernel = await manager.driving.restart(kernel_id)
     return _Encoded(kernel.model)

@@ -60,12 +60,14 @@ async def list_overview(
     """
     told: _Told = {}
     # The other replicas are asked the same, and tell of this owner's alone.
-    overview = Overview(manager if owner is None else OfOwner(manager, owner), told)
+    listing = manager.listing
+    kernels = listing if owner is None else OfOwner(listing, owner)
+    overview = Overview(kernels, manager.measuring, told)
     kind = wants(request)
     if kind is None:
         if (others := others_of(request)) is not None:
             told |= await others.ask(request, _by_id)
-        await manager.refresh()
+        await listing.refresh()
         rows = [row for _, row in overview.rows()]
         return Response(msgspec.json.encode(rows), media_type="application/json")
     events = _followed(request, overview, told, manager.settings.stream_keepalive)

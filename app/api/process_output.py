@@ -35,6 +35,6 @@ async def get_process_output(manager: ManagerDep, kernel_id: KernelIdDep) -> Res
     It is the end, 64 KiB at the most: warnings of the interpreter, stacks of a crash, what C code
     has printed. That of a kernel on another host stays there.
     """
-    file = manager.output_file(kernel_id)
+    file = manager.locating.output_file(kernel_id)
     text = await asyncio.to_thread(end_of, file)
     return Response(text, media_type="text/plain", headers=INERT)

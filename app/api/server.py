@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from .. import __version__
 from ..managers.errors import InvalidRequest, KernelNotFound
-from ..managers.kernels.callers import CallersKernels
+from ..managers.kernels.listing import Listing
 from ..managers.processes.paths import ResolutionModel
 from ..protocol.messages import format_timestamp
 from .access import PUBLIC, requires
@@ -21,7 +21,6 @@ from .responses import ReplicaModel, StatusModel, VersionModel
 from .schemas import schema_of
 
 if TYPE_CHECKING:
-    from ..managers.replicas.directory import Directory
     from ..managers.replicas.group import Group
 
 __all__ = ["replicas_of", "router"]
@@ -62,7 +61,7 @@ _status = msgspec.json.Decoder(_Status).decode
 )
 async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
     """How much the server has to do, or all replicas together. Asking is not activity."""
-    others = others_of(request)
+    others, listing = others_of(request), manager.listing
     elsewhere = [] if others is None else (await others.ask(request, _status)).values()
     own = _Status(
         manager.connections,
@@ -71,39 +70,35 @@ async def get_status(request: Request, manager: ManagerDep) -> StatusModel:
     )
     return StatusModel(
         connections=own.connections + sum(one.connections for one in elsewhere),
-        kernels=len(manager) + (0 if others is None else len(manager.others())),
+        kernels=len(listing) + (0 if others is None else len(listing.others())),
         last_activity=max(one.last_activity for one in (own, *elsewhere)),
         started=min(one.started for one in (own, *elsewhere)),
-        replicas=replicas_of(request.state.group, request.state.directory, manager),
+        replicas=replicas_of(request.state.group, listing),
     )
 
 
-def replicas_of(
-    group: Group | None, directory: Directory | None, manager: CallersKernels
-) -> list[ReplicaModel]:
+def replicas_of(group: Group | None, listing: Listing) -> list[ReplicaModel]:
     """The replicas that the registry has, in the order in which they have joined."""
-    if group is None or directory is None:
+    if group is None:
         return []
-    counts = manager.by_replica
+    counts = listing.by_replica
     # One that was declared dead is not in the registry any more, and must tell so itself.
-    ids = dict.fromkeys([*directory.addresses, group.id])
+    ids = dict.fromkeys([*group.directory.addresses, group.id])
     return [
         ReplicaModel(
             id=one,
             asked=one == group.id,
-            state=_state_of(one == group.id, group, directory),
+            state=_state_of(one == group.id, group),
             kernels=counts[one],
         )
         for one in ids
     ]
 
 
-def _state_of(
-    is_asked: bool, group: Group, directory: Directory
-) -> Literal["joined", "declared_dead", "unknown"]:
+def _state_of(is_asked: bool, group: Group) -> Literal["joined", "declared_dead", "unknown"]:
     if is_asked and group.problem() is not None:
         return "declared_dead"
-    return "joined" if directory.is_fresh else "unknown"
+    return "joined" if group.directory.is_fresh else "unknown"
 
 
 @router.get(
@@ -125,5 +120,5 @@ async def resolve_path(
     """
     if kernel and (hidden := manager.hidden(kernel)):
         note_refusal(request, KernelNotFound.code, hidden)
-    resolution = await manager.resolve_path(path, kernel)
+    resolution = await manager.locating.resolve_path(path, kernel)
     return Response(msgspec.json.encode(resolution), media_type="application/json")

@@ -70,7 +70,7 @@ def _about(manager: CallersKernels, kernel_id: str, grantee: Grantee) -> dict[st
 )
 async def list_shares(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
     """List the shares of a kernel. They are shown to its owner, and to an administrator."""
-    body = _encode([_shown(share) for share in manager.shares(kernel_id)])
+    body = _encode([_shown(share) for share in manager.sharing.shares(kernel_id)])
     return Response(body, media_type="application/json")
 
 
@@ -93,7 +93,7 @@ async def create_share(
     asked = Share(kind, body.name or body.group or "", body.access)
     named = {**_about(manager, kernel_id, asked.grantee), "access": asked.access}
     with audit.action("share_created", **named) as about:
-        share = await manager.share(kernel_id, asked)
+        share = await manager.sharing.share(kernel_id, asked)
         about[f"with_{kind}"] = share.name
     return Response(_encode(_shown(share)), 201, media_type="application/json")
 
@@ -117,6 +117,6 @@ async def delete_share(
         raise InvalidShare("either name or group")
     grantee: Grantee = ("name", name) if name is not None else ("group", group or "")
     with audit.action("share_ended", **_about(manager, kernel_id, grantee)) as about:
-        share = await manager.revoke(kernel_id, grantee)
+        share = await manager.sharing.revoke(kernel_id, grantee)
         about[f"with_{share.kind}"] = share.name
     return Response(status_code=204)

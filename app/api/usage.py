@@ -36,7 +36,7 @@ async def get_usage(
 
     A sample is at most a second old.
     """
-    usage = await manager.usage(kernel_id, history=history)
+    usage = await manager.measuring.usage(kernel_id, history=history)
     return Response(_encode(usage), media_type="application/json")
 
 
@@ -79,7 +79,7 @@ class ResourceUsageReply(msgspec.Struct):
 
 async def get_resource_usage(manager: ManagerDep, kernel_id: KernelIdDep) -> Response:
     """What a kernel uses of the machine, for JupyterLab's extension jupyter-resource-usage."""
-    usage = await manager.usage(kernel_id)
+    usage = await manager.measuring.usage(kernel_id)
     if usage.pid is None:
         content = ResourceUsage(reason="no_kernel")
     else:

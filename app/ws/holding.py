@@ -14,8 +14,9 @@ from typing import Any
 from fastapi import WebSocket
 
 from ..managers.errors import InvalidRequest, KernelNotRunning, ServerStopping
-from ..managers.kernels.callers import Permission, no_longer_shared
+from ..managers.kernels.finding import Permission
 from ..managers.kernels.kernel import Kernel
+from ..managers.kernels.sharing import no_longer_shared
 
 __all__ = ["held"]
 

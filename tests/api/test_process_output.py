@@ -1,4 +1,7 @@
-"""What a kernel's process writes itself is told over HTTP."""
+"""What a kernel's process writes itself is told over HTTP.
+
+The file is one that `app.managers.kernels.locating` finds.
+"""
 
 from __future__ import annotations
 

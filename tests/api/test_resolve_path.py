@@ -1,4 +1,7 @@
-"""``/api/resolvePath``: where a path leads to, for the server and for a kernel."""
+"""``/api/resolvePath``: where a path leads to, for the server and for a kernel.
+
+These are tests of `app.managers.kernels.locating`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that are shared (`app.managers.kernels.callers`): what a grantee may do, and the ends.
+"""Kernels that are shared (`app.managers.kernels.sharing`): what a grantee may do, and the ends.
 
 And what makes no sense.
 """

@@ -43,17 +43,17 @@ async def test_the_status_s_form(rest: RestClient) -> None:
     ],
 )
 def test_the_states_of_replicas(problem: str | None, is_fresh: bool, states: list[str]) -> None:
-    group: Any = SimpleNamespace(id="own", problem=lambda: problem)
-    directory: Any = SimpleNamespace(addresses={"other": "unix:h:a"}, is_fresh=is_fresh)
-    manager: Any = SimpleNamespace(by_replica=Counter({"other": 3}))
-    found = replicas_of(group, directory, manager)
+    directory = SimpleNamespace(addresses={"other": "unix:h:a"}, is_fresh=is_fresh)
+    group: Any = SimpleNamespace(id="own", problem=lambda: problem, directory=directory)
+    listing: Any = SimpleNamespace(by_replica=Counter({"other": 3}))
+    found = replicas_of(group, listing)
     assert [(one.id, one.asked, one.kernels) for one in found] == [
         ("other", False, 3),
         ("own", True, 0),
     ]
     assert [one.state for one in found] == states
     directory.addresses["own"] = "unix:h:b"
-    assert len(replicas_of(group, directory, manager)) == 2
+    assert len(replicas_of(group, listing)) == 2
 
 
 async def test_kernels_and_connections_are_counted(rest: RestClient, start: KernelStarter) -> None:

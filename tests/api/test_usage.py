@@ -1,4 +1,4 @@
-"""What a kernel uses of the machine, as clients are told."""
+"""What a kernel uses of the machine, as clients are told (`app.managers.kernels.measuring`)."""
 
 from __future__ import annotations
 

@@ -121,6 +121,7 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.keeper.audience": ("managers/replicas/test_fencing",),
     "app.replica_options": ("test_options",),
+    "app.managers.kernels.callers": ("api/test_owners_apart",),
     "app.managers.kernels.construction": ("managers/kernels/test_supervision",),
     "app.managers.kernels.kernel": (
         *("managers/kernels/test_supervision", "managers/kernels/test_restarting"),
@@ -129,7 +130,9 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
         *("managers/kernels/test_supervision", "managers/kernels/test_starting"),
     ),
     "app.managers.kernels.life": ("managers/kernels/test_death",),
+    "app.managers.kernels.locating": ("api/test_resolve_path", "api/test_process_output"),
     "app.managers.kernels.losses": ("managers/processes/test_keeping",),
+    "app.managers.kernels.measuring": ("api/test_usage",),
     "app.managers.kernels.model": ("api/test_kernels",),
     "app.managers.kernels.moving": ("managers/kernels/test_warm",),
     "app.managers.kernels.multikernel": (
@@ -137,6 +140,8 @@ ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
     ),
     "app.managers.kernels.registration": ("managers/handover/test_adoption",),
     "app.managers.kernels.services": ("managers/kernels/test_supervision",),
+    "app.managers.kernels.shared_ties": ("managers/replicas/test_forwarding",),
+    "app.managers.kernels.sharing": ("api/test_shares",),
     "app.managers.kernels.shutdown": (
         *("managers/kernels/test_stop_escalation", "managers/kernels/test_stopping_promptly"),
     ),

@@ -18,18 +18,14 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from ...keeper.processes import start_time
 from ...log_formats import about
-from ..limits.counting import Counting, CountingAlone
 from ..log.places import Places
-from ..processes.hosts.joining import Replicas
-from ..processes.keeper.greeting import ReplicaTerms
 from ..threads import DaemonThreads
-from .elsewhere import Alone, Known, Nowhere, Reservations
 from .lock import Lock
 from .store import (
     ExecutionRecord,
@@ -83,10 +79,6 @@ class Registry:
     renew_seconds = RENEW_SECONDS
     has_models = False
     """Whether the registry stores the models of kernels, for other servers to show."""
-    replica_terms: ReplicaTerms | None = None
-    """Which of several replicas this server is, and the terms of its kernels; else None."""
-    shared_keepers: Replicas | None = None
-    """What the replicas share of keepers that dial in; None without replicas."""
 
     def __init__(self, state_dir: Path) -> None:
         self._lock = Lock(state_dir)
@@ -112,8 +104,6 @@ class Registry:
         self._places: dict[str, Callable[[], Places]] = {}
         self._missed: dict[str, KernelRecord | None] = {}  # failed writes; None: a deletion
         self._newest: dict[str, KernelRecord] = {}  # what was asked to be saved last
-        self.counts: Callable[[str], bool] = lambda _: False
-        """Whether this server has a kernel of this id that is not dead."""
         self._failing = False
         self._told = False  # whether the failure was logged
         self._writer: asyncio.Task[None] | None = None
@@ -183,31 +173,7 @@ class Registry:
         """Whether the last write has failed."""
         return self._failing
 
-    @property
-    def elsewhere(self) -> Known:
-        """The kernels and sessions of all replicas, as far as this server knows them."""
-        return Nowhere()
-
-    @property
-    def reservations(self) -> Reservations:
-        """The places for kernels that this server shares with others."""
-        return Alone()
-
-    @property
-    def counting(self) -> Counting:
-        """The counts of what owners use, which this server keeps together with other replicas."""
-        return CountingAlone()
-
-    def listens(self, addresses: Sequence[str]) -> None:
-        """Note the addresses at which keepers dial this server."""
-
     # Kernels
-
-    def begin_term(self, kernel_id: str) -> None:
-        """Begin the kernel's first term: it is about to be started here."""
-
-    def check_start(self) -> None:
-        """Raise an error if no kernel can be started just now."""
 
     async def load(self) -> list[KernelRecord]:
         """The record of every kernel that an earlier server has left."""
@@ -416,9 +382,9 @@ class Registry:
         for kernel_id in own & moved.keys():
             self._places.setdefault(kernel_id, moved[kernel_id])
 
-    def term_of(self, kernel_id: str) -> int:
+    def term_of(self, kernel_id: str) -> int:  # noqa: ARG002
         """The term in which this server has a kernel; 0 if it is not one of several replicas."""
-        return 0 if self.replica_terms is None else self.replica_terms.term_of(kernel_id)
+        return 0
 
     @property
     def _present(self) -> RegistryStore:

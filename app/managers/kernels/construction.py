@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from ...settings import Settings
-from ..handover.handover import Handover, RegisteredHandover
-from ..handover.registry import Registry
+from ..handover.handover import Handover
 from ..limits.processes import process_limits
 from ..limits.shares import Shares
 from ..processes.engines.defaults import defaults_of
@@ -18,11 +16,7 @@ from ..processes.environment import QUIET, kernel_environment
 from ..processes.forking.provisioner import Forking
 from ..processes.forking.servers import ForkServers
 from ..processes.hosts.host_choice import HostChoice
-from ..processes.hosts.joining import Joining
-from ..processes.hosts.new_joining import new_joining
-from ..processes.hosts.service import OwnService, Service
-from ..processes.isolation.isolation import Isolation, new_isolation
-from ..processes.keeper.keepers import Keepers
+from ..processes.isolation.isolation import new_isolation
 from ..processes.keeper.new_keepers import new_keepers
 from ..processes.run_files import RunFiles
 from ..processes.specs import Specs, kernel_spec_manager
@@ -33,6 +27,7 @@ from ..telemetry.counters import Counters
 from ..telemetry.events import Events
 from .multikernel import MultiKernelManager
 from .services import KernelServices
+from .ties import NO_TIES, Ties
 from .warm import WarmKernels
 
 __all__ = ["multi_kernel_manager"]
@@ -43,29 +38,28 @@ def multi_kernel_manager(
     events: Events,
     counters: Counters,
     audit: AuditLog | None = None,
-    registry: Registry | None = None,
+    ties: Ties = NO_TIES,
     shares: Shares | None = None,
 ) -> MultiKernelManager:
     """The manager of a server's kernels, with its collaborators, built in order.
 
-    With a ``registry`` the kernels outlive the server; ``shares`` are those of their owners.
+    The ``ties`` say whether the kernels outlive the server; ``shares`` are those of their owners.
     Directories are made, and tasks begin: call this inside a running event loop, and
     `MultiKernelManager.close` there, which takes all of it down.
     """
-    terms = None if registry is None else registry.replica_terms
-    files = RunFiles(settings, "" if terms is None else terms.replica)
+    files = RunFiles(settings, ties.replica)
     kind = "ipc" if settings.only_ipc else settings.transport
     transports = Transports(kind, settings.state_dir, files.path, lasting=settings.keeps)
     spec_manager = kernel_spec_manager(settings.allowed_kernelspecs, defaults_of(settings.engines))
     specs = Specs(spec_manager, settings.default_kernel_name, f"{settings.root_path}/")
     isolation = new_isolation(settings, files.path)
     own = [*files.own, *transports.own, *isolation.own]
-    keepers = new_keepers(settings, files.path, own, terms)
-    joining, service = _joining(settings, registry, files.path)
+    keepers = new_keepers(settings, files.path, own, ties.terms)
+    joining, service = ties.joining(settings, files.path), ties.service(files.path)
     env = {**QUIET, **kernel_environment(os.environ, settings.kernel_env_allow, {})}
     forks = ForkServers(keepers, on_forked=counters.on_forked)
     shares = Shares() if shares is None else shares
-    handover = _handover(settings, registry, keepers, isolation)
+    handover = ties.handover(keepers, settings.state_dir, isolation)
     services = KernelServices(
         settings=settings,
         specs=spec_manager,
@@ -85,8 +79,8 @@ def multi_kernel_manager(
         handover=handover,
         shares=shares,
         process_limits=partial(process_limits, shares),
-        begin_term=_no_term if registry is None else registry.begin_term,
-        check_start=_any_start if registry is None else registry.check_start,
+        begin_term=ties.begin_term,
+        check_start=ties.check_start,
     )
     for name in settings.forked_by_name:
         services.prepare_forks(name)
@@ -94,53 +88,8 @@ def multi_kernel_manager(
     manager = MultiKernelManager(services, specs, warm)
     # Nothing is awaited in here: the tasks that have been made begin when all is wired together.
     handover.let_go = manager.let_go
-    _share(manager, shares, registry)
+    ties.join(manager, shares)
     return manager
-
-
-def _joining(
-    settings: Settings, registry: Registry | None, directory: Path
-) -> tuple[Joining, Service]:
-    """What keepers dial in to, and as what hosts and engines know this server."""
-    replicas = None if registry is None else registry.shared_keepers
-    joining = new_joining(settings, directory, replicas)
-    if registry is not None and joining.is_on:
-        registry.listens(joining.own_addresses)
-    return joining, replicas or OwnService(directory)
-
-
-def _share(manager: MultiKernelManager, shares: Shares, registry: Registry | None) -> None:
-    """Have the manager know of other replicas, and share with them what owners may use."""
-    if registry is None:
-        return
-    manager.elsewhere = manager.shares.elsewhere = registry.elsewhere
-    manager.shares.reservations = registry.reservations
-    shares.counting = registry.counting
-    shares.counting.watch(manager.shares)
-    registry.counts = lambda kernel_id: kernel_id in manager and manager.get(kernel_id).counts
-
-
-def _handover(
-    settings: Settings, registry: Registry | None, keepers: Keepers, isolation: Isolation
-) -> Handover:
-    if registry is None:
-        return Handover()
-    if not settings.replicated:
-        return RegisteredHandover(registry, keepers, settings.state_dir, isolation)
-    # What PostgreSQL takes is installed, and loaded, only where an option asks for it.
-    from ..replicas.handover import SharedHandover
-    from ..replicas.registry import SharedRegistry
-
-    assert isinstance(registry, SharedRegistry)
-    return SharedHandover(registry, keepers, settings.state_dir, isolation)
-
-
-def _no_term(_kernel_id: str) -> None:
-    """A server that is the only one has its kernels in no term."""
-
-
-def _any_start() -> None:
-    """A server whose kernels end with it needs no registry."""
 
 
 def _parking(services: KernelServices) -> KernelServices:

@@ -36,6 +36,7 @@ __all__ = [
     "OfOwner",
     "Overview",
     "RunningModel",
+    "Sampled",
     "Told",
     "Watched",
     "WholeEvent",
@@ -65,19 +66,13 @@ _HEAD_BYTES: Final = 2**20
 
 
 class Watched(Protocol):
-    """The kernels that a caller may read; `CallersKernels` is one."""
+    """The kernels that a caller may read; a `Listing` is one."""
 
     def __iter__(self) -> Iterator[Kernel]:
         """The kernels that there are now."""
 
     def others(self) -> list[KernelElsewhere]:
         """The kernels of other replicas."""
-
-    def samples(self, kernel: Kernel) -> Series | None:
-        """The samples of a kernel's usage, if there are any."""
-
-    async def sample(self, most: int) -> None:
-        """Have new samples of those kernels whose samples are the oldest."""
 
     async def refresh(self) -> None:
         """Look for kernels that others have started."""
@@ -93,14 +88,22 @@ class Watched(Protocol):
         """The departures after a number, of kernels that the caller could read."""
 
 
+class Sampled(Protocol):
+    """What the kernels use of the machine, as far as it is sampled; a `Measuring` is one."""
+
+    def samples(self, kernel: Kernel) -> Series | None:
+        """The samples of a kernel's usage, if there are any."""
+
+    async def sample(self, most: int) -> None:
+        """Have new samples of those kernels whose samples are the oldest."""
+
+
 class OfOwner:
     """The watched kernels of one owner."""
 
     def __init__(self, watched: Watched, owner: str) -> None:
         self._watched = watched
         self._owner = owner
-        self.samples = watched.samples
-        self.sample = watched.sample
         self.refresh = watched.refresh
         self.check_running = watched.check_running
 
@@ -269,8 +272,9 @@ class Overview:
     from ``told``; a kernel that is not there is shown as the registry has it.
     """
 
-    def __init__(self, kernels: Watched, told: Told | None = None) -> None:
+    def __init__(self, kernels: Watched, sampled: Sampled, told: Told | None = None) -> None:
         self._kernels = kernels
+        self._sampled = sampled
         self._told = {} if told is None else told
         self._codes = Codes()
         self._departed = 0  # the number of the latest departure that is told
@@ -304,7 +308,7 @@ class Overview:
     def _row(self, kernel: Kernel) -> KernelEvent:
         # The kernel's state is told on iopub, and an execution's end on shell, too: either may be
         # ahead. An execution is told of only while both say that it runs.
-        traffic, series = kernel.traffic, self._kernels.samples(kernel)
+        traffic, series = kernel.traffic, self._sampled.samples(kernel)
         running = traffic.tracker.at_main_shell if kernel.state.busy else None
         if running is not None and not running.running:
             running = None
@@ -338,7 +342,7 @@ class Overview:
             while self._is_running():
                 # A task of its own: a host that answers slowly delays figures, and not states.
                 if sampling is None or sampling.done():
-                    sampling = _retrieved(self._kernels.sample(SAMPLED_AT_ONCE))
+                    sampling = _retrieved(self._sampled.sample(SAMPLED_AT_ONCE))
                 await self._kernels.refresh()
                 for event in self._changes(told):
                     yield event

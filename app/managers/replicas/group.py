@@ -59,6 +59,8 @@ class Group:
         self._keepers = keepers
         self._kernels = kernels
         self.id = registry.member.replica.id
+        self.directory = registry.directory
+        """What the registry has of all replicas."""
         self.patience = registry.lease.seconds + 5.0
         """How long, in seconds, a request waits for its kernel to be taken over."""
 
@@ -119,22 +121,22 @@ class Group:
         # The directory may be a moment old, and the request be forwarded to a replica that has the
         # kernel no more: that one says so, and the caller looks again (`change`). A kernel that the
         # directory does not have may have been stored a moment ago: the database is asked.
-        found = self._registry.directory.kernels.get(kernel_id)
-        return found or await self._registry.directory.look(kernel_id)
+        found = self.directory.kernels.get(kernel_id)
+        return found or await self.directory.look(kernel_id)
 
     def kernel_of_session(self, session_id: str) -> str | None:
         """The id of a session's kernel; None if there is no such session."""
-        session = self._registry.directory.sessions.get(session_id)
+        session = self.directory.sessions.get(session_id)
         return None if session is None else session.kernel_id
 
     def others(self) -> list[Way]:
         """How to reach each other replica that this one can reach."""
-        ways = [self.way_to(one) for one in self._registry.directory.addresses if one != self.id]
+        ways = [self.way_to(one) for one in self.directory.addresses if one != self.id]
         return [way for way in ways if way is not None]
 
     def way_to(self, replica: str) -> Way | None:
         """How to reach a replica; None if none of this id is known, or it cannot be dialled."""
-        known = self._registry.directory
+        known = self.directory
         address = known.addresses.get(replica)
         if address is None:
             return None
@@ -145,11 +147,11 @@ class Group:
 
     def watch(self, on_replicas: Callable[[Collection[str]], None]) -> None:
         """Have ``on_replicas`` called with the ids of all replicas when some have come or gone."""
-        known = self._registry.directory
+        known = self.directory
         known.on_replicas.append(lambda: on_replicas(known.addresses.keys()))
 
     async def change(self) -> None:
         """Return when the directory has changed, but after `CHANGE_SECONDS` at the latest."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CHANGE_SECONDS):
-                await self._registry.directory.changed()
+                await self.directory.changed()

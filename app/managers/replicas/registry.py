@@ -36,7 +36,6 @@ from ..handover.store import (
 from ..log.places import Places
 from ..processes.hosts.options import PROVISIONER as SSH_PROVISIONER
 from ..processes.hosts.provisioner import elsewhere
-from ..processes.keeper.greeting import ReplicaTerms
 from .authority import shared_authority
 from .claims import SharedClaims
 from .counting import SharedCounting
@@ -135,20 +134,22 @@ class SharedRegistry(Registry):
         self.renew_seconds = self.lease.every
         self.on_fenced: Callable[[str], None] = lambda _: None
         replica = _replica(settings, name_lock, identity, wire)
-        self.replica_terms = ReplicaTerms(identity, self.terms.of)
         self._here = f"dir:{self.host}"
         self._reached = [self._here, SSH]
         self.member = Member(url, replica, self.lease, self.terms, self._reached)
         self.directory = Directory(url, self.member.wake)
-        self.shared_keepers: SharedKeepers = SharedKeepers(
-            url, self.member, self.terms, self.directory
-        )
+        self.shared_keepers = SharedKeepers(url, self.member, self.terms, self.directory)
+        """What the replicas share of keepers that dial in."""
         self._loop = asyncio.get_running_loop()
         # This connection has a thread of its own, and so have those of the member, the directory
         # and the keepers: leases are renewed, and keepers let in, however much there is to write.
         self._database = Database(url)
-        self._reservations = SharedReservations(identity, self._ask, self._is_due)
-        self._counting = SharedCounting(identity, self._ask)
+        self.reservations = SharedReservations(identity, self._ask, self._is_due)
+        """The places for kernels that the replicas share."""
+        self.counting = SharedCounting(identity, self._ask)
+        """What the replicas count together of what owners use."""
+        self.counts: Callable[[str], bool] = lambda _: False
+        """Whether this replica has a kernel of this id that is not dead."""
         self.claims = SharedClaims(identity, self._ask, self.directory, lambda: self.member.is_away)
         """The claims of this replica."""
         self._shared_store = SharedStore(
@@ -184,24 +185,9 @@ class SharedRegistry(Registry):
         logger.info("this is replica %s", registry.member.replica.name)
         return registry
 
-    @property
-    def elsewhere(self) -> Directory:
-        """As `Registry.elsewhere`."""
-        return self.directory
-
-    @property
-    def reservations(self) -> SharedReservations:
-        """As `Registry.reservations`."""
-        return self._reservations
-
-    @property
-    def counting(self) -> SharedCounting:
-        """As `Registry.counting`."""
-        return self._counting
-
-    def begin_term(self, kernel_id: str) -> None:
-        """As `Registry.begin_term`."""
-        self.terms.begin(kernel_id)
+    def term_of(self, kernel_id: str) -> int:
+        """As `Registry.term_of`."""
+        return self.terms.of(kernel_id)
 
     def found(self, taken: Taken) -> None:
         """Have the adoption of a kernel that was just taken find what was read with its record.
@@ -275,7 +261,7 @@ class SharedRegistry(Registry):
             raise RegistryUnavailable
 
     def listens(self, addresses: Sequence[str]) -> None:
-        """As `Registry.listens`: this replica can take kernels whose keepers dial in."""
+        """Note where keepers dial this replica: it can take kernels whose keepers dial in."""
         self.member.agents = addresses
         self._reached.append(DIAL)
 
@@ -337,8 +323,8 @@ class SharedRegistry(Registry):
 
     async def _make_up(self) -> None:
         await super()._make_up()
-        self._counting.beat()
-        await self._reservations.clear()
+        self.counting.beat()
+        await self.reservations.clear()
         await self.claims.clear()
         await self.claims.confirm()
 
@@ -373,7 +359,7 @@ class SharedRegistry(Registry):
 
     async def close(self) -> None:
         """Call `leave`, if that was not done before, and close all connections."""
-        await self._counting.close()
+        await self.counting.close()
         # If `leave` was called before (`Handover.hand_over_rest`), it finds nothing to do.
         await self.leave()
         try:

@@ -276,7 +276,7 @@ class SessionManager:
                 await self._book.keep(after)
                 with contextlib.suppress(KernelNotFound, NotAuthorized):
                     path = after.path if after.path != before.path else None
-                    await self._kernels.relocate_kernel(after.kernel_id, path, own)
+                    await self._kernels.driving.relocate(after.kernel_id, path, own)
             # Only now that the session has its new kernel: a request for the session must not find
             # it without a kernel while the old one ends.
             if after.kernel_id != before.kernel_id:
@@ -339,7 +339,7 @@ class SessionManager:
         Raises `InvalidPath` or another `InvalidRequest` for a path or name that no kernel's
         environment can have; no session may have it either.
         """
-        cwd = await self._kernels.cwd_for_path(path)
+        cwd = await self._kernels.locating.cwd_for_path(path)
         if name is not None and "\0" in name:
             raise InvalidRequest("name: holds a NUL character")
         value = path if name is None else os.path.join(cwd, name)
@@ -355,7 +355,7 @@ class SessionManager:
     ) -> str:
         """The id of a kernel that is started for a new session."""
         try:
-            kernel = await self._kernels.start_kernel(
+            kernel = await self._kernels.driving.start(
                 kernel_name, path=path, env=env, kernel_id=kernel_id, given=given
             )
         except KernelSpecNotFound:
@@ -378,7 +378,7 @@ class SessionManager:
     ) -> str:
         """The id of a kernel that is started for a session in place of its present one."""
         try:
-            kernel = await self._kernels.start_kernel(kernel_name, path=path, env=env, given=given)
+            kernel = await self._kernels.driving.start(kernel_name, path=path, env=env, given=given)
         except _TOLD_AS_THEY_ARE:
             raise
         except KernelkeepError as error:
@@ -390,4 +390,4 @@ class SessionManager:
 
     async def _shut_down(self, kernel_id: str) -> None:
         with contextlib.suppress(KernelNotFound, NotAuthorized):
-            await self._kernels.shutdown_kernel(kernel_id)
+            await self._kernels.driving.shut_down(kernel_id)

@@ -32,7 +32,6 @@ from app.managers.handover.store import (
     open_registry,
 )
 from app.managers.log.places import Places
-from app.managers.processes.keeper.greeting import ReplicaTerms
 from app.managers.replicas.terms import Terms
 from app.managers.state import Restarts
 from tests.support.processes import eventually
@@ -365,7 +364,7 @@ async def test_nothing_waits_of_a_kernel_that_became_another_replica_s_while_it_
 ) -> None:
     registry = Registry(tmp_path)
     terms = Terms()
-    registry.replica_terms = ReplicaTerms("this", terms.of)
+    monkeypatch.setattr(registry, "term_of", terms.of)
 
     def fail(*_: object) -> None:
         raise sqlite3.OperationalError("disk is full")

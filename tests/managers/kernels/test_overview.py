@@ -7,7 +7,14 @@ from typing import cast
 import pytest
 
 from app.managers.kernels import overview as module
-from app.managers.kernels.overview import MAX_CODE, GoneEvent, Overview, Watched, first_line
+from app.managers.kernels.overview import (
+    MAX_CODE,
+    GoneEvent,
+    Overview,
+    Sampled,
+    Watched,
+    first_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,7 +35,7 @@ def test_the_first_line_that_says_something(code: str, line: str) -> None:
 
 def test_the_ends_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ENDS", 3)
-    overview = Overview(cast(Watched, None))
+    overview = Overview(cast(Watched, None), cast(Sampled, None))
     for at in ("1", "2"):
         for _ in range(2):
             overview.ended(GoneEvent("again", at))

@@ -44,6 +44,7 @@ from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.kernels.phases import Phase
 from app.managers.kernels.services import KernelServices
 from app.managers.kernels.stopping import SLACK_SECONDS, leave_all
+from app.managers.kernels.ties import NO_TIES, registered
 from app.managers.messages.traffic import Traffic
 from app.managers.owners.ownership import Share
 from app.managers.processes.process import KernelProcess, bounded
@@ -87,8 +88,8 @@ async def kernels(
         orphan_timeout=5,
         **options,
     )
-    registry = Registry(state_dir) if on_shutdown == "keep" else None
-    manager = multi_kernel_manager(settings, Events(), Counters(), None, registry)
+    ties = registered(Registry(state_dir)) if on_shutdown == "keep" else NO_TIES
+    manager = multi_kernel_manager(settings, Events(), Counters(), None, ties)
     await manager.adopt_kernels()
     try:
         yield manager
@@ -96,8 +97,7 @@ async def kernels(
         for kernel in manager:
             await kernel.stop(now=True)
         await manager.close()
-        if registry is not None:
-            await registry.close()
+        await ties.close()
 
 
 async def is_up(kernel: Kernel) -> None:
@@ -360,17 +360,17 @@ async def test_only_a_kernel_that_a_start_has_made_is_ended_because_it_is_not_st
 ) -> None:
     async with kernels(state_dir) as manager, AsyncExitStack() as stack:
         hers = CallersKernels(manager, principal("anna", ("kernels:write", "sessions:write")))
-        kernel = await hers.start_kernel(kernel_id=str(uuid4()))
+        kernel = await hers.driving.start(kernel_id=str(uuid4()))
         kernel.ownership.grant(Share("name", "ben", access))
         await manager.shares_changed(kernel)
         monkeypatch.setattr(manager._handover, "check_saved", is_away)
         his = CallersKernels(manager, principal("ben", ("kernels:write",)))
         for one in (hers, his):
-            assert await one.start_kernel(kernel_id=kernel.id) is kernel
+            assert await one.driving.start(kernel_id=kernel.id) is kernel
         assert is_alive(pid_of(kernel))
         # One that the start has made is not there, whoever asks for it and in whatever way.
         with pytest.raises(RegistryUnavailable):
-            await his.start_kernel()
+            await his.driving.start()
         assert [*manager] == [kernel]
         book = SessionBook(manager, SessionStore(":memory:"))
         stack.push_async_callback(book.close)
@@ -673,7 +673,7 @@ async def test_a_session_whose_kernel_cannot_be_shut_down_can_be_deleted_again(
         sessions = SessionManager(hers, book)
         session = await sessions.create("a.ipynb", "notebook")
         with monkeypatch.context() as patch:
-            patch.setattr(hers, "shutdown_kernel", is_away)
+            patch.setattr(hers.driving, "shut_down", is_away)
             with pytest.raises(ReplicaUnreachable):
                 await sessions.delete(session.id)
         assert await sessions.get(session.id) == session

@@ -14,6 +14,7 @@ from app.managers.handover.registry import Registry
 from app.managers.kernels.construction import multi_kernel_manager
 from app.managers.kernels.kernel import Kernel
 from app.managers.kernels.multikernel import MultiKernelManager
+from app.managers.kernels.ties import registered
 from app.managers.processes.keeper import client as keeping
 from app.managers.processes.keeper import link as keeper_link
 from app.managers.telemetry.counters import Counters
@@ -49,7 +50,7 @@ async def make_manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         monkeypatch.setenv(name, value)
     write_kernelspecs(home.jupyter_path, FAKE_SPECS)
     made: list[MultiKernelManager] = []
-    registry = Registry(home.state_dir)
+    ties = registered(Registry(home.state_dir))
 
     def make_manager(**options: Any) -> MultiKernelManager:
         settings = Settings(
@@ -60,7 +61,7 @@ async def make_manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
             shutdown_wait_time=2,
             **options,
         )
-        manager = multi_kernel_manager(settings, Events(), Counters(), None, registry)
+        manager = multi_kernel_manager(settings, Events(), Counters(), None, ties)
         made.append(manager)
         return manager
 
@@ -69,7 +70,7 @@ async def make_manager(home: Home, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         for kernel in manager:
             await manager.shutdown_kernel(kernel.id, now=True)
         await manager.close()
-    await registry.close()
+    await ties.close()
     assert not running(home)
 
 

@@ -2,7 +2,8 @@
 
 `app.api.relay` sends it on, by what `app.managers.replicas.group` and
 `app.managers.replicas.directory` know (`app.managers.handover.elsewhere`); errors are those of
-`app.managers.replicas.errors`, sessions those of `app.managers.sessions.shared`.
+`app.managers.replicas.errors`, sessions those of `app.managers.sessions.shared`. A replica's ties
+to the others (`app.managers.kernels.shared_ties`) are behind all of it.
 """
 
 from __future__ import annotations

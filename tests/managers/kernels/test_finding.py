@@ -12,10 +12,10 @@ import pytest
 
 from app.managers.errors import InvalidKernelId, KernelNotFound
 from app.managers.handover.elsewhere import KernelElsewhere
-from app.managers.kernels.callers import CallersKernels
+from app.managers.kernels.finding import Finding
 from app.managers.kernels.multikernel import MultiKernelManager
 from app.managers.owners.ownership import Ownership
-from app.managers.replicas.errors import KernelElsewhereError, ReplicaUnreachable
+from app.managers.replicas.errors import ReplicaUnreachable
 from tests.support.identities import principal
 
 KERNEL = "6b1c6b6e-0000-4000-8000-000000000001"
@@ -25,15 +25,11 @@ ANNAS = KernelElsewhere(KERNEL, "other", 1, 0.0, b"{}", True, Ownership("anna"))
 class Manager(dict[str, Any]):
     """A manager that has let its one kernel go."""
 
-    started = 0.0
     elsewhere = SimpleNamespace(kernels={KERNEL: ANNAS})
 
-    def check_adopted(self, kernel_id: str) -> None:
-        """None waits."""
 
-
-def kernels_of(name: str, *scopes: str) -> CallersKernels:
-    return CallersKernels(cast(MultiKernelManager, Manager()), principal(name, scopes))
+def kernels_of(name: str, *scopes: str) -> Finding:
+    return Finding(cast(MultiKernelManager, Manager()), principal(name, scopes))
 
 
 @pytest.mark.parametrize("caller", [("anna", "kernels:write"), ("root", "*")])
@@ -67,9 +63,3 @@ def test_an_owner_finds_by_the_id_that_it_has_chosen_what_it_has_started_with_th
     assert kernels_of("root", "*").chosen(chosen) == chosen.lower()
     with pytest.raises(InvalidKernelId):
         annas.chosen("no UUID")
-
-
-async def test_a_kernel_that_another_replica_has_is_not_started_by_its_id() -> None:
-    for caller in (("anna", "kernels:write"), ("root", "*")):
-        with pytest.raises(KernelElsewhereError):
-            await kernels_of(*caller).start_kernel(kernel_id=KERNEL.upper())
