@@ -111,7 +111,8 @@ class Hearings:
         and ``epoch`` are for a kernel that is new here. ``known`` is the furthest place of the log
         that the server knows of. If less of the log is left, as files are damaged or gone, the rest
         is a gap, so that no number is given twice. ``share`` is as of `LogRoom.share`. Raises
-        `OSError` if the log cannot be had, and `ValueError` if ``info`` is of no use.
+        `OSError` if the log or the sockets cannot be had, as no descriptors are left, say, and
+        `ValueError` if ``info`` is of no use.
         """
         hearing = self._hearings.get(kernel_id)
         if hearing is None:
@@ -146,7 +147,7 @@ class Hearings:
             elif info is not None and again:
                 hearing.connect_again(self._zmq, info, self._turns)
         except zmq.ZMQError as error:
-            raise ValueError(f"no sockets to the kernel: {error}") from None
+            raise OSError(error.errno, f"no sockets to the kernel: {error.strerror}") from None
         # Bells before the answer: behind it the server counts from the places in the answer.
         self.flush()
         return _heard(hearing, again=again)

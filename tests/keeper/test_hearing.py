@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import zmq
 
 from app.keeper import held_replies, requests
 from app.keeper.channels import Channels
 from app.keeper.hearing import MAX_SESSION, NOBODY, UNKNOWN_MESSAGES, UNTOLD_REQUESTS, Hearing
+from app.keeper.hearings import Heard, Hearings
 from app.keeper.log import LogRoom, LogWriter
 from app.keeper.sockets import ConnectionInfo
 from app.protocol import records
@@ -443,6 +446,32 @@ async def test_of_a_log_that_has_nothing_nothing_is_missing(tmp_path: Path) -> N
     ear.found()
     assert ear.bell().end[0] == 1
     ear.close()
+
+
+async def test_a_kernel_for_which_no_descriptors_are_left_is_heard_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hearings = Hearings(lambda bells: None, lambda *malformed: None)
+    info = {"transport": "ipc", "ip": str(tmp_path / "k"), "key": ""}
+    info |= {f"{channel}_port": "1" for channel in ("iopub", "shell", "control", "stdin")}
+
+    def hear() -> Heard:
+        log = tmp_path / "log"
+        return hearings.hear("k", session=OURS, epoch=EPOCH, directory=log, info=info, anew=True)
+
+    def no_descriptors(channels: Channels, socket: zmq.Socket[bytes], channel: str) -> None:
+        raise zmq.ZMQError(errno.EMFILE)
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(Channels, "_connect", no_descriptors)
+            with pytest.raises(OSError, match="no sockets to the kernel: Too many open") as raised:
+                hear()
+        # By this number the server knows that the start may be tried again.
+        assert raised.value.errno == errno.EMFILE
+        assert hear().connected
+    finally:
+        hearings.close()
 
 
 async def test_a_log_goes_on_for_the_next_process(ear: Ear) -> None:
