@@ -24,7 +24,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +32,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..keeper.protocol import address_of, cut_off, is_own_peer
 from ..managers.log.entries import Position
+from ..protocol.messages import Buffer
 from ..ws.sending import EXTENSION, FrameWriter
 from ..ws.uvicorn_protocol import KernelkeepWebSocketProtocol
 from .relay_frames import ENDS, Frames, event_of, plain
@@ -437,12 +438,11 @@ class _Served:
 
     # FrameWriter
 
-    @staticmethod
-    def join(frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
-        """As `FrameWriter.join`: the bytes are the same for every connection."""
-        return KernelkeepWebSocketProtocol.join(frames)
+    sends_mapped = False  # chunks are joined into a frame of the wire between replicas
+    join = staticmethod(KernelkeepWebSocketProtocol.join)
+    binary = staticmethod(KernelkeepWebSocketProtocol.binary)
 
-    async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
+    async def write(self, chunks: Sequence[Buffer], place: Position | None = None) -> None:
         """As `FrameWriter.write`."""
         if self._lost.is_set():
             raise OSError("the other replica, or its client, is gone")

@@ -302,8 +302,10 @@ class LogWriter:
         while len(self._segments) > 1:
             # Before its file is touched: no bell and no feed names it from now on.
             self.drop_first(hold=True)
-            with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
-                return self._files.take_spare(path, wanted, least)
+            # The file may have been removed by others, or be too small: then its blocks are free.
+            for make in (self._files.take_spare, self._files.make):
+                with contextlib.suppress(OSError):
+                    return make(path, wanted, least)
         raise error
 
     def _open(self, segment: Segment) -> None:
@@ -345,16 +347,17 @@ class LogWriter:
         while len(self._segments) > 1 and (
             self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
         ):
-            # A larger file than the log's usual ones would be too much beside its bound.
-            self.drop_first(hold=self._segments[0].bytes <= self._room.part_of(self))
+            self.drop_first(hold=True)
 
     def drop_first(self, *, hold: bool = False) -> None:
         """Drop the oldest segment; with ``hold`` its file is held for the next one."""
+        # But for the file of a message that is larger than a segment. A server may have that one
+        # mapped, and be sending from there: it goes when nobody has it open any more.
         # A server that is about to open the file lists the directory anew (`SegmentReader.read`).
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(self, -first.bytes)
-        if hold:
+        if hold and first.bytes <= SEGMENT_BYTES:
             self._files.hold(first.path, first.bytes, first.written_at)
         else:
             self._files.drop(first.path)

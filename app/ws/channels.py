@@ -203,6 +203,7 @@ class ChannelsConnection:
             numbered=numbered,
         )
         reader.confirm_with(sender.arrived)
+        reader.large = sender.large
         pump = asyncio.get_running_loop().create_task(
             self._pump(sender, reader, first, live_from), name=f"pump to {self._session}"
         )

@@ -39,20 +39,20 @@ class OutputLimit:
                 self._add_count(messages, self._limiter.reset())
                 messages.append(message)
             else:
-                self._limit(messages, message, now)
+                self._limit(messages, entry, now)
         return messages
 
-    def _limit(self, messages: list[Message], message: Message, now: float) -> None:
-        limiter = self._limiter
+    def _limit(self, messages: list[Message], entry: Entry, now: float) -> None:
+        limiter, message = self._limiter, entry.message
         before = limiter.exceeded
-        admitted = limiter.admit(message.msg_type, len(message.frame), now)
+        admitted = limiter.admit(message.msg_type, entry.size, now)
         if admitted:
             if limiter.exceeded is None:
                 self._add_count(messages, limiter.end_episode())
             messages.append(message)
             return
         self._held_back.messages += 1
-        self._held_back.bytes += len(message.frame)
+        self._held_back.bytes += entry.size
         self._last_held = message
         if before is None and limiter.exceeded is not None:
             messages.append(_notice(limiter.notice(limiter.exceeded), message))

@@ -11,10 +11,11 @@ from weakref import WeakKeyDictionary
 from starlette.websockets import WebSocket
 
 from ..managers.log.entries import Position
+from ..managers.log.large_frames import Large
 from ..managers.log.message_log import MessageLog
 from ..protocol import legacy, v1
 from ..protocol.frames import FrameError
-from ..protocol.messages import Message
+from ..protocol.messages import Buffer, Message
 
 __all__ = [
     "CLOSE_SECONDS",
@@ -50,13 +51,20 @@ class FrameWriter(Protocol):
     def acknowledged(self) -> Position | None:
         """The place in the log up to which the client is known to have everything."""
 
-    def join(self, frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
+    @property
+    def sends_mapped(self) -> bool:
+        """Whether `write` hands chunks to the system as they are, and reads none of their bytes."""
+
+    def join(self, frames: Iterable[tuple[bytes, bool]]) -> list[Buffer]:
         """Frame payloads, each given with whether it is text; returns the bytes to `write`.
 
         The bytes are the same for every connection.
         """
 
-    async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
+    def binary(self, payload: bytes, rest: Sequence[Buffer]) -> list[Buffer]:
+        """Frame a binary payload that goes on in ``rest``, which is not read."""
+
+    async def write(self, chunks: Sequence[Buffer], place: Position | None = None) -> None:
         """Write chunks that `join` has made; return when the connection has room for more.
 
         With these chunks the client will have everything before ``place`` in the log. Raises
@@ -80,6 +88,10 @@ Encode = Callable[[Sequence[Message]], list[tuple[bytes, bool]]]
 
 class Sender(Protocol):
     """Sends messages to one WebSocket, in one framing."""
+
+    @property
+    def large(self) -> Large:
+        """How this sender needs the frames of large messages."""
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
         """Send messages, all that the client needs before ``place``; return when there is room.
@@ -121,7 +133,7 @@ class _LastBatch:
     def __init__(self) -> None:
         self.encode: Encode | None = None
         self.messages: Sequence[Message] = ()
-        self.chunks: list[bytes] = []
+        self.chunks: list[Buffer] = []
 
 
 # The last batch of each kernel, shared by its connections: they are woken one after the other, so
@@ -137,6 +149,9 @@ class _BatchSender:
         self._writer = writer
         self._encode = encode
         self._start = start
+        # The frame of a message is the v1 frame. Every other framing is made from its bytes.
+        is_as_it_is = encode is _v1_frames and writer.sends_mapped
+        self.large = Large.MAPPED if is_as_it_is else Large.WHOLE
 
     async def send(self, messages: Sequence[Message], place: Position) -> None:
         last = self._last
@@ -144,6 +159,10 @@ class _BatchSender:
         # message. No other connection can change `last` before the write: nothing awaits there.
         if last.encode is self._encode and last.messages == messages:
             chunks = last.chunks
+        elif messages and messages[-1].rest:  # a mapped frame comes alone, but for a notice before
+            before, large = messages[:-1], messages[-1]
+            chunks = self._writer.join(self._encode(before))
+            chunks += self._writer.binary(large.frame, large.rest)
         else:
             chunks = self._writer.join(self._encode(messages))
             if sum(map(len, chunks)) <= KEPT_BYTES:
@@ -160,6 +179,8 @@ class _BatchSender:
 
 
 class _PlainSender:
+    large = Large.WHOLE
+
     def __init__(self, websocket: WebSocket, encode: Encode, start: Position) -> None:
         self._websocket = websocket
         self._encode = encode

@@ -19,6 +19,7 @@ from websockets.http11 import Request
 from websockets.protocol import OPEN
 
 from ..managers.log.entries import Position
+from ..protocol.messages import Buffer
 from ..uvicorn_internals import (
     ASGIReceiveEvent,
     ASGISendEvent,
@@ -63,6 +64,9 @@ JOIN_BYTES: Final = 4096
 _TOO_LARGE: Final = b"HTTP/1.1 431 \r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 _access_logger: Final = logging.getLogger("uvicorn.access")
+
+_UNTOUCHED: Final = ("TCPTransport", "UnixTransport")
+"""uvloop's transports that hand to the system what is written, as it is."""
 
 _TEXT: Final = 0x81  # FIN, opcode 1 [RFC 6455, section 5.2]
 _BINARY: Final = 0x82
@@ -218,13 +222,21 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
         """The place in the log up to which the client is known to have everything."""
         return self._acknowledgements.acknowledged
 
+    @property
+    def sends_mapped(self) -> bool:
+        """Whether nothing but the system call reads what is written (`FrameWriter`)."""
+        # uvloop keeps chunks as they are. TLS encrypts them in this process, and asyncio's own
+        # transports may join them.
+        kind = type(self.transport)
+        return kind.__module__ == "uvloop.loop" and kind.__name__ in _UNTOUCHED
+
     @staticmethod
-    def join(frames: Iterable[tuple[bytes, bool]]) -> list[bytes]:
+    def join(frames: Iterable[tuple[bytes, bool]]) -> list[Buffer]:
         """Frame payloads, each given with whether it is text; returns the bytes to `write`.
 
         Small frames are joined; the payload of a large one becomes a chunk without a copy.
         """
-        chunks: list[bytes] = []
+        chunks: list[Buffer] = []
         small: list[bytes] = []
         for payload, is_text in frames:
             length = len(payload)
@@ -241,7 +253,16 @@ class KernelkeepWebSocketProtocol(WebSocketProtocol):
             chunks.append(b"".join(small))
         return chunks
 
-    async def write(self, chunks: Sequence[bytes], place: Position | None = None) -> None:
+    @staticmethod
+    def binary(payload: bytes, rest: Sequence[Buffer]) -> list[Buffer]:
+        """Frame a binary payload that goes on in ``rest``; none of it is copied but its beginning.
+
+        As `FrameWriter.binary`.
+        """
+        length = len(payload) + sum(map(len, rest))
+        return [_frame_header(_BINARY, length) + payload, *rest]
+
+    async def write(self, chunks: Sequence[Buffer], place: Position | None = None) -> None:
         """Write chunks that `join` has made; return when the transport has room for more.
 
         With these chunks the client will have all messages before ``place`` in the log. Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.keeper.log import FIRST_BYTES, LogRoom, LogWriter, Position
+from app.keeper.log import FIRST_BYTES, SEGMENT_BYTES, LogRoom, LogWriter, Position
 from app.keeper.log_files import SPARE
 from app.keeper.segment_files import SegmentFiles
 from app.managers.log.entries import Gap
@@ -55,27 +56,17 @@ def test_a_log_that_has_its_bound_writes_over_its_own_files(tmp_path: Path) -> N
     assert sum(path.stat().st_size for path in log.writer.directory.iterdir()) < 2 * EACH
 
 
-def test_a_message_larger_than_a_segment_is_written_over_another(tmp_path: Path) -> None:
-    room = LogRoom(64 * 2**20, 2**40, 3600.0)
-    log = WrittenLog(0, tmp_path / KERNEL, room)
-    sizes = [10**7, 10**7 + 5, 10**7 - 5]
-    for number in range(12):
-        log.fill(bytes([number + 1]) * sizes[number % 3])
-    before = inodes(log.writer.directory)
-    for number in range(12, 24):
-        log.fill(bytes([number + 1]) * sizes[number % 3])
-
-    assert len(before & inodes(log.writer.directory)) >= len(before) - 1
-    assert [(frame[0], len(frame)) for frame in told(log)] == [
-        (number + 1, sizes[number % 3]) for number in range(24 - len(told(log)), 24)
-    ]
-
-
-def test_a_file_that_is_too_large_for_the_log_is_not_held(tmp_path: Path) -> None:
-    log = written(tmp_path)
-    for _ in range(3):
-        log.fill(4 * EACH)
-    assert (log.writer.directory / SPARE).stat().st_size == FIRST_BYTES
+def test_what_a_server_may_have_mapped_is_never_written_over(tmp_path: Path) -> None:
+    """The file of a message that is larger than a segment."""
+    log = WrittenLog(0, tmp_path / KERNEL, LogRoom(64 * 2**20, 2**40, 3600.0))
+    log.fill(b"\1" * (SEGMENT_BYTES + 1))
+    (large,) = log.files()
+    with large.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        before = bytes(mapped)
+        for number in range(2, 40):
+            log.fill(bytes([number]) * (SEGMENT_BYTES // 2 if number % 3 else SEGMENT_BYTES + 1))
+        assert large not in log.files()
+        assert bytes(mapped) == before
 
 
 @pytest.mark.parametrize("turn", [1, 2, 5, 40])

@@ -74,7 +74,7 @@ async def test_a_client_that_takes_nothing_is_cut_off_when_its_share_ends(
         if message["type"] == "websocket.close":
             await asyncio.Event().wait()
 
-    writer = SimpleNamespace(abort=lambda: cut.append("cut"))
+    writer = SimpleNamespace(abort=lambda: cut.append("cut"), sends_mapped=False)
     scope = {"type": "websocket", "subprotocols": [], "extensions": {EXTENSION: writer}}
     websocket = WebSocket(scope, receive, send)
     await websocket.accept()

@@ -45,7 +45,7 @@ def entries(kinds: Sequence[Kind], parent: str = "p", first: int = 1) -> list[En
     for number, (channel, msg_type, content) in enumerate(kinds, first):
         header = f'{{"msg_id": "{parent}"}}'.encode()
         message = make_message(channel, msg_type, content, session="kernel", parent=header)
-        made.append(Entry(number, 0, message, None))
+        made.append(Entry(number, 0, message, None, size=len(message.frame)))
     return made
 
 

@@ -29,6 +29,7 @@ from ...protocol.link import Bell
 from ...protocol.messages import Message
 from ..errors import AfterBeyondEnd, StaleEpoch
 from .entries import Batch, Entry, Gap, Position
+from .large_frames import Large
 from .segments import SegmentReader
 
 __all__ = ["NOBODY", "Batch", "Entry", "Gap", "MessageLog", "Position", "Reader"]
@@ -132,7 +133,7 @@ class MessageLog:
 
     def next_unseen(self, max_messages: int, max_bytes: int) -> list[Entry] | Gap:
         """The entries behind the `end` that readers see; of a large frame only the beginning."""
-        return self._read(self._end, self._written, max_messages, max_bytes, heads=True)
+        return self._read(self._end, self._written, max_messages, max_bytes, Large.BEGINNING)
 
     def step(self, entry: Entry) -> None:
         """Let readers see the next entry as well. The caller wakes them later."""
@@ -146,13 +147,16 @@ class MessageLog:
 
     # Reading
 
-    def read(self, place: Position, max_messages: int, max_bytes: int) -> Gap | list[Entry]:
+    def read(
+        self, place: Position, max_messages: int, max_bytes: int, large: Large = Large.WHOLE
+    ) -> Gap | list[Entry]:
         """Entries from ``place`` on, or the gap that begins there.
 
-        At most ``max_messages``, and about ``max_bytes``. ``place`` must not be before `start`. An
-        empty list means that the reader has come to the `end`.
+        At most ``max_messages``, and about ``max_bytes``; ``large`` frames may come mapped. The
+        ``place`` must not be before `start`. An empty list means that the reader has come to the
+        `end`.
         """
-        return self._read(place, self._end, max_messages, max_bytes)
+        return self._read(place, self._end, max_messages, max_bytes, large)
 
     def _read(
         self,
@@ -160,8 +164,7 @@ class MessageLog:
         end: Position,
         max_messages: int,
         max_bytes: int,
-        *,
-        heads: bool = False,
+        large: Large = Large.WHOLE,
     ) -> Gap | list[Entry]:
         # These may be entries that readers are not to see yet, read by `next_unseen`. They become
         # visible (`step`) in the turn in which they were read, and no reader looks in between.
@@ -171,7 +174,7 @@ class MessageLog:
         if place.cursor >= end.cursor:
             return []
         files = self._files
-        entries = files.read(place, end, max_messages, max_bytes, heads=heads)
+        entries = files.read(place, end, max_messages, max_bytes, large=large)
         # The file of that name may be gone although an open descriptor still reads it, so this is
         # asked only when nothing was found: it costs a system call.
         self.is_cut_off = not entries and not files.has_newest()
@@ -186,7 +189,7 @@ class MessageLog:
         if first.seq > place.cursor:
             return _gap(place, Position(first.seq, first.offset))
         if len(first.message.frame) != first.size:  # only the beginning of its frame was read
-            return entries  # not to be shared with readers, who need all of it
+            return entries  # not to be shared with readers who need all of it
         if self._shown is not None:
             for entry in entries:
                 if entry.published:
@@ -289,6 +292,8 @@ class Reader:
     def __init__(self, log: MessageLog, session: str, start: Position | None = None) -> None:
         self.session = session
         self.replaced = False  # whether a newer connection of the session has taken its place
+        self.large = Large.WHOLE
+        """How large frames come: `Large.MAPPED` for a client that is sent them as they are."""
         self._log = log
         self._confirmed: Callable[[Position], Position] | None = None
         self._cursor, self._offset = start or log.end
@@ -329,7 +334,7 @@ class Reader:
             self._skip(gap)
         # The keeper may drop the oldest file at this moment, before its bell tells so. Then no
         # record is found at the cursor, and `read` returns a gap rather than entries.
-        found = log.read(self.position, max_messages, max_bytes)
+        found = log.read(self.position, max_messages, max_bytes, self.large)
         if isinstance(found, list):
             return Batch(gap, self._pass(found))
         self._skip(found)

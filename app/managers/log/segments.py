@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final, NamedTuple
 from ...keeper.log import SUFFIX, Tip
 from ...keeper.open_files import OpenFiles
 from ...protocol import records
-from ...protocol.messages import MalformedMessage, Message
+from ...protocol.messages import Buffer, Message
 from ...protocol.records import (
     CHANNELS,
     EVERYBODY,
@@ -36,15 +35,12 @@ from ...protocol.records import (
     version_of,
 )
 from .entries import Entry, Position
+from .large_frames import Large, pread, read_large
 
 __all__ = ["READERS", "SegmentReader"]
 
 CHUNK_BYTES: Final = 2**18
 """About how many bytes one call reads, unless a frame is larger."""
-
-HEAD_OF_FRAME: Final = 2**16
-"""How many bytes of a large frame are read if its beginning is enough: all parts but the content
-mostly lie in them."""
 
 AT_LEAST: Final = 2**14
 """How many bytes one call reads at the least, if there are so many: many small messages fit."""
@@ -76,7 +72,7 @@ class _Wanted(NamedTuple):
     end: Position
     max_messages: int
     limit: int  # the offset up to which the last message may begin
-    heads: bool
+    large: Large
 
 
 class SegmentReader:
@@ -109,13 +105,13 @@ class SegmentReader:
         max_messages: int,
         max_bytes: int,
         *,
-        heads: bool = False,
+        large: Large = Large.WHOLE,
     ) -> list[Entry]:
         """Entries from ``place`` on, before ``end``: of one file, without a gap between them.
 
         If the first has a higher number than ``place``, the messages between are lost. There may be
         fewer entries than are wanted, but at least one unless no message is left up to ``end``.
-        With ``heads`` a large frame on iopub comes with its beginning only.
+        A frame that is mapped, as ``large`` asks, comes alone: it has a file of its own.
         """
         # The directory is listed if the listing cannot be right, not for each read. A file that the
         # keeper has begun since is found by the bell, which names the newest one.
@@ -123,12 +119,12 @@ class SegmentReader:
         starts = self._starts
         if not starts or place.cursor < starts[0] or starts[-1] < self.newest:
             starts = self._look()
-        entries = self._search(starts, place, end, max_messages, max_bytes, heads)
+        entries = self._search(starts, place, end, max_messages, max_bytes, large)
         if not entries and self.trouble and (now := self._look()) != starts:
             # The keeper has removed or renamed the oldest files since the directory was listed: the
             # listing is out of date, not the log damaged. So look once more, at the new listing.
             self.trouble = ""
-            entries = self._search(now, place, end, max_messages, max_bytes, heads)
+            entries = self._search(now, place, end, max_messages, max_bytes, large)
         return entries
 
     def _search(
@@ -138,7 +134,7 @@ class SegmentReader:
         end: Position,
         max_messages: int,
         max_bytes: int,
-        heads: bool,
+        large: Large,
     ) -> list[Entry]:
         index = max(0, bisect_right(starts, place.cursor) - 1)
         segment = self._try_open(starts[index]) if starts else None
@@ -158,7 +154,7 @@ class SegmentReader:
             for begin in places:
                 try:
                     read = READERS[version_of(segment.head)]
-                    entries = read(self, segment, begin, end, max_messages, max_bytes, heads)
+                    entries = read(self, segment, begin, end, max_messages, max_bytes, large)
                 except (OSError, DamagedLog) as error:  # records read from this file do not count
                     self._note(start, error)
                     entries = []
@@ -173,7 +169,7 @@ class SegmentReader:
         end: Position,
         max_messages: int,
         max_bytes: int,
-        heads: bool,
+        large: Large,
     ) -> list[Entry]:
         start, descriptor, head = segment
         entries: list[Entry] = []
@@ -183,10 +179,10 @@ class SegmentReader:
         chunk = min(left, CHUNK_BYTES, AT_LEAST + min(max_bytes, self._usual * max_messages))
         if self._usual > CHUNK_BYTES:  # a large frame is read by itself, into memory of its size
             chunk = AT_LEAST
-        wanted = _Wanted(place.cursor, end, max_messages, place.offset + max_bytes, heads)
+        wanted = _Wanted(place.cursor, end, max_messages, place.offset + max_bytes, large)
         goes_on = True
         while goes_on and cursor < end.cursor and len(entries) < max_messages:
-            data = _pread(descriptor, chunk, position)
+            data = pread(descriptor, chunk, position)
             if len(data) < FRAME_AT:  # the end of the file, which may have been cut short
                 break
             cursor, at, goes_on = self._take(data, segment, position, cursor, wanted, entries)
@@ -215,9 +211,10 @@ class SegmentReader:
         Returns the next number, where in ``data`` it begins, and whether to read on there. Raises
         `DamagedLog` if the first entry is damaged.
         """
-        first, end, max_messages, limit, heads = wanted
+        first, end, max_messages, limit, large = wanted
         behind, at, length = end.cursor, 0, len(data)
         expected = entries[-1].offset + entries[-1].size if entries else 0  # the next one's offset
+        rest: tuple[Buffer, ...] = ()  # of a mapped frame, behind which its file has no other
         # This loop runs for every message that any client gets: it makes no needless objects.
         while at + FRAME_AT <= length and cursor < behind and len(entries) < max_messages:
             size, number, offset, _, owner_size, channel, flags = unpack_head(data, at)
@@ -244,7 +241,7 @@ class SegmentReader:
                         return cursor, at, False
                     else:
                         where = segment.descriptor, position + frame_at, size, name_end - frame_end
-                        frame, name, told = _large(*where, heads and CHANNELS[channel] == "iopub")
+                        frame, rest, name, told = read_large(*where, CHANNELS[channel], large)
                     if told[0] != number:
                         raise DamagedLog(f"number {number} was not written to its end")
                     owner = None if owner_size == EVERYBODY else owner_name(name)
@@ -253,7 +250,7 @@ class SegmentReader:
                         raise
                     self._note(segment.start, error)
                     return cursor, at, False
-                message = Message(CHANNELS[channel], frame, None, None, None, number, offset)
+                message = Message(CHANNELS[channel], frame, None, None, None, number, offset, rest)
                 passes, said = flags & TRANSIENT > 0, flags & PUBLISHED > 0
                 asked = flags & REQUEST > 0
                 entries.append(Entry(number, offset, message, owner, passes, said, asked, size))
@@ -306,7 +303,7 @@ class SegmentReader:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(path, flags) if held else self._files.open(self, path, flags)
         try:
-            data = _pread(descriptor, HEAD_BYTES, 0)
+            data = pread(descriptor, HEAD_BYTES, 0)
             if records.read_head(data, self._kernel_id, READERS).number != start:
                 raise DamagedLog("it has the messages of another segment")
         except BaseException:
@@ -402,50 +399,3 @@ READERS: Final = {records.VERSION: SegmentReader._read}
 
 A log may have files of the version that is written, and, by an older keeper, of the one before.
 """
-
-
-def _large(
-    descriptor: int, position: int, size: int, name: int, is_head: bool
-) -> tuple[bytes, bytes, tuple[int]]:
-    """A frame, its owner's name, and the number behind them. Raises `OSError` and `DamagedLog`.
-
-    With ``is_head`` only the beginning of the frame, if that has all but the content.
-    """
-    whole = size + name + TAIL_BYTES
-    if position + whole > os.fstat(descriptor).st_size:
-        raise DamagedLog("a message is cut short")
-    frame = _pread(descriptor, min(size, HEAD_OF_FRAME), position) if is_head else b""
-    if size > len(frame) and not (is_head and _begins_all(frame)):
-        frame = _pread(descriptor, size, position)
-        if len(frame) < size:
-            raise DamagedLog("a message is cut short")
-    rest = _pread(descriptor, name + TAIL_BYTES, position + size)
-    if len(rest) < name + TAIL_BYTES:
-        raise DamagedLog("a message is cut short")
-    return frame, rest[:name], unpack_tail(rest, name)
-
-
-def _begins_all(head: bytes) -> bool:
-    """Whether the beginning of a frame is enough to draw conclusions from the message.
-
-    It is if it has all parts before the content. Only a display is read whole, as its id lies at
-    the end of the content.
-    """
-    message = Message("iopub", head)
-    try:
-        if message.bounds[3] > len(head):
-            return False
-        return message.msg_type not in ("display_data", "update_display_data")
-    except (MalformedMessage, struct.error):
-        return False
-
-
-def _pread(descriptor: int, size: int, position: int) -> bytes:
-    """Up to ``size`` bytes of a file, fewer only at its end. Raises `OSError`."""
-    data = os.pread(descriptor, size, position)
-    while len(data) < size:
-        part = os.pread(descriptor, size - len(data), position + len(data))
-        if not part:
-            break
-        data += part
-    return data
