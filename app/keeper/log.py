@@ -6,8 +6,9 @@ was shortened, or if the disk is full.) Messages appended in one turn of the eve
 in one call, and only then the bell tells servers of them: no reader finds half a record before the
 place that a bell tells.
 
-A log that has its bound writes the next segment over the oldest one (`app.keeper.segment_files`).
-If the disk is full, a log writes its oldest segment over before that: it goes on, and is shorter.
+A segment's blocks are allocated when its file is made, so that a full disk shows there rather than
+in the middle of a record; and one more file, the spare, is held ready. If no further file can be
+had, the oldest one is written over: the log goes on, and is shorter.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from ..protocol.records import DamagedLog, Record
 from .log_files import (
     FIRST_BYTES,
     SEGMENT_BYTES,
+    SPARE,
     SUFFIX,
     Position,
     Segment,
     Tip,
+    allocate,
+    blank,
     end_of,
+    make_file,
     records_of,
     segments_in,
     write_all,
 )
 from .log_room import LogRoom
-from .segment_files import SegmentFiles, allocate, end_here
 
 __all__ = ["FIRST_BYTES", "SEGMENT_BYTES", "SUFFIX", "LogRoom", "LogWriter", "Position", "Tip"]
 
@@ -66,20 +70,20 @@ class LogWriter:
     ) -> None:
         self.directory = directory
         self.kernel_id = kernel_id
-        self._files = SegmentFiles(directory)
         self._room = room
         self.epoch = epoch or secrets.token_hex(8)
         self.bytes = 0
         self.lost_messages = 0
         self._segments: deque[Segment] = deque()
         self._descriptor = -1  # of the last segment; -1 while its file is closed
+        self._spare = 0  # the bytes of the spare file; 0 if there is none
         # The place of the next message, as integers: to make a Position for each one takes time.
         self._number, self._offset = 1, 0
         self._written = Position(1, 0)
         self._pending: list[Buffer] = []
         self._pending_bytes = 0
         self._pending_messages = 0
-        self._recycles = False  # whether there is no disk for the log that it may have
+        self._recycles = False  # whether files are written over, as no new ones can be had
         self._warned = False
         self._warned_at = 0.0
         self._closed = False
@@ -131,7 +135,7 @@ class LogWriter:
         """Make the first file and the spare now. Raises `OSError` if the disk is full, say."""
         if not self._segments:
             self._open(self._new_segment(0))
-        self._files.hold_spare()
+        self._hold_spare()
 
     def share(self, key: str, size: int) -> None:
         """Have the log share so many bytes with others (`LogRoom.share`)."""
@@ -206,10 +210,8 @@ class LogWriter:
         self._pending, self._pending_bytes, self._pending_messages = [], 0, 0
         last = self._segments[-1]
         try:
-            descriptor = self._writable()
-            end_here(descriptor, last.bytes + size, last.stale)
             for start in range(0, len(pending), WRITTEN_TOGETHER):
-                write_all(descriptor, pending[start : start + WRITTEN_TOGETHER])
+                write_all(self._writable(), pending[start : start + WRITTEN_TOGETHER])
         except OSError as error:  # a disk fails, or is full on a file system that cannot allocate
             # All of them are lost, even those written before the error: which ones is not known.
             # The last write may have ended within a record, which is cut off.
@@ -268,45 +270,64 @@ class LogWriter:
             return False
         self._shrink()
         with contextlib.suppress(OSError):  # without a spare, another file is written over
-            self._files.hold_spare()
+            self._hold_spare()
         return True
 
     def _new_segment(self, taken: int) -> Segment:
         """A new segment, for the next message, with room for ``taken`` bytes. Raises `OSError`."""
         start = self.next
-        path = self._files.path(start.cursor)
-        least = records.HEAD_BYTES + taken
-        wanted = max(self._next_room, least)
+        path = self.directory / f"{start.cursor:020}{SUFFIX}"
+        wanted = max(self._next_room, records.HEAD_BYTES + taken)
         try:
-            room, stale = self._files.make(path, wanted, least)
+            room = make_file(path, wanted)
             self._recycles = False
         except OSError as error:
             # For another error, as of rights or descriptors, no messages are to be written over.
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
                 raise
             self._recycles = True
-            room, stale = self._recycle(path, wanted, least, error)
-        return Segment(start, path, room, stale)
+            room = self._recycle(path, records.HEAD_BYTES + taken, error)
+        return Segment(start, path, room)
 
     @property
     def _next_room(self) -> int:
         before = self._segments[-1].room if self._segments else FIRST_BYTES // 4
         return max(FIRST_BYTES, min(4 * before, SEGMENT_BYTES, self._room.part_of(self)))
 
-    def _recycle(self, path: Path, wanted: int, least: int, error: OSError) -> tuple[int, int]:
-        """As `SegmentFiles.make`, of the spare or the oldest file. Raises ``error``."""
+    def _recycle(self, path: Path, least: int, error: OSError) -> int:
+        """Give the spare, or the oldest file, a new name; returns its room. Raises ``error``.
+
+        A server may be reading the oldest file. It is renamed, blanked from its head on, and gets a
+        new head before any record: a reader that looks at the head after its records sees that they
+        may have changed (`app.managers.log.segments`).
+        """
         self._warn(error)
-        with contextlib.suppress(OSError):
-            return self._files.take_spare(path, wanted, least)
+        if self._spare >= least:
+            room, self._spare = self._spare, 0
+            with contextlib.suppress(OSError):  # somebody has removed the spare
+                (self.directory / SPARE).rename(path)
+                return room
         # Not the newest file, which holds the messages that readers need next.
         while len(self._segments) > 1:
+            oldest = self._segments.popleft()
             # Before its file is touched: no bell and no feed names it from now on.
-            self.drop_first(hold=True)
-            # The file may have been removed by others, or be too small: then its blocks are free.
-            for make in (self._files.take_spare, self._files.make):
-                with contextlib.suppress(OSError):
-                    return make(path, wanted, least)
-        raise error
+            self.bytes -= oldest.bytes
+            self._room.grow(self, -oldest.bytes)
+            with contextlib.suppress(OSError):  # somebody has removed it, or there is no room yet
+                # The server may have a larger one mapped (`app.managers.log.large_frames`).
+                if not least <= oldest.room <= SEGMENT_BYTES:
+                    oldest.path.unlink(missing_ok=True)
+                    return make_file(path, least)
+                oldest.path.rename(path)
+                break
+        else:
+            raise error
+        try:
+            blank(path, oldest.room)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        return oldest.room
 
     def _open(self, segment: Segment) -> None:
         """Write a segment's head, and records to its file from now on. Raises `OSError`.
@@ -341,26 +362,27 @@ class LogWriter:
         self.bytes += segment.bytes
         self._room.grow(self, segment.bytes)
 
+    def _hold_spare(self) -> None:
+        """Have the spare file, for when the disk is full. Raises `OSError`."""
+        if not self._spare:
+            self._spare = make_file(self.directory / SPARE, FIRST_BYTES)
+
     def _shrink(self) -> None:
         """Drop the oldest segment while the others fill the log's bound, or all pass it by far."""
         bound = self._room.bound_of(self)
         while len(self._segments) > 1 and (
             self.bytes - self._segments[0].bytes >= bound or self.bytes > bound + SEGMENT_BYTES
         ):
-            self.drop_first(hold=True)
+            self.drop_first()
 
-    def drop_first(self, *, hold: bool = False) -> None:
-        """Drop the oldest segment; with ``hold`` its file is held for the next one."""
-        # But for the file of a message that is larger than a segment. A server may have that one
-        # mapped, and be sending from there: it goes when nobody has it open any more.
+    def drop_first(self) -> None:
+        """Drop the oldest segment. A server that has its file open can go on reading it."""
         # A server that is about to open the file lists the directory anew (`SegmentReader.read`).
         first = self._segments.popleft()
         self.bytes -= first.bytes
         self._room.grow(self, -first.bytes)
-        if hold and first.bytes <= SEGMENT_BYTES:
-            self._files.hold(first.path, first.bytes, first.written_at)
-        else:
-            self._files.drop(first.path)
+        with contextlib.suppress(OSError):
+            first.path.unlink()
 
     def expire(self, before: float) -> None:
         """Drop the segments that were written last before a time, in seconds since the epoch.
@@ -368,7 +390,6 @@ class LogWriter:
         A segment whose oldest message is older takes no more messages, so that no message stays for
         more than about twice the bound.
         """
-        self._files.expire(before)
         # Not while messages wait: they are to be written to the descriptor that is closed here.
         while self._segments and self._segments[0].written_at < before and not self._pending:
             if len(self._segments) == 1:
@@ -387,21 +408,22 @@ class LogWriter:
         The keeper before has ended: one keeper at a time has the state directory. Raises `OSError`.
         """
         # The newest file may end in half a record, and has blank space behind that. Each other one
-        # was cut when the next was opened, unless the keeper was killed at that moment: then blank
-        # space is left in the last but one, which ends a file for its readers.
+        # was cut when the next was opened, unless the keeper was killed at that moment.
         found = sorted(segments_in(self.directory, self.kernel_id))
         if not found:
             return
         self.epoch = found[-1][2]  # the newest segment tells which log it is
         for start, path, epoch in found:
-            if epoch != self.epoch:  # a segment of an earlier log
+            if epoch != self.epoch:
                 path.unlink(missing_ok=True)
                 continue
             status = path.stat()
             segment = Segment(start, path, status.st_size)
             segment.bytes, segment.written_at = status.st_size, status.st_mtime
             self._segments.append(segment)
-        last = self._segments[-1]
+        *before, last = self._segments
+        if before:
+            before[-1].end_before(last.start.cursor)
         last.bytes, self._written, last.begun_at = end_of(last.path, last.start)
         self._number, self._offset = self._written
         self._descriptor = self._room.files.open(self, last.path, os.O_WRONLY)
@@ -409,13 +431,15 @@ class LogWriter:
         # killed, or older. No reader may take them for a record when new ones lie before them.
         os.ftruncate(self._descriptor, last.bytes)
         try:
-            allocate(self._descriptor, last.bytes, last.room)
+            allocate(self._descriptor, last.room)
         except OSError:  # the disk is full: the next message takes the spare, or another file
             last.room = last.bytes
         os.lseek(self._descriptor, last.bytes, os.SEEK_SET)
         self.bytes = sum(segment.bytes for segment in self._segments)
         self._room.grow(self, self.bytes)
-        self._files.find_spare()
+        spare = self.directory / SPARE
+        if spare.exists():
+            self._spare = spare.stat().st_size
 
     def newest(self) -> Iterator[tuple[Record, str | None, bytes]]:
         """The records of the two newest segments, in order, each with its owner and frame."""
@@ -435,7 +459,11 @@ class LogWriter:
     def remove(self) -> None:
         """Close, and remove the files."""
         self.close()
-        self._files.remove()
+        for path in self.directory.glob("*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        with contextlib.suppress(OSError):  # it was never made, or a file in it cannot be removed
+            self.directory.rmdir()
 
     def close_file(self) -> None:
         """Close the file, which is opened again by the next `flush` that has messages."""

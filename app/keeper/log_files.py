@@ -1,4 +1,4 @@
-"""The segment files of a log, as the keeper reads and writes them."""
+"""The segment files of a log, as the keeper reads, makes and writes them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ __all__ = [
     "Position",
     "Segment",
     "Tip",
+    "allocate",
+    "blank",
     "end_of",
+    "make_file",
     "records_of",
     "segments_in",
     "write_all",
@@ -58,13 +61,12 @@ class Tip(NamedTuple):
 class Segment:
     """One file of a log: records that follow each other."""
 
-    __slots__ = ("begun_at", "bytes", "path", "room", "stale", "start", "written_at")
+    __slots__ = ("begun_at", "bytes", "path", "room", "start", "written_at")
 
-    def __init__(self, start: Position, path: Path, room: int, stale: int = 0) -> None:
+    def __init__(self, start: Position, path: Path, room: int) -> None:
         self.start = start
         self.path = path
         self.room = room  # the bytes that the file may have, its head included
-        self.stale = stale  # up to where it has what another segment had there before
         self.bytes = records.HEAD_BYTES
         self.begun_at = self.written_at = time.time()
 
@@ -75,6 +77,19 @@ class Segment:
         self.room = self.bytes
         with contextlib.suppress(OSError):
             os.truncate(self.path, self.bytes)
+
+    def end_before(self, number: int) -> None:
+        """Cut blank space off that a killed keeper has left in front of the next segment's file.
+
+        ``number`` is that segment's first one. Raises `OSError`.
+        """
+        # Readers stop at blank space. The copies on other hosts are made of all bytes of a file.
+        with self.path.open("rb") as file:
+            file.seek(-records.TAIL_BYTES, os.SEEK_END)
+            if records.unpack_tail(file.read(), 0)[0] == number - 1:  # the last record ends here
+                return
+        self.bytes, _, _ = end_of(self.path, self.start)
+        self.cut()
 
 
 def segments_in(directory: Path, kernel_id: str) -> Iterable[tuple[Position, Path, str]]:
@@ -161,6 +176,47 @@ def records_of(path: Path, start: Position) -> Iterator[tuple[Record, str | None
             tail = file.read(record.whole - records.FRAME_AT - record.size)
             yield record, records.owner_of(record, tail), frame
             position, number = position + record.whole, record.number + 1
+
+
+def make_file(path: Path, room: int) -> int:
+    """Make a file with ``room`` bytes (0600); returns ``room``. Raises `OSError`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        # The log's directory is made with its first file. Those above it are not made: they
+        # would be open to others, and a state directory that somebody has removed stays away.
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(path, flags, 0o600)
+    try:
+        allocate(descriptor, room)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return room
+
+
+def allocate(descriptor: int, room: int) -> None:
+    """Allocate a file's blocks, if the platform and the file system can. Raises `OSError`."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, room)
+        except OSError as error:  # these two numbers mean that the file system cannot
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+
+
+def blank(path: Path, room: int) -> None:
+    """Fill a file with zeros, from its head on, so that no old record is left. Raises `OSError`."""
+    # Written rather than cut and allocated anew: on a full disk the blocks would be gone between.
+    flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags)
+    try:
+        write_all(descriptor, [bytes(room)])
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, buffers: list[Buffer]) -> None:

@@ -242,6 +242,7 @@ class ChannelsConnection:
                     counters.outdated.bytes += gap.bytes
                 if messages or entries:
                     await sender.send(messages, reader.position)
+                del entries, messages  # large ones are not to be in memory while this waits
                 if reader.behind:
                     # A send that the socket takes at once does not yield to the event loop.
                     await asyncio.sleep(0)

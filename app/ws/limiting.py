@@ -53,7 +53,8 @@ class OutputLimit:
             return
         self._held_back.messages += 1
         self._held_back.bytes += entry.size
-        self._last_held = message
+        # Without mapped content: a limit may be exceeded for as long as the code runs.
+        self._last_held = Message("iopub", message.frame) if message.rest else message
         if before is None and limiter.exceeded is not None:
             messages.append(_notice(limiter.notice(limiter.exceeded), message))
 

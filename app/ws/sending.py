@@ -159,15 +159,23 @@ class _BatchSender:
         # message. No other connection can change `last` before the write: nothing awaits there.
         if last.encode is self._encode and last.messages == messages:
             chunks = last.chunks
-        elif messages and messages[-1].rest:  # a mapped frame comes alone, but for a notice before
-            before, large = messages[:-1], messages[-1]
-            chunks = self._writer.join(self._encode(before))
-            chunks += self._writer.binary(large.frame, large.rest)
         else:
-            chunks = self._writer.join(self._encode(messages))
+            chunks = self._framed(messages)
             if sum(map(len, chunks)) <= KEPT_BYTES:
                 last.encode, last.messages, last.chunks = self._encode, messages, chunks
         await self._writer.write(chunks, place)
+
+    def _framed(self, messages: Sequence[Message]) -> list[Buffer]:
+        writer, encode = self._writer, self._encode
+        if self.large is Large.WHOLE or not any(one.rest for one in messages):
+            return writer.join(encode(messages))
+        chunks: list[Buffer] = []
+        for message in messages:
+            if message.rest:
+                chunks += writer.binary(message.frame, message.rest)
+            else:
+                chunks += writer.join(encode([message]))
+        return chunks
 
     def arrived(self, place: Position) -> Position:  # noqa: ARG002
         # Before the first pong nothing is known to have arrived: a client that comes back is sent

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import mmap
 import os
 import re
 import shutil
@@ -447,6 +448,26 @@ def test_it_goes_on_behind_a_file_that_was_written_over(tmp_path: Path, disk: Fu
     assert found == [*frames(200, KIB), *frames(150, 900), b"more"][-len(found) :]
 
 
+def test_what_a_kernel_has_said_is_not_taken_for_records(tmp_path: Path, disk: FullDisk) -> None:
+    """A file that is written over has held bytes of the kernel's choice."""
+    log = written(tmp_path, each=256 * KIB)
+    forged = b"".join(records.pack_record(2**64 - 1, 0, 1.0, "shell", "other", 0, b""))
+    log.fill(*[forged * (KIB // len(forged))] * 300)
+    disk.left = 0
+    while disk.refused < 4:  # the spare file comes first
+        log.fill(KIB)
+    start = log.writer.tip.segment
+    log.fill(*[1] * 5)
+    log.writer.close()
+    newest = log.files()[-1].read_bytes()
+    assert forged not in newest
+    assert int(log.files()[-1].stem) == start
+
+    resumed = written(tmp_path, each=256 * KIB, resumed=True)
+
+    assert resumed.writer.end == log.writer.end
+
+
 def kept_from(tmp_path: Path) -> tuple[WrittenLog, list[Path]]:
     """A closed log of three files, with a message of 20 KiB in each."""
     log = written(tmp_path)
@@ -594,6 +615,22 @@ def test_a_full_disk_makes_a_log_shorter(
     assert told(log)[-100:] == frames(100, KIB)
 
 
+def test_what_a_server_may_have_mapped_is_never_written_over(
+    tmp_path: Path, disk: FullDisk
+) -> None:
+    """The file of a message that is larger than a segment (`app.managers.log.large_frames`)."""
+    log = written(tmp_path, each=64 * MIB)
+    log.fill(b"\1" * (SEGMENT_BYTES + 1))
+    (large,) = log.files()
+    with large.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        before = bytes(mapped)
+        log.fill(*[KIB] * 100)
+        disk.left = 0
+        log.fill(*[SEGMENT_BYTES // 4] * 10, *[KIB] * 1000)
+        assert large not in log.files()
+        assert bytes(mapped) == before
+
+
 def test_one_line_tells_of_a_full_disk(
     tmp_path: Path, disk: FullDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -611,7 +648,7 @@ def test_a_disk_that_is_full_now_and_then_is_told_of_once_a_minute(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log = written(tmp_path, each=64 * MIB)  # with its bound a log needs no further blocks
+    log = written(tmp_path)
     log.fill(*[KIB] * 300)
     now = time.monotonic()
     for minute in range(3):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.managers.log.message_log import Entry
 from app.managers.telemetry.counters import Tally
+from app.protocol import v1
 from app.protocol.compose import make_message
 from app.protocol.messages import Message
 from app.ws.limiting import OutputLimit
@@ -143,3 +144,25 @@ def test_order_is_kept_and_only_the_three_types_are_left_out(script: list[list[K
     after = output.select(entries([IDLE]))
     told += sum(int(text.split()[1]) for text in texts(after))
     assert told == len(held)
+
+
+def test_large_output_counts_whole_although_it_is_mapped_and_is_let_go_of() -> None:
+    content = memoryview(b'{"text":"%s"}' % (b"x" * 10_000))
+    header = b'{"msg_type":"stream","session":"kernel"}'
+    frame, bounds = v1.encode("iopub", [header, b'{"msg_id":"p"}', b"{}", content])
+    message = Message("iopub", frame[: bounds[4]])
+    message.rest = (content,)
+    large = Entry(1, 0, message, None, size=len(frame))
+    tally = Tally()
+    output = OutputLimit(RateLimits(0, iopub_data_rate_limit=100, rate_limit_window=60), 0, tally)
+
+    messages = output.select([large])
+
+    assert (tally.messages, tally.bytes) == (1, len(frame))
+    assert texts(messages)[0].startswith("IOPub data rate exceeded.\n")
+    assert messages[0].parent.msg_id == "p"
+    assert output._last_held is not None
+    assert output._last_held.rest == ()
+    count = output.select(entries([IDLE], first=2))[0]
+    assert f"1 messages ({len(frame)} bytes)" in count.content()["text"]
+    assert (count.parent.msg_id, count.header.session) == ("p", "kernel")

@@ -40,7 +40,8 @@ async def test_a_file_that_is_cut_short_meanwhile_costs_its_readers_that_message
         await whole.send_execute(f"display 1 {SIZE}")
         while (message := await whole.recv(TIMEOUT)).msg_type != "display_data":
             pass
-        assert len(message.content["data"]["text/plain"]) == SIZE
+        text = message.content["data"]["text/plain"]
+        assert (len(text), text[:2], text[-1], {*text[2:-1]}) == (SIZE, "1 ", "\n", {"x"})
         files = server.home.path.rglob(f"**/{kernel.id}/*.log")
         large = max(files, key=lambda path: path.stat().st_size)
         await eventually(partial(_is_mapped, server.pid, large))

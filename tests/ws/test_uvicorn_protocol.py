@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 import uvicorn
+import uvloop
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 from websockets.frames import Frame, Opcode
@@ -124,3 +126,31 @@ async def test_one_that_was_closed_is_not_cut_while_its_client_takes_something(
     await eventually(lambda: transport.aborted)
     assert looks[-2:] == [1, 1]
     assert 3 in looks
+
+
+async def _protocol_over(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a connection of this loop sends what is mapped."""
+    ours, theirs = socket.socketpair()
+    config = uvicorn.Config(application, ws=KernelkeepWebSocketProtocol)
+    config.load()
+    with theirs:
+        transport, protocol = await loop.create_connection(
+            lambda: KernelkeepWebSocketProtocol(config, ServerState(), {}), sock=ours
+        )
+        transport.abort()
+        return protocol.sends_mapped
+
+
+async def _here() -> bool:
+    return await _protocol_over(asyncio.get_running_loop())
+
+
+def test_only_transports_that_do_not_read_what_is_written_send_what_is_mapped() -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(_here())
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        assert not runner.run(_here())
+    # TLS encrypts what is written, in this process. uvloop has another transport for that.
+    kinds = {name for name in vars(uvloop.loop) if name.endswith("Transport")}
+    assert kinds >= {*uvicorn_protocol._UNTOUCHED}
+    assert not any("SSL" in name for name in uvicorn_protocol._UNTOUCHED)

@@ -12,12 +12,13 @@ import mmap
 import os
 import struct
 from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 from ...keeper.log import SEGMENT_BYTES
 from ...protocol.messages import Buffer, MalformedMessage, Message
 from ...protocol.records import TAIL_BYTES, DamagedLog, unpack_tail
 
-__all__ = ["Large", "LargeFrame", "pread", "read_large"]
+__all__ = ["Large", "LargeFrame", "LargeFrames", "pread"]
 
 HEAD_OF_FRAME: Final = 2**16
 """How many bytes of a large frame are read if its beginning is enough: all parts but the content
@@ -46,32 +47,74 @@ class LargeFrame(NamedTuple):
     tail: tuple[int]
 
 
-def read_large(
-    descriptor: int, position: int, size: int, name: int, channel: str, large: Large
-) -> LargeFrame:
-    """Read the frame of ``size`` bytes at ``position``, which ``name`` bytes and the tail follow.
+class LargeFrames:
+    """Reads the large frames of one log; a content that is mapped has one mapping for all clients.
 
-    On other channels than iopub it comes whole. Raises `OSError` and `DamagedLog`.
+    A mapping takes a descriptor. It is there for as long as a client is being sent from it.
     """
-    if channel != "iopub":
-        large = Large.WHOLE
-    whole = size + name + TAIL_BYTES
-    if position + whole > os.fstat(descriptor).st_size:
-        raise DamagedLog("a message is cut short")
-    frame = b""
-    rest: tuple[Buffer, ...] = ()
-    if large is Large.BEGINNING:
-        frame = _beginning(descriptor, position, size)
-    elif large is Large.MAPPED and size > SEGMENT_BYTES:
-        frame, rest = _mapped(descriptor, position, size)
-    if not frame:
-        frame = pread(descriptor, size, position)
-        if len(frame) < size:
+
+    def __init__(self) -> None:
+        self._mapped: WeakValueDictionary[tuple[int, int], mmap.mmap] = WeakValueDictionary()
+
+    def read(
+        self,
+        segment: tuple[int, int],
+        position: int,
+        size: int,
+        name: int,
+        channel: str,
+        large: Large,
+    ) -> LargeFrame:
+        """Read the frame of ``size`` bytes at ``position``; ``name`` bytes and the tail follow it.
+
+        ``segment`` is its first number, and the descriptor of its file. On other channels than
+        iopub a frame comes whole. Raises `OSError` and `DamagedLog`.
+        """
+        descriptor, whole = segment[1], size + name + TAIL_BYTES
+        if position + whole > os.fstat(descriptor).st_size:
             raise DamagedLog("a message is cut short")
-    behind = pread(descriptor, name + TAIL_BYTES, position + size)
-    if len(behind) < name + TAIL_BYTES:
-        raise DamagedLog("a message is cut short")
-    return LargeFrame(frame, rest, behind[:name], unpack_tail(behind, name))
+        frame = b""
+        rest: tuple[Buffer, ...] = ()
+        if channel == "iopub" and large is Large.BEGINNING:
+            frame = _beginning(descriptor, position, size)
+        elif channel == "iopub" and large is Large.MAPPED and size > SEGMENT_BYTES:
+            frame, rest = self._map(segment, position, size)
+        if not frame:
+            frame = pread(descriptor, size, position)
+            if len(frame) < size:
+                raise DamagedLog("a message is cut short")
+        behind = pread(descriptor, name + TAIL_BYTES, position + size)
+        if len(behind) < name + TAIL_BYTES:
+            raise DamagedLog("a message is cut short")
+        return LargeFrame(frame, rest, behind[:name], unpack_tail(behind, name))
+
+    def _map(
+        self, segment: tuple[int, int], position: int, size: int
+    ) -> tuple[bytes, tuple[Buffer, ...]]:
+        """The parts of a frame before its content, and that, mapped; empty if it cannot be."""
+        first, descriptor = segment
+        head = Message("iopub", pread(descriptor, HEAD_OF_FRAME, position))
+        content = _content_at(head)
+        if content is None or head.msg_type not in _OUTPUT:
+            return b"", ()
+        start = (position + content) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        # The keeper writes no file over in which a frame of this size lies, so what is mapped is
+        # the frame for as long as that is being sent (`app.keeper.log`).
+        view = self._mapped.get((first, start))
+        if view is None:
+            length = position + size - start
+            try:
+                view = mmap.mmap(descriptor, length, prot=mmap.PROT_READ, offset=start)
+            # A file system may have no mapped files, no descriptor may be left, or (`ValueError`)
+            # the file was cut short just now.
+            except (OSError, ValueError):
+                return b"", ()
+            self._mapped[first, start] = view
+        return head.frame[:content], (memoryview(view)[position + content - start :],)
+
+    def forget(self) -> None:
+        """Map anew from now on: the segments are those of another log, or keeper."""
+        self._mapped.clear()
 
 
 def _beginning(descriptor: int, position: int, size: int) -> bytes:
@@ -86,27 +129,11 @@ def _beginning(descriptor: int, position: int, size: int) -> bytes:
     return head.frame
 
 
-def _mapped(descriptor: int, position: int, size: int) -> tuple[bytes, tuple[Buffer, ...]]:
-    """The parts of a frame before its content, and the content, mapped; empty if it cannot be."""
-    head = Message("iopub", pread(descriptor, HEAD_OF_FRAME, position))
-    content = _content_at(head)
-    if content is None or head.msg_type not in _OUTPUT:
-        return b"", ()
-    start = (position + content) // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    # The keeper writes no file over in which a frame of this size lies, so what is mapped is the
-    # frame for as long as that is being sent (`app.keeper.log`).
-    try:
-        view = mmap.mmap(descriptor, position + size - start, prot=mmap.PROT_READ, offset=start)
-    except OSError:  # a file system without mapped files, or no descriptor is left
-        return b"", ()
-    return head.frame[:content], (memoryview(view)[position + content - start :],)
-
-
 def _content_at(head: Message) -> int | None:
     """Where the content of a frame begins, if ``head`` has all before it; else None."""
     try:
         content = head.bounds[4]
-        return content if content <= len(head.frame) and head.msg_type else None
+        return content if 0 < content <= len(head.frame) and head.msg_type else None
     except (MalformedMessage, struct.error, IndexError):
         return None
 

@@ -55,6 +55,14 @@ class MirrorWriter(LogWriter):
             if len(self._rest) < self._wanted:
                 return
             data, self._rest = memoryview(self._rest), bytearray()
+        try:
+            self._append_all(data)
+        finally:
+            # Before the caller tells of the new end, and gives credit for further pieces. Records
+            # in front of damage are in the log, too: the next link goes on behind them.
+            self.flush()
+
+    def _append_all(self, data: bytes | memoryview) -> None:
         at = self._wanted = 0
         while (record := records.next_record(data, at, 0)) is not None:
             # A keeper on another host must not be able to harm this server: number, offset and size
@@ -73,8 +81,6 @@ class MirrorWriter(LogWriter):
             self._copy(record, bytes(data[at:end]))
             at = end
         self._rest += data[at:]
-        # Before the caller tells of the new end, and gives credit for further pieces.
-        self.flush()
 
     def expire(self, before: float) -> None:
         """As `LogWriter.expire`. An empty file stays: the next server sees how far the log went."""

@@ -35,7 +35,7 @@ from ...protocol.records import (
     version_of,
 )
 from .entries import Entry, Position
-from .large_frames import Large, pread, read_large
+from .large_frames import Large, LargeFrames, pread
 
 __all__ = ["READERS", "SegmentReader"]
 
@@ -93,6 +93,7 @@ class SegmentReader:
         self._open = _Open(0, -1, b"")  # the segment read last
         self._held = _Open(0, -1, b"")  # the newest one, once its file is removed
         self._marks: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._large = LargeFrames()
         self._usual = ROUGHLY  # the bytes of a record, on average in the last read
         # Where reading goes on behind damage in the newest segment: the segment's first number, the
         # place of a record, and that record's position in the file.
@@ -240,8 +241,8 @@ class SegmentReader:
                     elif entries:
                         return cursor, at, False
                     else:
-                        where = segment.descriptor, position + frame_at, size, name_end - frame_end
-                        frame, rest, name, told = read_large(*where, CHANNELS[channel], large)
+                        where = segment[:2], position + frame_at, size, name_end - frame_end
+                        frame, rest, name, told = self._large.read(*where, CHANNELS[channel], large)
                     if told[0] != number:
                         raise DamagedLog(f"number {number} was not written to its end")
                     owner = None if owner_size == EVERYBODY else owner_name(name)
@@ -350,6 +351,7 @@ class SegmentReader:
         """Forget all that is known of the files: another keeper may have changed them."""
         self.close_file()
         self._marks.clear()
+        self._large.forget()
         self._tip = (0, Position(0, 0), 0)
 
     def close_file(self) -> None:

@@ -103,15 +103,21 @@ def test_only_who_asks_gets_it_mapped(log: WrittenLog) -> None:
     assert found[0].message.rest == ()
 
 
-@pytest.mark.parametrize("number", [errno.ENODEV, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, "") for number in (errno.ENODEV, errno.EMFILE, errno.ENOMEM)),
+        ValueError("mmap length is greater than file size"),
+    ],
+)
 def test_where_nothing_can_be_mapped_it_is_read(
-    log: WrittenLog, monkeypatch: pytest.MonkeyPatch, number: int
+    log: WrittenLog, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     message = said("stream", LARGE)
     log.append(message)
 
     def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise error
 
     monkeypatch.setattr(mmap, "mmap", refuse)
     gap, (entry,) = taken(log)
@@ -129,6 +135,19 @@ def test_a_file_that_is_cut_short_is_a_gap(log: WrittenLog) -> None:
 
     assert reader.take().gap == Gap(1, end.offset - place.offset)
     assert [entry.seq for entry in reader.take().entries] == [3]
+
+
+def test_all_clients_have_one_mapping(log: WrittenLog) -> None:
+    log.append(said("stream", LARGE))
+    (_, first), before = taken(log), len(os.listdir("/proc/self/fd"))
+    more = [taken(log)[1] for _ in range(10)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert {whole(entries[0]) for entries in more} == {whole(first[0])}
+    # And another one when the numbers are those of another log.
+    log.log.begin_at("another epoch", log._bell())
+    _, (anew,) = taken(log)
+    assert len(os.listdir("/proc/self/fd")) > before
+    assert whole(anew) == whole(first[0])
 
 
 def test_what_is_mapped_outlives_its_file(log: WrittenLog) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,43 @@ def record(number: int, offset: int, frame: bytes = b"frame") -> bytes:
 
 def told(writer: LogWriter) -> list[tuple[int, bytes]]:
     return [(record.number, frame) for record, _, frame in writer.newest()]
+
+
+def test_blank_space_that_a_killed_keeper_has_left_is_not_sent_along(tmp_path: Path) -> None:
+    room = LogRoom(2**24, 2**40, 3600.0)
+    log = LogWriter(tmp_path / "log", "k", room, EPOCH)
+    for number in range(100):
+        log.append(b"%d" % number * 400, "shell", None, 1)
+    log.flush()
+    log.close()
+    before, last = sorted(log.directory.glob("*.log"))[-2:]
+    size = before.stat().st_size
+    for blank, is_newest_left in ((100, True), (20_000, True), (20_000, False)):
+        os.truncate(before, size)
+        os.truncate(before, size + blank)
+        if not is_newest_left:  # the keeper was killed before the first record there
+            os.truncate(last, 64)
+        again = LogWriter(tmp_path / "log", "k", room)
+        again.resume()
+        assert before.stat().st_size == size
+        (folder := tmp_path / f"{blank} {is_newest_left}").mkdir()
+        copy = mirror_in(folder)
+        feed = Feed(again, 1, 2**40)
+        while (piece := feed.take(10_000))[1]:
+            copy.feed(memoryview(piece[1]), anew=piece[0])
+        assert [*copy.newest()] == [*again.newest()]
+        copy.close()
+        again.close()
+
+
+def test_what_came_before_damage_is_there_for_the_next_link(tmp_path: Path) -> None:
+    copy = mirror_in(tmp_path)
+    with pytest.raises(DamagedLog):
+        copy.feed(memoryview(record(1, 0) + record(2, 5) + record(1, 0)), anew=True)
+    assert copy.end == (3, 10)
+    copy.feed(memoryview(record(3, 10)), anew=True)
+    assert [number for number, _ in told(copy)] == [1, 2, 3]
+    copy.close()
 
 
 @pytest.mark.parametrize("most", [1, 50, 10_000])
