@@ -6,7 +6,6 @@ These are the tests of `app.keeper.log_files`, too.
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import mmap
 import os
@@ -30,6 +29,7 @@ from app.managers.log.entries import Entry, Gap
 from app.managers.log.message_log import Reader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained, message
+from tests.support.processes import own_descriptors
 
 KIB = 2**10
 MIB = 2**20
@@ -831,14 +831,13 @@ def test_something_that_is_in_the_way_is_a_loss(
 
 
 def test_nothing_is_left_open(tmp_path: Path, writes: FailingWrites, disk: FullDisk) -> None:
-    gc.collect()  # what an earlier test has left is not closed while this one counts
-    before = len(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     log = LogWriter(tmp_path / KERNEL, KERNEL, LogRoom(256 * KIB, MIB, 3600))
     for number in range(2000):
         disk.left = 0 if number % 300 > 100 else 2**40
         writes.calls = 0 if number % 500 == 499 else 2**62
         log.append(bytes(5 * KIB), "iopub")
         log.flush()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert own_descriptors() == before + 1
     log.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before

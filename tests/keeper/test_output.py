@@ -16,12 +16,9 @@ import pytest
 
 from app.keeper.last_words import MAX_CHARS
 from app.keeper.output import ProcessOutput
+from tests.support.processes import own_descriptors
 
 WAIT = 20  # seconds
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def write(output: ProcessOutput, *chunks: bytes) -> None:
@@ -80,7 +77,7 @@ async def test_what_a_process_writes_is_kept_and_its_end_can_be_told(path: Path)
 async def test_a_pipe_that_cannot_be_read_leaves_no_descriptor(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, before = ProcessOutput(path, 10_000), descriptors()
+    output, before = ProcessOutput(path, 10_000), own_descriptors()
 
     def none_is_left() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -88,7 +85,7 @@ async def test_a_pipe_that_cannot_be_read_leaves_no_descriptor(
     monkeypatch.setattr(output, "follow", none_is_left)
     with pytest.raises(OSError, match="Too many open files"):
         output.open_lasting()
-    assert descriptors() == before
+    assert own_descriptors() == before
 
 
 async def test_a_process_that_writes_much_is_not_held_up(path: Path) -> None:
@@ -216,7 +213,7 @@ async def test_a_file_that_cannot_be_written_costs_one_warning(
     path: Path, obstacle: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = block(path, obstacle)
-    before = descriptors()
+    before = own_descriptors()
     output = ProcessOutput(path, 4000)
 
     with caplog.at_level(logging.WARNING):
@@ -228,7 +225,7 @@ async def test_a_file_that_cannot_be_written_costs_one_warning(
         "a kernel's output is no longer kept"
     ]
     assert target.name not in names(target.parent)
-    assert descriptors() == before
+    assert own_descriptors() == before
 
 
 async def test_removing_leaves_nothing(path: Path) -> None:
@@ -251,7 +248,7 @@ async def test_removing_what_was_never_opened_is_fine(path: Path) -> None:
 async def test_no_descriptor_is_left_behind(path: Path) -> None:
     output = ProcessOutput(path, 4000)
     write(output, b"warm up")
-    before = descriptors()
+    before = own_descriptors()
 
     for _ in range(20):
         write(output, b"x" * 3000)
@@ -262,7 +259,7 @@ async def test_no_descriptor_is_left_behind(path: Path) -> None:
         output.close()
         output.close()
 
-    assert descriptors() == before
+    assert own_descriptors() == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         del output

@@ -26,7 +26,7 @@ from app.keeper.processes import (
     start_time,
     states_of_group,
 )
-from tests.support.processes import eventually, eventually_sync, is_alive
+from tests.support.processes import eventually, eventually_sync, is_alive, own_descriptors
 
 WAIT = 20  # seconds
 NO_SUCH_FLAG = 1 << 30
@@ -111,7 +111,7 @@ async def test_the_end_is_told_once(leader: subprocess.Popen[bytes]) -> None:
     started = start_time(leader.pid)
     assert started is not None
     told: list[int] = []
-    before = len(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     watched = []
     for number in range(2):
         process = open_process(leader.pid, started)
@@ -127,4 +127,4 @@ async def test_the_end_is_told_once(leader: subprocess.Popen[bytes]) -> None:
     for process in watched:
         assert process.has_ended()
         process.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before

@@ -17,6 +17,7 @@ from app.managers.log.message_log import Reader
 from app.protocol import v1
 from app.protocol.messages import Message
 from tests.support.logs import KERNEL, WrittenLog
+from tests.support.processes import own_descriptors
 
 LARGE = SEGMENT_BYTES + 1000
 BETWEEN = 2**20
@@ -139,25 +140,25 @@ def test_a_file_that_is_cut_short_is_a_gap(log: WrittenLog) -> None:
 
 def test_all_clients_have_one_mapping(log: WrittenLog) -> None:
     log.append(said("stream", LARGE))
-    (_, first), before = taken(log), len(os.listdir("/proc/self/fd"))
+    (_, first), before = taken(log), own_descriptors()
     more = [taken(log)[1] for _ in range(10)]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before
     assert {whole(entries[0]) for entries in more} == {whole(first[0])}
     # And another one when the numbers are those of another log.
     log.log.begin_at("another epoch", log._bell())
     _, (anew,) = taken(log)
-    assert len(os.listdir("/proc/self/fd")) > before
+    assert own_descriptors() > before
     assert whole(anew) == whole(first[0])
 
 
 def test_what_is_mapped_outlives_its_file(log: WrittenLog) -> None:
     message = said("stream", LARGE)
     log.append(message)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = own_descriptors()
     _, (entry,) = taken(log)
     log.writer.remove()
     log.log.let_go()
 
     assert whole(entry) == message.frame
     del entry
-    assert len(os.listdir("/proc/self/fd")) < descriptors
+    assert own_descriptors() < descriptors

@@ -16,6 +16,7 @@ from app.managers.log.message_log import Reader
 from app.managers.log.segments import READERS, SegmentReader
 from app.protocol import records
 from tests.support.logs import KERNEL, WrittenLog, drained
+from tests.support.processes import own_descriptors
 
 KIB = 2**10
 RECORD = records.RECORD_BYTES + KIB
@@ -301,7 +302,7 @@ def test_a_page_is_read_without_what_is_before_it(
 
 
 def test_nothing_is_left_open(log: WrittenLog) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = own_descriptors()
     reader = SegmentReader(log.writer.directory, KERNEL)
     for number in range(1, COUNT, 7):
         assert reader.read(Position(number, 0), log.log.end, 2, 0)
@@ -311,9 +312,9 @@ def test_nothing_is_left_open(log: WrittenLog) -> None:
         reader.read(Position(number, 0), log.log.end, 2, 0)
     reader.newest = starts(log)[-1]
     reader.hold_newest()
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert own_descriptors() <= before + 2
     del reader
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert own_descriptors() == before
 
 
 def test_one_line_tells_of_what_is_lost(log: WrittenLog, caplog: pytest.LogCaptureFixture) -> None:
