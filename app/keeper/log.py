@@ -414,7 +414,7 @@ class LogWriter:
             return
         self.epoch = found[-1][2]  # the newest segment tells which log it is
         for start, path, epoch in found:
-            if epoch != self.epoch:
+            if epoch != self.epoch:  # a segment of an earlier log
                 path.unlink(missing_ok=True)
                 continue
             status = path.stat()

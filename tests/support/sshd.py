@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import shutil
@@ -123,18 +124,24 @@ class Sshd:
         """The listener and those of its connections; not what runs in these."""
         assert self._process is not None, "it was not started"
         listener = psutil.Process(self._process.pid)
-        children = listener.children(recursive=True)
-        return [listener, *(one for one in children if one.name().startswith("sshd"))]
+        found = [listener]
+        for child in listener.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a connection has just ended
+                if child.name().startswith("sshd"):
+                    found.append(child)
+        return found
 
     def freeze(self) -> None:
         """The network goes away: nothing is answered, and nothing is refused."""
         for process in self.processes():
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def thaw(self) -> None:
         """It comes back, with all that was on its way."""
         for process in self.processes():
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
     def cut(self) -> None:
         """Every connection breaks."""

@@ -37,7 +37,7 @@ class CallersKernels(Finding):
         self._last_request = manager.started
 
     def touch(self) -> None:
-        """The caller has used the API."""
+        """Note that the caller has used the API."""
         self._last_request = time.time()
         self._manager.touch()
 

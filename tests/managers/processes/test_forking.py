@@ -159,7 +159,8 @@ result = {
     told = await kernel.channels.execute("import os; os.write(1, b'by the process itself\\n');")
     assert told.reply["status"] == "ok"
     log = server.home.run_dir / "output" / f"kernel-{kernel.id}.log"
-    await eventually(lambda: "by the process itself" in log.read_text())
+    # The keeper makes the file when it reads the first of the process's own output.
+    await eventually(lambda: log.exists() and "by the process itself" in log.read_text())
 
 
 async def test_a_forked_kernel_heeds_its_configuration_files_and_arguments(

@@ -115,7 +115,7 @@ async def test_they_outlive_the_server_and_then_their_fork_server(
         text = "".join(output["text"] for output in found["outputs"])
         assert (found["state"], text.split()[:300]) == ("ok", [str(n) for n in range(1, 301)])
         output = home.state_dir / "output" / f"kernel-{counting}.log"
-        await eventually(lambda: "counted" in output.read_text(), WAIT)
+        await eventually(lambda: output.exists() and "counted" in output.read_text(), WAIT)
 
         sleeping = await runs.begin("import time; print('on', flush=True); time.sleep(100)")
         await runs.until(sleeping, "stream")
